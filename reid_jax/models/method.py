@@ -1,0 +1,190 @@
+"""The contract between a paper and the tools that train, evaluate and export it.
+
+Each paper's module in `reid_jax/models` defines a class named `Method` derived from
+the one below. The loop, the evaluator and the exporter know nothing else about a
+paper; they find it by its module name (`config.method`), so that a method may also
+live outside this repository.
+
+Shapes are written as B images, H x W pixels, D channels, K parts, Q queries,
+G gallery images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Variables = Mapping[str, Any]
+"""Flax collections: `params` and whatever else the method keeps (`batch_stats`, ...)."""
+
+Batch = Mapping[str, jax.Array]
+"""What the loader serves (see `data_pipelines/loader.py`).
+
+image  uint8 [B, H, W, 3], RGB
+label  int32 [B], contiguous training identity (training only)
+person, camera, index  int32 [B]
+parts  uint8 [B, H, W], part classes of the source, 0 background, 255 unlabelled
+       (only where configured)
+mask   bool [B], False for rows that pad the last evaluation batch
+"""
+
+Embedding = dict[str, jax.Array]
+"""Small per-image arrays with a leading batch axis, stored for every gallery image:
+`vector` [B, D] of unit norm, or `parts` [B, K, D] with `visibility` [B, K]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """Heat maps to draw over images, one row of tiles per image.
+
+    Attributes:
+      values: float [B, K, h, w] in [0, 1]; NaN marks places the map does not cover,
+        which are drawn black.
+      titles: one caption for each of the K maps.
+    """
+
+    values: jax.Array
+    titles: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Partitions to draw over images: which group each place belongs to.
+
+    Attributes:
+      values: int [B, K, h, w], group index in 0..n-1, or -1 for none; K partitions.
+      titles: one caption for each of the K partitions.
+    """
+
+    values: jax.Array
+    titles: tuple[str, ...]
+
+
+class Method:
+    """What the tools need of a paper.
+
+    A subclass takes plain arguments: `num_classes` (training identities),
+    `image_size` (height, width) and the fields of `config.model`; it sets `module`
+    and implements `objective`, `embed` and, where the default does not fit, the rest.
+    A method is stateless: everything that changes lives in `variables`.
+    """
+
+    module: nn.Module
+
+    embed_inputs: tuple[str, ...] = ()
+    """Batch fields beside `image` that `embed` reads: any of `camera`, `parts`."""
+
+    train_inputs: tuple[str, ...] = ()
+    """Batch fields beside the ones always served that `objective` reads: `parts`."""
+
+    stages: tuple[str, ...] = ("train",)
+    """Names of the training stages, in order; `config.stages.<name>` has the numbers."""
+
+    def init(self, rng: jax.Array, batch: Batch) -> Variables:
+        """Returns fresh variables. Only shapes and dtypes of `batch` matter."""
+        raise NotImplementedError
+
+    def frozen(self, stage: str) -> tuple[str, ...]:
+        """Regular expressions of parameter paths (`a/b/kernel`) that do not learn.
+
+        The optimizer leaves them alone; `objective` is responsible for running the
+        frozen part with `train=False` and stopped gradients.
+        """
+        del stage
+        return ()
+
+    def objective(
+        self,
+        variables: Variables,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        epoch: jax.Array,
+        stage: str,
+    ) -> tuple[jax.Array, dict[str, jax.Array], Variables]:
+        """The training loss of one batch.
+
+        Args:
+          variables: all collections.
+          batch: the whole (global) batch, P identities x K images, identity-major.
+          rng: key for this step; draw from it at global shapes only.
+          epoch: float scalar, epochs completed in this stage; may be traced.
+          stage: one of `stages`; static.
+
+        Returns:
+          loss (float32 scalar), scalar metrics by name, and the collections other
+          than `params` after the step.
+        """
+        raise NotImplementedError
+
+    def embed(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        camera: jax.Array | None = None,
+        parts: jax.Array | None = None,
+    ) -> Embedding:
+        """Embeds uint8 RGB images [B, H, W, 3] with the network in test mode.
+
+        Rows are independent: an image's embedding does not depend on its batch.
+        """
+        raise NotImplementedError
+
+    def distance(self, query: Embedding, gallery: Embedding) -> jax.Array:
+        """Distances [Q, G], float32; smaller is more alike. Pure, no variables."""
+        raise NotImplementedError
+
+    def pair_scorer(self, stage: str) -> PairScorer | None:
+        """The second look at pairs of images that `stage` has learned, or None."""
+        del stage
+        return None
+
+    def pictures(
+        self, variables: Variables, batch: Batch
+    ) -> dict[str, Maps | Segments]:
+        """Arrays behind the pictures that are particular to this paper, by file name."""
+        del variables, batch
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class PairScorer:
+    """Base of a method's re-scoring of query-gallery pairs.
+
+    Attributes:
+      top_k: candidates per query to score, or None for the whole gallery.
+    """
+
+    top_k: int | None = None
+
+    def pair_maps(self, variables: Variables, images: jax.Array) -> Any:
+        """What two images are compared by: a pytree with leading axis B."""
+        raise NotImplementedError
+
+    def score_pairs(
+        self, variables: Variables, query_maps: Any, candidate_maps: Any
+    ) -> jax.Array:
+        """Scores [Q, K] of query maps [Q, ...] with candidates' maps [Q, K, ...]."""
+        raise NotImplementedError
+
+    def fuse(
+        self, distances: jax.Array, candidates: jax.Array, scores: jax.Array
+    ) -> jax.Array:
+        """Ranking keys [Q, G], smaller first.
+
+        Args:
+          distances: [Q, G] from `Method.distance`.
+          candidates: int32 [Q, K], gallery indices that were scored, nearest first.
+          scores: [Q, K] from `score_pairs`.
+        """
+        raise NotImplementedError
+
+
+def parameter_count(variables: Variables) -> int:
+    """Number of trainable scalars in `params`."""
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
