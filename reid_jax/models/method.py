@@ -17,10 +17,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 Variables = Mapping[str, Any]
-"""Flax collections: `params` and whatever else the method keeps (`batch_stats`, ...)."""
+"""Flax collections: `params` and what else the method keeps (`batch_stats`, ...)."""
 
 Batch = Mapping[str, jax.Array]
 """What the loader serves (see `data_pipelines/loader.py`).
@@ -83,7 +82,7 @@ class Method:
     """Batch fields beside the ones always served that `objective` reads: `parts`."""
 
     stages: tuple[str, ...] = ("train",)
-    """Names of the training stages, in order; `config.stages.<name>` has the numbers."""
+    """Training stages in order; `config.stages.<name>` has their numbers."""
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
         """Returns fresh variables. Only shapes and dtypes of `batch` matter."""
@@ -147,20 +146,16 @@ class Method:
     def pictures(
         self, variables: Variables, batch: Batch
     ) -> dict[str, Maps | Segments]:
-        """Arrays behind the pictures that are particular to this paper, by file name."""
+        """Arrays behind the pictures particular to this paper, by file name."""
         del variables, batch
         return {}
 
 
-@dataclasses.dataclass(frozen=True)
 class PairScorer:
-    """Base of a method's re-scoring of query-gallery pairs.
-
-    Attributes:
-      top_k: candidates per query to score, or None for the whole gallery.
-    """
+    """Base of a method's re-scoring of query-gallery pairs; stateless like `Method`."""
 
     top_k: int | None = None
+    """Candidates per query to score, or None for the whole gallery."""
 
     def pair_maps(self, variables: Variables, images: jax.Array) -> Any:
         """What two images are compared by: a pytree with leading axis B."""
@@ -187,4 +182,4 @@ class PairScorer:
 
 def parameter_count(variables: Variables) -> int:
     """Number of trainable scalars in `params`."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

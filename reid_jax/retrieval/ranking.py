@@ -1,0 +1,379 @@
+"""CMC, mAP and mINP by the protocol of Market-1501, counted without sorting indices.
+
+Every measure needs only the ranks of a query's matches, and a rank is a count: the
+number of gallery images that are nearer, plus those equally near that stand earlier
+in the gallery. So a network that maps all images to one point does not score, and the
+memory is that of one block of query rows, however large the gallery is.
+
+Sources: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015 (the
+protocol, CMC, mAP); Ye et al., "Deep Learning for Person Re-identification: A Survey
+and Outlook", TPAMI 2021, section 4.1 (mINP).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reid_jax.errors import UserError
+
+_PADDING = np.iinfo(np.int32).max
+"""Stands behind every rank in rows of unequal numbers of matches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Who is seen by which camera, for each image of a query or gallery set.
+
+    Attributes:
+      person: int32 [N]; > 0 an identity, 0 a distractor (in the gallery: always a wrong
+        answer), negative junk (in the gallery: ignored).
+      camera: int32 [N].
+    """
+
+    person: np.ndarray
+    camera: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("person", "camera"):
+            value = np.asarray(getattr(self, name), np.int32)
+            object.__setattr__(self, name, value)
+        if self.person.ndim != 1 or self.person.shape != self.camera.shape:
+            raise ValueError(
+                "person and camera are vectors of one length; got shapes "
+                f"{self.person.shape} and {self.camera.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.person)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingResult:
+    """What a ranking scored; all figures are fractions, means over valid queries.
+
+    Attributes:
+      cmc: float64 [max_rank]; cmc[k - 1] is the share of queries that have a match
+        among their k nearest. A gallery shorter than k repeats the last value.
+      mAP: mean average precision.
+      mINP: mean inverse negative penalty, number of matches / rank of the last one.
+      valid_queries: queries with at least one match in the gallery.
+      num_queries: all queries.
+    """
+
+    cmc: np.ndarray
+    mAP: float
+    mINP: float
+    valid_queries: int
+    num_queries: int
+
+    def metrics(self, ranks: Iterable[int] = (1, 5, 10)) -> dict[str, float]:
+        """Returns `rank<k>` for each k of `ranks`, `mAP` and `mINP`."""
+        ranks = tuple(ranks)
+        unknown = [rank for rank in ranks if not 1 <= rank <= len(self.cmc)]
+        if unknown:
+            raise UserError(
+                f"ranks {unknown} are outside 1..{len(self.cmc)}, the ranks that were "
+                "counted; report other ranks or raise max_rank"
+            )
+        named = {f"rank{rank}": float(self.cmc[rank - 1]) for rank in ranks}
+        return {**named, "mAP": self.mAP, "mINP": self.mINP}
+
+
+class Ranker:
+    """Scores blocks of query rows as they come and sums them up in the end.
+
+    The result does not depend on how the queries are cut into blocks, nor on where the
+    blocks were computed: a jax array on an accelerator is counted there, all else in
+    NumPy, and both give the same integers.
+
+    Args:
+      query, gallery: labels of the two sets.
+      camera_filter: drop the gallery images that show the query's person through the
+        query's camera. False where cameras are unknown or all the same.
+      ap: "rectangle" (mean of the precision at each match; every table since about
+        2018) or "trapezoid" (precision averaged with that just before the match; the
+        first evaluation code of Market-1501, usually 0.5 to 1 point lower).
+      max_rank: length of the CMC.
+
+    Raises:
+      UserError: no query has a match, with the reasons counted, or `ap` is unknown.
+    """
+
+    def __init__(
+        self,
+        query: Labels,
+        gallery: Labels,
+        *,
+        camera_filter: bool = True,
+        ap: str = "rectangle",
+        max_rank: int = 50,
+    ) -> None:
+        if ap not in ("rectangle", "trapezoid"):
+            raise UserError(f"ap={ap!r}: choose 'rectangle' or 'trapezoid'")
+        self._query, self._gallery = query, gallery
+        self._camera_filter, self._ap, self._max_rank = camera_filter, ap, max_rank
+        self._index = _Index(query, gallery, camera_filter=camera_filter)
+        self._matches = [self._index.matches(row) for row in range(len(query))]
+        self._counts = np.array([len(match) for match in self._matches], np.int32)
+        if not self._counts.any():
+            raise UserError(_why_no_match(query, gallery))
+        self._seen = np.zeros(len(query), bool)
+        self._first = np.zeros(len(query), np.int32)
+        self._average_precision = np.zeros(len(query))
+        self._inverse_penalty = np.zeros(len(query))
+
+    def update(self, start: int, keys: np.ndarray | jax.Array) -> None:
+        """Scores the queries `start`, `start + 1`, ...
+
+        Args:
+          start: index of the query of the first row.
+          keys: float [q, G], smaller is more alike. Rows beyond the last query are
+            padding and ignored. Scoring a query again replaces its score.
+
+        Raises:
+          UserError: a distance is NaN.
+        """
+        if keys.ndim != 2 or keys.shape[1] != len(self._gallery):
+            raise ValueError(
+                f"keys of shape {keys.shape} do not fit {len(self._gallery)} gallery "
+                "images; expected [q, G]"
+            )
+        rows = np.arange(start, min(start + keys.shape[0], len(self._query)))
+        count_ranks = self._ranks_device if on_accelerator(keys) else self._ranks_host
+        ranks, undefined = count_ranks(rows, keys)
+        if undefined.any():
+            raise UserError(
+                f"the distances of {undefined.sum()} of the queries {start} to "
+                f"{rows[-1]} contain NaN, first for query {rows[undefined.argmax()]}; "
+                "the embeddings are not finite: check the checkpoint and the loss of "
+                "the run"
+            )
+        self._score(rows, np.sort(ranks, axis=1))
+
+    def result(self) -> RankingResult:
+        """Sums up, once every query was scored."""
+        if not self._seen.all():
+            missing = np.flatnonzero(~self._seen)
+            raise ValueError(
+                f"{len(missing)} of {len(self._query)} queries were never scored, "
+                f"first query {missing[0]}"
+            )
+        valid = self._counts > 0
+        found = np.bincount(self._first[valid], minlength=self._max_rank)
+        return RankingResult(
+            cmc=np.cumsum(found[: self._max_rank]) / valid.sum(),
+            mAP=float(self._average_precision[valid].mean()),
+            mINP=float(self._inverse_penalty[valid].mean()),
+            valid_queries=int(valid.sum()),
+            num_queries=len(self._query),
+        )
+
+    def _ranks_host(
+        self, rows: np.ndarray, keys: np.ndarray | jax.Array
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks [q, M] of the matches, padded with int32's maximum; NaN rows [q].
+
+        One sort of the values of a row, without indices, then a binary search for each
+        match: some ten times faster than an argsort of the row by XLA on a CPU.
+        """
+        keys = np.asarray(keys)
+        if keys.dtype.itemsize < 4:  # NumPy sorts half precision slowly or not at all
+            keys = keys.astype(np.float32)
+        ranks = np.full((len(rows), self._counts.max()), _PADDING, np.int32)
+        undefined = np.zeros(len(rows), bool)
+        for i, row in enumerate(rows):
+            ordered = np.sort(keys[i])
+            undefined[i] = np.isnan(ordered[-1])  # NaN is sorted to the end
+            ranks[i, : self._counts[row]] = _ranks_of_matches(
+                keys[i], ordered, self._matches[row], self._index.junk(row)
+            )
+        return ranks, undefined
+
+    def _ranks_device(
+        self, rows: np.ndarray, keys: jax.Array
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same as `_ranks_host`, counted where `keys` are."""
+        # Padding rows repeat the last query: one shape, one compilation.
+        padded = np.resize(rows, keys.shape[0])
+        matches = np.full((len(padded), self._counts.max()), -1, np.int32)
+        for i, row in enumerate(rows):
+            matches[i, : self._counts[row]] = self._matches[row]
+        ranks, undefined = _count_on_device(
+            keys,
+            matches,
+            (self._query.person[padded], self._query.camera[padded]),
+            (self._gallery.person, self._gallery.camera),
+            camera_filter=self._camera_filter,
+        )
+        ranks = np.where(matches < 0, _PADDING, np.asarray(ranks))
+        return ranks[: len(rows)], np.asarray(undefined)[: len(rows)]
+
+    def _score(self, rows: np.ndarray, ranks: np.ndarray) -> None:
+        """Scores queries by the ascending 0-based ranks [q, M] of their matches."""
+        count = self._counts[rows]
+        nth = np.arange(ranks.shape[1])
+        real = nth < count[:, None]
+        ranks = np.where(real, ranks, 0).astype(np.float64)
+        precision = (nth + 1) / (ranks + 1)
+        if self._ap == "trapezoid":
+            before = np.where(ranks > 0, nth / np.maximum(ranks, 1), 1.0)
+            precision = (precision + before) / 2
+        total = np.sum(precision, axis=1, where=real)
+        self._average_precision[rows] = total / np.maximum(count, 1)
+        self._inverse_penalty[rows] = count / (ranks.max(axis=1) + 1)
+        self._first[rows] = ranks[:, 0]
+        self._seen[rows] = True
+
+
+def top_matches(
+    keys: np.ndarray | jax.Array,
+    rows: np.ndarray,
+    query: Labels,
+    gallery: Labels,
+    *,
+    k: int = 10,
+    camera_filter: bool = True,
+) -> np.ndarray:
+    """The images that a ranking list shows: the nearest ones that count.
+
+    Args:
+      keys: float [q, G], smaller is more alike.
+      rows: int [q], which query each row of `keys` belongs to.
+      query, gallery, camera_filter: as for `Ranker`.
+      k: length of the lists.
+
+    Returns:
+      int32 [q, k] gallery indices, nearest first, the earlier of equal ones first; -1
+      where fewer than k images count.
+    """
+    keys = np.asarray(keys)
+    index = _Index(query, gallery, camera_filter=camera_filter)
+    lists = np.full((len(rows), k), -1, np.int32)
+    for found, values, row in zip(lists, keys, rows, strict=True):
+        kept = np.delete(np.arange(len(gallery)), index.junk(row))
+        nearest = kept[smallest(values[kept], k)]
+        found[: len(nearest)] = nearest
+    return lists
+
+
+def smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k smallest of `values` [G], ascending, stable; all if k > G.
+
+    A partition instead of a sort; equal values at the border enter by index.
+    """
+    if k >= len(values):
+        return np.argsort(values, kind="stable")
+    border = np.partition(values, k - 1)[k - 1]
+    below = np.flatnonzero(values < border)
+    chosen = np.append(below, np.flatnonzero(values == border)[: k - len(below)])
+    return chosen[np.lexsort((chosen, values[chosen]))]
+
+
+class _Index:
+    """Finds the gallery images of a query's person without a pass over the gallery."""
+
+    def __init__(self, query: Labels, gallery: Labels, *, camera_filter: bool) -> None:
+        self._query, self._gallery = query, gallery
+        self._camera_filter = camera_filter
+        self._order = np.argsort(gallery.person, kind="stable")
+        ordered = gallery.person[self._order]
+        self._start = np.searchsorted(ordered, query.person, side="left")
+        self._stop = np.searchsorted(ordered, query.person, side="right")
+        self._never_shown = self._order[: np.searchsorted(ordered, 0)]
+
+    def matches(self, row: int) -> np.ndarray:
+        """Ascending gallery indices of the right answers to query `row`."""
+        same, dropped = self._same_person(row)
+        return same[~dropped]
+
+    def junk(self, row: int) -> np.ndarray:
+        """Ascending gallery indices that do not count for query `row`."""
+        same, dropped = self._same_person(row)
+        return np.sort(np.append(self._never_shown, same[dropped]))
+
+    def _same_person(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        same = self._order[self._start[row] : self._stop[row]]
+        if self._query.person[row] <= 0:
+            same = same[:0]
+        dropped = self._gallery.camera[same] == self._query.camera[row]
+        return same, dropped & self._camera_filter
+
+
+def _ranks_of_matches(
+    values: np.ndarray, ordered: np.ndarray, matches: np.ndarray, junk: np.ndarray
+) -> np.ndarray:
+    """0-based ranks of `matches` in a row `values` [G], `junk` left out.
+
+    `ordered` is `values` sorted; `matches` and `junk` are ascending indices.
+    """
+    found, dropped = values[matches], values[junk]
+    left = np.searchsorted(ordered, found)
+    ranks = left - np.searchsorted(np.sort(dropped), found)
+    tied = np.searchsorted(ordered, found, side="right") - left > 1
+    for value in np.unique(found[tied]):
+        here = found == value
+        equal, equal_junk = np.flatnonzero(values == value), junk[dropped == value]
+        ranks[here] += np.searchsorted(equal, matches[here])
+        ranks[here] -= np.searchsorted(equal_junk, matches[here])
+    return ranks
+
+
+@functools.partial(jax.jit, static_argnames="camera_filter")
+def _count_on_device(
+    keys: jax.Array,
+    matches: jax.Array,
+    query: tuple[jax.Array, jax.Array],
+    gallery: tuple[jax.Array, jax.Array],
+    *,
+    camera_filter: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """0-based ranks int32 [q, M] of `matches` [q, M], and NaN rows bool [q].
+
+    Comparing every gallery image with one match per query after the other needs no
+    more memory than the block itself, and no sort. Entries of `matches` below 0 are
+    padding; their ranks mean nothing.
+    """
+    kept = gallery[0] >= 0
+    if camera_filter:
+        same = query[0][:, None] == gallery[0]
+        kept = kept & ~(same & (query[1][:, None] == gallery[1]))
+    column = jnp.arange(keys.shape[1])
+
+    def count(match: jax.Array) -> jax.Array:
+        match = match[:, None]
+        key = jnp.take_along_axis(keys, jnp.maximum(match, 0), axis=1)
+        ahead = (keys < key) | ((keys == key) & (column < match))
+        return jnp.sum(ahead & kept, axis=1, dtype=jnp.int32)
+
+    ranks = jax.lax.map(count, matches.T).T
+    return ranks, jnp.isnan(keys).any(axis=1)
+
+
+def on_accelerator(keys: np.ndarray | jax.Array) -> bool:
+    """Whether the array lies on a GPU or TPU, where the device should count."""
+    if not isinstance(keys, jax.Array):
+        return False
+    return any(device.platform != "cpu" for device in keys.devices())
+
+
+def _why_no_match(query: Labels, gallery: Labels) -> str:
+    """Says why no query can be scored, each reason with its number of queries."""
+    labelled = query.person > 0
+    present = labelled & np.isin(query.person, gallery.person)
+    absent, one_camera = (labelled & ~present).sum(), present.sum()
+    return (
+        f"none of the {len(query)} queries has a match among the {len(gallery)} "
+        "gallery images:\n"
+        f"  {absent} show a person who is not in the "
+        "gallery: check that query and gallery come from one data set and number "
+        "their persons alike\n"
+        f"  {one_camera} show a person whom only the query's own camera saw: if the "
+        "cameras are unknown or all the same, evaluate with camera_filter=False\n"
+        f"  {(~labelled).sum()} have no person label (0 or less): label them"
+    )
