@@ -1,0 +1,215 @@
+"""Checkpoints: everything a run is, saved and restored through Orbax.
+
+A step's checkpoint has three items: `state` (parameters, optimizer, collections, PRNG
+key, step in stage), `data` (the Grain iterator) and `meta` (stage, config, classes).
+Orbax writes into a temporary folder and renames it, so a save that is killed leaves
+the earlier checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from reid_jax.errors import UserError
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a training step reads and writes.
+
+    Attributes:
+      step: int32 scalar, steps done in this stage.
+      rng: root key of this stage; step keys are folded from it.
+      params: parameters.
+      collections: every other Flax collection (batch statistics, memory banks).
+      opt_state: of this stage's optimizer.
+    """
+
+    step: jax.Array
+    rng: jax.Array
+    params: Any
+    collections: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All Flax collections, as `Method` takes them."""
+        return {"params": self.params, **self.collections}
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last few, and the best by mAP.
+
+    Args:
+      workdir: of the run; they lie in `checkpoints/last` and `checkpoints/best`.
+      keep: how many of the last ones stay.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 2):
+        root = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._last = _manager(root / "last", keep)
+        self._best = _manager(root / "best", 1)
+
+    def latest_step(self) -> int | None:
+        """Global step of the newest checkpoint, or None."""
+        return self._last.latest_step()
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: grain.DatasetIterator,
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Saves everything at a global step, in the background."""
+        if self._last.latest_step() == step:
+            return
+        self._last.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(data),
+                meta=ocp.args.JsonSave(dict(meta)),
+            ),
+        )
+
+    def save_best(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Saves the best state so far; the earlier best is removed afterwards."""
+        if self._best.latest_step() == step:
+            return
+        self._best.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave(dict(meta)),
+            ),
+        )
+
+    def meta(self) -> dict[str, Any]:
+        """The `meta` item of the newest checkpoint."""
+        return read_meta(self._last.directory / str(self.latest_step()))
+
+    def restore(self, abstract: TrainState) -> TrainState:
+        """The newest state, laid out as `abstract` (shapes, dtypes, shardings)."""
+        step = self._last.latest_step()
+        return self._last.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+        ).state
+
+    def restore_data(self, data: grain.DatasetIterator) -> None:
+        """Sets a Grain iterator to the newest checkpoint's position."""
+        self._last.restore(
+            self._last.latest_step(),
+            args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(data)),
+        )
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk."""
+        self._last.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then releases Orbax's threads."""
+        self.wait()
+        self._last.close()
+        self._best.close()
+
+
+def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        ),
+    )
+
+
+def find(path: str) -> pathlib.Path:
+    """The checkpoint that a user means by a run's folder or a step's folder.
+
+    A run's folder stands for its best checkpoint, or the last one where none was
+    evaluated.
+
+    Raises:
+      UserError: if there is none.
+    """
+    root = pathlib.Path(path).resolve()
+    if (root / "state").is_dir():
+        return root
+    for kind in ("checkpoints/best", "checkpoints/last", "."):
+        steps = [
+            folder
+            for folder in (root / kind).glob("*")
+            if folder.name.isdigit() and (folder / "state").is_dir()
+        ]
+        if steps:
+            return max(steps, key=lambda folder: int(folder.name))
+    raise UserError(
+        f"no checkpoint in {path}; name a run's folder (--workdir, or --checkpoint) or "
+        "one step of it, such as runs/aaformer-demo/checkpoints/last/300"
+    )
+
+
+def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The `meta` item of one checkpoint folder."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(checkpoint / "meta")
+
+
+def read_variables(checkpoint: pathlib.Path, abstract: Any) -> Any:
+    """Parameters and collections of one checkpoint, laid out as `abstract`.
+
+    Args:
+      checkpoint: a step's folder, from `find`.
+      abstract: variables as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      UserError: if the checkpoint's tree or shapes are another model's.
+    """
+    stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
+    wanted = {"params": abstract["params"], "collections": _rest(abstract)}
+    _check_same({k: stored[k] for k in wanted}, wanted, checkpoint)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        state = reader.restore(
+            checkpoint / "state",
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    return {"params": state["params"], **state["collections"]}
+
+
+def _rest(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in variables.items() if name != "params"}
+
+
+def _check_same(stored: Any, wanted: Any, checkpoint: pathlib.Path) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
+
+    a, b = shapes(stored), shapes(wanted)
+    missing = sorted(b.keys() - a.keys())
+    unexpected = sorted(a.keys() - b.keys())
+    reshaped = sorted(k for k in a.keys() & b.keys() if a[k] != b[k])
+    if not (missing or unexpected or reshaped):
+        return
+    lines = [f"{checkpoint} holds another model than the config describes:"]
+    lines += [f"  missing there: {name}" for name in missing[:5]]
+    lines += [f"  only there: {name}" for name in unexpected[:5]]
+    lines += [f"  {k}: {a[k]} there, {b[k]} here" for k in reshaped[:5]]
+    total = len(missing) + len(unexpected) + len(reshaped)
+    lines.append(f"  ({total} differences)  Use the config that trained it.")
+    raise UserError("\n".join(lines))

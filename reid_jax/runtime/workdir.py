@@ -1,0 +1,141 @@
+"""A run's folder: whose it is, what made it, and files that are never half-written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from reid_jax.errors import UserError
+
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
+    *("tensorflow-datasets", "ml-collections", "clu", "opencv-python-headless"),
+)
+
+# Fields that do not change what is computed; a resumed run may differ in them.
+FREE_FIELDS = (
+    *("data.data_dir", "data.num_workers", "max_steps", "log_every_steps"),
+    *("checkpoint", "evaluation"),
+)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file in one step: readers see the old content or the new, whole."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes indented JSON in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, in JSON's types (tuples become lists)."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value))
+    return flat
+
+
+def claim(workdir: str, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of this config, or checks that it already is.
+
+    Raises:
+      UserError: if another config's run lives there; names the fields that differ.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if path.exists():
+        differences = _differences(json.loads(path.read_text()), config)
+        if differences:
+            raise UserError(
+                f"{workdir} holds a run with another config:\n"
+                + "\n".join(f"  {line}" for line in differences)
+                + "\nResume it with its own config, or name another --workdir."
+            )
+    elif pathlib.Path(workdir).is_file():
+        raise UserError(f"--workdir={workdir} is a file; name a folder")
+    write_json(path, config)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{field}: {a.get(field, '(absent)')} there, {b.get(field, '(absent)')} here"
+        for field in sorted(a.keys() | b.keys())
+        if a.get(field) != b.get(field)
+        and not any(field == f or field.startswith(f + ".") for f in FREE_FIELDS)
+    ]
+
+
+def write_manifest(workdir: str, config: Mapping[str, Any]) -> None:
+    """Appends what ran here to `manifest.json`: command, versions, devices, revision.
+
+    One entry for every start of the run, the first one first.
+    """
+    path = pathlib.Path(workdir) / "manifest.json"
+    entries = json.loads(path.read_text()) if path.exists() else []
+    write_json(path, [*entries, manifest(config)])
+
+
+def manifest(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is needed to run the same again."""
+    return {
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "seed": config["seed"],
+        "config": flatten(config),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Commit of the checkout this file lies in, `+` if it has changes; None outside."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        git = ["git", "-C", str(folder)]
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if dirty else "")

@@ -1,0 +1,102 @@
+"""Optimizers and schedules against PyTorch's update rules, written out in float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reid_jax.errors import UserError
+from reid_jax.runtime.optimizer import OptimizerSpec, make_optimizer, schedule
+
+RATES = (0.1, 0.05, 0.2)
+DECAY = 0.01
+
+
+def _gradients():
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=5) for _ in RATES]
+
+
+def _sgd(parameter):
+    """torch.optim.SGD: d = g + wd p; buf = m buf + d; p -= lr buf."""
+    buffer = 0.0
+    for rate, gradient in zip(RATES, _gradients(), strict=True):
+        buffer = 0.9 * buffer + gradient + DECAY * parameter
+        parameter = parameter - rate * buffer
+    return parameter
+
+
+def _adam(parameter, *, coupled):
+    """torch.optim.Adam and AdamW with betas (0.9, 0.999), eps 1e-8."""
+    first = second = 0.0
+    steps = zip(RATES, _gradients(), strict=True)
+    for step, (rate, gradient) in enumerate(steps, start=1):
+        if coupled:
+            gradient = gradient + DECAY * parameter
+        else:
+            parameter = parameter - rate * DECAY * parameter
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        scale = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+        parameter = parameter - rate * first / (1 - 0.9**step) / scale
+    return parameter
+
+
+REFERENCES = {
+    "sgd": _sgd,
+    "adam": lambda p: _adam(p, coupled=True),
+    "adamw": lambda p: _adam(p, coupled=False),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_updates_are_those_of_pytorch(name):
+    start = np.linspace(-1, 1, 5)
+    spec = OptimizerSpec(name, 0.1, momentum=0.9, weight_decay=DECAY)
+    optimizer = make_optimizer(spec, lambda step: jnp.asarray(RATES)[step])
+    parameter = {"w": jnp.asarray(start, jnp.float32)}
+    state = optimizer.init(parameter)
+    for gradient in _gradients():
+        updates, state = optimizer.update(
+            {"w": jnp.asarray(gradient)}, state, parameter
+        )
+        parameter = jax.tree.map(jnp.add, parameter, updates)
+    np.testing.assert_allclose(parameter["w"], REFERENCES[name](start), rtol=1e-5)
+
+
+def test_frozen_paths_do_not_learn_and_keep_no_state():
+    spec = OptimizerSpec("sgd", 0.1, weight_decay=DECAY)
+    optimizer = make_optimizer(spec, lambda _: 0.1, frozen=("base/",))
+    parameters = {"base": {"w": jnp.ones(7)}, "head": {"base": jnp.ones(3)}}
+    state = optimizer.init(parameters)
+    updates, _ = optimizer.update(parameters, state, parameters)
+    assert not np.any(updates["base"]["w"])
+    assert np.all(updates["head"]["base"] != 0)
+    assert 7 not in {np.size(leaf) for leaf in jax.tree.leaves(state)}
+
+
+def test_schedule_of_aaformer():
+    """Section IV-A: 8e-4 to 8e-3 in 10 epochs, then a cosine over 120 in all."""
+    spec = OptimizerSpec(
+        "sgd", 8e-3, warmup_epochs=10, warmup_from=8e-4, final_factor=0.002
+    )
+    rate = schedule(spec, epochs=120, steps_per_epoch=50)
+    assert float(rate(0)) == pytest.approx(8e-4)
+    assert float(rate(250)) == pytest.approx((8e-4 + 8e-3) / 2)
+    assert float(rate(500)) == pytest.approx(8e-3)
+    progress = (2000 - 500) / 5500
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    assert float(rate(2000)) == pytest.approx(8e-3 * (0.002 + 0.998 * cosine))
+    assert float(rate(6000)) == pytest.approx(1.6e-5)
+
+
+def test_schedule_without_warm_up_starts_at_the_learning_rate():
+    rate = schedule(OptimizerSpec("sgd", 0.3), epochs=0.01, steps_per_epoch=10)
+    assert float(rate(0)) == pytest.approx(0.3)
+
+
+def test_unknown_optimizer():
+    with pytest.raises(UserError, match="'lion'; known: sgd, adam, adamw"):
+        make_optimizer(OptimizerSpec("lion", 0.1), lambda _: 0.1)
