@@ -2,9 +2,14 @@
 
 import pathlib
 
+import cv2
 import jax
+import numpy as np
 import pytest
 from absl import flags
+
+from configs import aaformer, common
+from data_pipelines import prepare
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -16,8 +21,80 @@ CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """Real data kept beside the checkout; tests that need it skip where it is absent."""
+    """Real data beside the checkout; tests that need it skip where it is absent."""
     path = CHECKOUT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> pathlib.Path:
+    """A data_dir with `tiny`: 9 training and 5 test identities in Market's layout."""
+    source, data_dir = (
+        tmp_path_factory.mktemp("source"),
+        tmp_path_factory.mktemp("data"),
+    )
+    rng = np.random.default_rng(0)
+    folders = {"bounding_box_train": range(1, 10), "query": (), "bounding_box_test": ()}
+    folders["query"] = folders["bounding_box_test"] = range(20, 25)
+    for folder, persons in folders.items():
+        (source / folder).mkdir()
+        for person in persons:
+            look = np.random.default_rng(person).integers(0, 256, (4, 2, 3))
+            for camera in (1, 2) if folder != "query" else (1,):
+                for shot in range(3):
+                    name = f"{person:04}_c{camera}s1_{shot:06}_{folder[0]}0.jpg"
+                    noise = rng.integers(-40, 41, (4, 2, 3))
+                    small = np.clip(look + noise, 0, 255).astype(np.uint8)
+                    image = cv2.resize(small, (16, 32), interpolation=cv2.INTER_LINEAR)
+                    cv2.imwrite(str(source / folder / name), image)
+    prepare.prepare(
+        "market1501",
+        source=source,
+        data_dir=data_dir,
+        name="tiny",
+        allow_other_counts=True,
+        progress=False,
+    )
+    return data_dir
+
+
+def _shrink(config, data_dir) -> None:
+    config.data.dataset = "tiny"
+    config.data.data_dir = str(data_dir)
+    config.data.height, config.data.width = 32, 16
+    config.augment.pad_crop.pad = 2
+    config.evaluation.batch_size = 8
+    config.evaluation.query_block = 8
+    config.evaluation.pair_block = 4
+    config.evaluation.every_epochs = 0.0
+    config.checkpoint.every_epochs = 0.0
+    config.log_every_steps = 1
+    for stage in config.stages.values():
+        stage.identities, stage.images_per_identity = 4, 2
+
+
+@pytest.fixture
+def toy_config(tiny_data):
+    """Config of `tests/toy_method.py`: two stages of 6 and 4 steps."""
+    config = common.base("toy", common.parse("demo"))
+    config.method = "tests.toy_method"
+    config.model.update(width=6, rows=8, top_k=3, explode_at=-1)
+    config.stages = {"first": common.stage(), "second": common.stage()}
+    _shrink(config, tiny_data)
+    for stage, epochs in (("first", 1.0), ("second", 4 / 6)):
+        config.stages[stage].epochs = epochs
+        config.stages[stage].optimizer.learning_rate = 0.1
+        config.stages[stage].optimizer.warmup_epochs = 0.0
+    return config
+
+
+@pytest.fixture
+def aaformer_config(tiny_data):
+    """AAformer's demo, smaller still."""
+    config = aaformer.get_config("demo")
+    _shrink(config, tiny_data)
+    config.model.update(width=24, depth=2, heads=2, patch_size=8, stride=(8, 8))
+    config.stages.train.epochs = 1.0
+    return config

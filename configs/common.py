@@ -1,0 +1,148 @@
+"""Fields that every config has, and what they mean; the arguments after a colon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from reid_jax.errors import UserError
+
+DEMO_DATASET = "synthetic/holistic_demo"
+
+
+def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
+    """The BoT recipe that all papers here start from (Luo et al., 2019).
+
+    Args:
+      name: of the config's file; the run's default folder is `runs/<name>-<variant>`.
+      arguments: from `parse`.
+    """
+    config = ConfigDict()
+    config.name = name
+    config.variant = variant(arguments)
+    # Dotted module with a class named `Method`; yours may live anywhere importable.
+    config.method = f"reid_jax.models.{name}"
+    config.seed = 0
+    # ImageNet weights to start from; "none" trains from scratch.
+    config.pretrained = "none"
+
+    config.data = ConfigDict()
+    # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
+    config.data.dataset = arguments["dataset"]
+    config.data.data_dir = "data"
+    config.data.height = 256
+    config.data.width = 128
+    # Processes that decode; 0 reads in threads, which is best on few cores.
+    config.data.num_workers = 0
+
+    # Steps are applied in this order to the resized image.
+    config.augment = ConfigDict()
+    config.augment.steps = ("flip", "pad_crop", "random_erasing")
+    config.augment.flip = ConfigDict({"p": 0.5})
+    config.augment.pad_crop = ConfigDict({"pad": 10})
+    config.augment.random_erasing = ConfigDict(
+        {"p": 0.5, "area": (0.02, 0.4), "aspect": (0.3, 3.33), "fill": (124, 116, 104)}
+    )
+
+    # Keyword arguments of the method's constructor.
+    config.model = ConfigDict()
+    # One entry for each of the method's stages.
+    config.stages = ConfigDict({"train": stage()})
+
+    config.evaluation = ConfigDict()
+    # Protocols by name; () is the training data set's own.
+    config.evaluation.evaluate_on = ()
+    # Epochs between evaluations; 0 evaluates at the end only.
+    config.evaluation.every_epochs = 10.0
+    config.evaluation.batch_size = 128
+    # Queries ranked at once: memory is query_block x gallery distances.
+    config.evaluation.query_block = 256
+    # Pair models: candidates scored at once, and disk for the gallery's maps.
+    config.evaluation.pair_block = 32
+    config.evaluation.map_cache_bytes = 8 << 30
+
+    config.checkpoint = ConfigDict()
+    # Epochs between checkpoints; the last step is always saved.
+    config.checkpoint.every_epochs = 1.0
+    # How many of the last checkpoints stay; the best one always does.
+    config.checkpoint.keep = 2
+
+    config.log_every_steps = 20
+    # Stops (and saves) after this many steps over all stages; 0 is no limit.
+    config.max_steps = 0
+    return config
+
+
+def stage() -> ConfigDict:
+    """A training stage with the BoT batch of 16 x 4 images and PyTorch's SGD."""
+    return ConfigDict(
+        {
+            "epochs": 120.0,
+            "identities": 16,
+            "images_per_identity": 4,
+            "optimizer": {
+                # sgd and adam couple the weight decay as PyTorch does; adamw does not.
+                "name": "sgd",
+                "learning_rate": 8e-3,
+                "momentum": 0.9,
+                "weight_decay": 1e-4,
+                "warmup_epochs": 10.0,
+                "warmup_from": 8e-4,
+                # The cosine ends at this fraction of the learning rate.
+                "final_factor": 0.002,
+            },
+        }
+    )
+
+
+def parse(arg: str | None, **defaults: Any) -> dict[str, Any]:
+    """Arguments after a config's colon, such as `demo` or `dataset=msmt17`.
+
+    Args:
+      arg: the text after the colon, comma-separated; a bare name means True.
+      **defaults: the arguments that the config knows; `demo` and `dataset` always are.
+
+    Raises:
+      UserError: for an argument that the config does not know.
+    """
+    values = {"demo": False, "dataset": "market1501", **defaults}
+    for item in filter(None, (arg or "").split(",")):
+        key, has_value, value = item.partition("=")
+        if key not in values or isinstance(values[key], bool) == bool(has_value):
+            known = ", ".join(
+                f":{k}" if isinstance(v, bool) else f":{k}=..."
+                for k, v in values.items()
+            )
+            raise UserError(f"unknown config argument ':{item}'; known: {known}")
+        values[key] = value if has_value else True
+    if values["demo"] and "dataset=" not in (arg or ""):
+        values["dataset"] = DEMO_DATASET
+    return values
+
+
+def variant(arguments: dict[str, Any]) -> str:
+    """Short name of the arguments, for the run's default folder."""
+    dataset = arguments["dataset"].replace("/", "-")
+    if not arguments["demo"]:
+        return dataset
+    return "demo" if arguments["dataset"] == DEMO_DATASET else f"demo-{dataset}"
+
+
+def shrink_for_demo(config: ConfigDict) -> None:
+    """A network and a schedule that train from scratch in minutes on two CPU cores.
+
+    From scratch, AdamW learns in the few epochs there are; the papers' SGD needs
+    pretrained weights.
+    """
+    config.data.height = 128
+    config.data.width = 64
+    config.augment.pad_crop.pad = 5
+    train = config.stages.train
+    train.epochs = 30.0
+    train.optimizer.name = "adamw"
+    train.optimizer.learning_rate = 1e-3
+    train.optimizer.weight_decay = 0.05
+    train.optimizer.warmup_epochs = 3.0
+    train.optimizer.warmup_from = 1e-5
+    config.evaluation.every_epochs = 10.0

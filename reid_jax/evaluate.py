@@ -1,0 +1,362 @@
+"""Embeds query and gallery, ranks, and reports: `--mode=evaluate` and the loop's own.
+
+Every process embeds its rows; process 0 ranks. What is held at once is the embeddings
+of both splits and one block of queries x gallery distances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines import loader
+from data_pipelines.protocols import Protocol
+from data_pipelines.records import Records
+from reid_jax import experiment, pictures
+from reid_jax.models.method import Embedding, Method, Variables
+from reid_jax.pairs import PairRescorer
+from reid_jax.retrieval.ranking import Labels, Ranker, top_matches
+from reid_jax.retrieval.rescoring import MapStore
+from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime import workdir as workdirs
+
+PICTURED_QUERIES = 10
+PICTURED_RANKS = 10
+PICTURED_MAPS = 8
+
+
+class Evaluator:
+    """Evaluates one method again and again, compiling once.
+
+    Args:
+      config: of the run; `evaluation` and `data` are read.
+      method: to evaluate.
+      mesh: to embed on.
+
+    Raises:
+      UserError: if the devices do not divide `config.evaluation.batch_size`.
+    """
+
+    def __init__(self, config: Any, method: Method, mesh: jax.sharding.Mesh):
+        self._config = config
+        self._size = experiment.image_size(config)
+        self._method = method
+        self._mesh = mesh
+        self._batch_size = config.evaluation.batch_size
+        sharding.check_divides(
+            self._batch_size, mesh, field="config.evaluation.batch_size"
+        )
+        self._embed = jax.jit(
+            lambda variables, image, rest: method.embed(variables, image, **rest),
+            out_shardings=sharding.replicated(mesh),
+        )
+        self._distance = jax.jit(method.distance)
+
+    def evaluate(
+        self,
+        variables: Variables,
+        protocol: Protocol,
+        *,
+        stage: str,
+        step: int,
+        picture_dir: pathlib.Path | None = None,
+    ) -> dict[str, Any]:
+        """One entry of `results.json`; only process 0's has figures.
+
+        Args:
+          variables: replicated on the mesh.
+          protocol: what to evaluate on.
+          stage: whose pair scorer, if it has one, takes part.
+          step: global step, for the record.
+          picture_dir: where ranking lists and the method's pictures go, if anywhere.
+
+        Raises:
+          UserError: if no query has a valid match.
+        """
+        query, gallery = (
+            experiment.open_split(self._config, protocol.dataset, split)
+            for split in (protocol.query_split, protocol.gallery_split)
+        )
+        # First of all, because it fails where no query has a match.
+        ranking = _Ranking(protocol, query, gallery)
+        query_embedding = self.embed_records(variables, query, "query")
+        gallery_embedding = jax.device_put(
+            self.embed_records(variables, gallery, "gallery"), jax.local_devices()[0]
+        )
+        entry = _describe(protocol, query, gallery, step)
+        if jax.process_index() != 0:
+            return entry
+        with self._rescorer(variables, stage, query, gallery) as rescorer:
+            before = _Ranking(protocol, query, gallery) if rescorer else None
+            for rows, keys in self._blocks(query_embedding, gallery_embedding):
+                if before and rescorer:
+                    before.update(rows, keys)
+                    keys = rescorer.keys(rows, keys[: len(rows)])
+                ranking.update(rows, keys)
+        entry |= ranking.figures()
+        if before:
+            entry["metrics_before_pairs"] = before.figures()["metrics"]
+        if picture_dir is not None:
+            ranking.draw(picture_dir / "ranking.png", entry, self._size)
+            self._draw_method(variables, query, picture_dir)
+        return entry
+
+    def embed_records(
+        self, variables: Variables, records: Records, what: str
+    ) -> Embedding:
+        """Embeddings [N, ...] of a split, on the host of every process."""
+        batches = loader.eval_batches(
+            records,
+            image_size=self._size,
+            batch_size=self._batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            with_parts="parts" in self._method.embed_inputs,
+        )
+        blocks = []
+        with _bar(len(records), f"embedding {what}") as bar:
+            for batch in batches:
+                rows = sharding.put_batch(batch, self._mesh)
+                rest = {name: rows[name] for name in self._method.embed_inputs}
+                out = self._embed(variables, rows["image"], rest)
+                blocks.append(sharding.fetch(out))
+                bar.update(min(self._batch_size, len(records) - bar.n))
+        # Only the last batch is padded, at its end.
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(records)], *blocks)
+
+    def _blocks(
+        self, query: Embedding, gallery: Embedding
+    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """(query rows [q], distances [block, G]); the last block is padded."""
+        block = self._config.evaluation.query_block
+        total = len(jax.tree.leaves(query)[0])
+        for start in range(0, total, block):
+            rows = np.arange(start, min(start + block, total))
+            # Repeating rows fills the last block: one shape, one compilation.
+            filled = np.resize(rows, block)
+            part = jax.tree.map(lambda x, filled=filled: x[filled], query)
+            yield rows, self._distance(part, gallery)
+
+    @contextlib.contextmanager
+    def _rescorer(
+        self, variables: Variables, stage: str, query: Records, gallery: Records
+    ) -> Iterator[PairRescorer | None]:
+        """The method's second look at pairs, if the stage has learned one."""
+        scorer = self._method.pair_scorer(stage)
+        if scorer is None:
+            yield None
+            return
+        local = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
+        pair_maps = jax.jit(scorer.pair_maps)
+        block = self._config.evaluation.pair_block
+
+        def maps(records: Records, indices: np.ndarray) -> Any:
+            blocks = []
+            for start in range(0, len(indices), block):
+                rows = indices[start : start + block]
+                batch = loader.image_batch(
+                    records, np.resize(rows, block), image_size=self._size
+                )
+                blocks.append(sharding.fetch(pair_maps(local, batch["image"])))
+            return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *blocks)
+
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            MapStore(
+                lambda indices: maps(gallery, indices),
+                directory=folder,
+                max_bytes=self._config.evaluation.map_cache_bytes,
+            ) as store,
+        ):
+            yield PairRescorer(
+                scorer,
+                local,
+                query_maps=lambda indices: maps(query, indices),
+                gallery_maps=store,
+                pair_block=block,
+            )
+
+    def _draw_method(
+        self, variables: Variables, query: Records, folder: pathlib.Path
+    ) -> None:
+        """The pictures that are particular to the method, over some queries."""
+        local = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
+        indices = _spread(np.arange(len(query)), PICTURED_MAPS)
+        batch = loader.image_batch(
+            query, indices, image_size=self._size, with_parts=True
+        )
+        for name, item in self._method.pictures(local, batch).items():
+            pictures.draw(folder / f"{name}.png", batch["image"], item)
+
+
+class _Ranking:
+    """Metrics and ranking lists of one protocol, block by block."""
+
+    def __init__(self, protocol: Protocol, query: Records, gallery: Records):
+        self._protocol = protocol
+        self._query, self._gallery = query, gallery
+        self._labels = [Labels(r.person, r.camera) for r in (query, gallery)]
+        self._ranker = Ranker(
+            *self._labels, camera_filter=protocol.camera_filter, ap=protocol.ap
+        )
+        valid = np.flatnonzero(query.person > 0)
+        self._pictured = _spread(valid, PICTURED_QUERIES)
+        self._lists: dict[int, np.ndarray] = {}
+
+    def update(self, rows: np.ndarray, keys: jax.Array | np.ndarray) -> None:
+        """Takes keys [>= q, G] of the queries `rows` [q]."""
+        self._ranker.update(int(rows[0]), keys)
+        shown = np.intersect1d(rows, self._pictured)
+        if len(shown):
+            nearest = top_matches(
+                np.asarray(keys)[shown - rows[0]],
+                shown,
+                *self._labels,
+                k=PICTURED_RANKS,
+                camera_filter=self._protocol.camera_filter,
+            )
+            self._lists |= dict(zip(shown.tolist(), nearest, strict=True))
+
+    def figures(self) -> dict[str, Any]:
+        """Metrics as fractions, and how many queries they are the mean of."""
+        result = self._ranker.result()
+        return {
+            "metrics": result.metrics(self._protocol.ranks),
+            "valid_queries": result.valid_queries,
+        }
+
+    def draw(
+        self, path: pathlib.Path, entry: dict[str, Any], size: tuple[int, int]
+    ) -> None:
+        """One row per pictured query: the query and its nearest gallery images."""
+        rows = sorted(self._lists)
+        nearest = np.stack([self._lists[row] for row in rows])
+        query = loader.image_batch(self._query, np.array(rows), image_size=size)
+        gallery = loader.image_batch(
+            self._gallery, np.maximum(nearest, 0).ravel(), image_size=size
+        )
+        shape = nearest.shape
+        metrics = entry["metrics"]
+        pictures.ranking_lists(
+            path,
+            query["image"],
+            gallery["image"].reshape(*shape, *size, 3),
+            correct=gallery["person"].reshape(shape) == query["person"][:, None],
+            present=nearest >= 0,
+            captions=[
+                f"person {p}, camera {c}"
+                for p, c in zip(query["person"], query["camera"], strict=True)
+            ],
+            title=f"{entry['protocol']}, step {entry['step']}: "
+            f"rank-1 {metrics['rank1']:.1%}, mAP {metrics['mAP']:.1%}",
+        )
+
+
+def evaluate_checkpoint(
+    config: Any, path: str, *, workdir: str
+) -> list[dict[str, Any]]:
+    """`--mode=evaluate`: evaluates any checkpoint and writes `results.json`.
+
+    Args:
+      config: of the run; `evaluation.evaluate_on` may name other protocols.
+      path: a run's folder, or one step's.
+      workdir: where `results.json` and `pictures/` go.
+
+    Raises:
+      UserError: no checkpoint, another model's checkpoint, or data that are missing.
+    """
+    folder = checkpoint.find(path)
+    meta = checkpoint.read_meta(folder)
+    mesh = sharding.make_mesh()
+    method, variables = experiment.restore(config, folder, mesh)
+    evaluator = Evaluator(config, method, mesh)
+    entries = evaluate_protocols(
+        evaluator,
+        experiment.build_protocols(config),
+        variables,
+        stage=meta["stage"],
+        step=meta["global_step"],
+        picture_root=pathlib.Path(workdir) / "pictures",
+    )
+    write_results(workdir, entries, keep=True)
+    return entries
+
+
+def evaluate_protocols(
+    evaluator: Evaluator,
+    protocols: tuple[Protocol, ...],
+    variables: Variables,
+    *,
+    stage: str,
+    step: int,
+    picture_root: pathlib.Path | None = None,
+) -> list[dict[str, Any]]:
+    """One entry per protocol; each protocol's pictures in a folder of its own."""
+    return [
+        evaluator.evaluate(
+            variables,
+            protocol,
+            stage=stage,
+            step=step,
+            picture_dir=picture_root / protocol.name if picture_root else None,
+        )
+        for protocol in protocols
+    ]
+
+
+def write_results(
+    workdir: str, entries: list[dict[str, Any]], *, keep: bool = False
+) -> None:
+    """Writes `results.json` (process 0 only).
+
+    Args:
+      workdir: of the run.
+      entries: one per protocol.
+      keep: keep the entries of other protocols and steps that are there.
+    """
+    if jax.process_index() != 0:
+        return
+    path = pathlib.Path(workdir) / "results.json"
+    new = {(entry["protocol"], entry["step"]) for entry in entries}
+    old = json.loads(path.read_text()) if keep and path.exists() else []
+    kept = [entry for entry in old if (entry["protocol"], entry["step"]) not in new]
+    workdirs.write_json(path, kept + entries)
+
+
+def summary(entry: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    figures = ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
+    return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries)"
+
+
+def _describe(
+    protocol: Protocol, query: Records, gallery: Records, step: int
+) -> dict[str, Any]:
+    return {
+        "dataset": protocol.dataset,
+        "protocol": protocol.name,
+        "step": step,
+        "ap": protocol.ap,
+        "camera_filter": protocol.camera_filter,
+        "query_images": len(query),
+        "gallery_images": len(gallery),
+    }
+
+
+def _spread(values: np.ndarray, count: int) -> np.ndarray:
+    """`count` values from first to last, evenly; the same ones in every evaluation."""
+    places = np.linspace(0, len(values) - 1, min(count, len(values)))
+    return values[places.round().astype(int)]
+
+
+def _bar(total: int, what: str) -> tqdm:
+    hidden = jax.process_index() != 0
+    return tqdm(total=total, desc=what, unit="img", leave=False, disable=hidden)

@@ -1,0 +1,295 @@
+"""`--mode=export`: Orbax parameters, self-contained artifacts and a model card.
+
+The artifacts need only JAX to run, on CPU, CUDA and TPU, with any batch size. They
+are checked in a fresh process that cannot import this library: they equal the model,
+or there is no export.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export  # not loaded by `import jax`
+import numpy as np
+import orbax.checkpoint as ocp
+
+from reid_jax import experiment
+from reid_jax.errors import UserError
+from reid_jax.models.method import Method, Variables, parameter_count
+from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime import workdir as workdirs
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+CHECKED_IMAGES = 3
+
+# Run by a Python that sees neither this library nor the current folder.
+_CHECK = """
+import json, pathlib, sys
+import jax, numpy as np
+from jax import export
+folder = pathlib.Path(sys.argv[1])
+assert not any(name.startswith("reid_jax") for name in sys.modules)
+stored = np.load(folder / "check.npz")
+worst = {}
+for call in json.loads((folder / "check.json").read_text()):
+    artifact = export.deserialize((folder / call["artifact"]).read_bytes())
+    given = jax.tree.unflatten(
+        artifact.in_tree, [stored[name] for name in call["given"]]
+    )
+    got = jax.tree.leaves(jax.jit(artifact.call)(*given[0], **given[1]))
+    wanted = [stored[name] for name in call["wanted"]]
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape)
+        gap = np.abs(np.asarray(a, np.float64) - b) / (1e-6 + 1e-5 * np.abs(b))
+        worst[call["artifact"]] = max(worst.get(call["artifact"], 0), gap.max())
+print(json.dumps(worst))
+sys.exit(any(not gap <= 1 for gap in worst.values()))
+"""
+
+
+def export_checkpoint(
+    config: Any, path: str, *, directory: pathlib.Path
+) -> pathlib.Path:
+    """Exports a checkpoint and checks the result.
+
+    Writes `params/` (Orbax, {"params", collections...}), `embed.jaxexport` (uint8 RGB
+    images [b, H, W, 3] to an Embedding), `distance.jaxexport` (two Embeddings to
+    distances [q, g]), for pair models `pair_maps.jaxexport` and
+    `score_pairs.jaxexport`, `export.json` and `README.md`, the model card.
+
+    Args:
+      config: of the run.
+      path: a run's folder, or one step's.
+      directory: where to write; an earlier export there is replaced at the end.
+
+    Raises:
+      UserError: no checkpoint, another model's checkpoint, or an artifact that does
+        not equal the model; nothing is written then.
+    """
+    folder = checkpoint.find(path)
+    meta = checkpoint.read_meta(folder)
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    method, variables = experiment.restore(config, folder, mesh)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as new:
+        staging = pathlib.Path(new) / "export"
+        staging.mkdir()
+        _write_artifacts(config, method, variables, meta["stage"], staging)
+        _check_in_fresh_process(staging)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            writer.save(staging.resolve() / "params", dict(variables))
+        about = _about(config, method, variables, meta)
+        workdirs.write_json(staging / "export.json", about)
+        workdirs.write_text(staging / "README.md", _card(about, meta))
+        if directory.exists():
+            directory.rename(pathlib.Path(new) / "old")
+        staging.rename(directory)
+    return directory
+
+
+def _write_artifacts(
+    config: Any, method: Method, variables: Variables, stage: str, folder: pathlib.Path
+) -> None:
+    """Serialises every function, with stored inputs and outputs to check it by."""
+    height, width = experiment.image_size(config)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (CHECKED_IMAGES, height, width, 3), np.uint8)
+    inputs = {
+        "camera": np.zeros(CHECKED_IMAGES, np.int32),
+        "parts": rng.integers(0, 9, (CHECKED_IMAGES, height, width), np.uint8),
+    }
+    extra = [inputs[name] for name in method.embed_inputs]
+
+    def embed(images: jax.Array, *rest: jax.Array) -> Any:
+        named = dict(zip(method.embed_inputs, rest, strict=True))
+        return method.embed(variables, images, **named)
+
+    recorder = _Recorder(folder)
+    embedding = recorder.add("embed", embed, ["b"] * (1 + len(extra)), images, *extra)
+    one = jax.tree.map(lambda x: x[:1], embedding)
+    recorder.add("distance", method.distance, ["q", "g"], one, embedding)
+    scorer = method.pair_scorer(stage)
+    if scorer is not None:
+        maps = recorder.add(
+            "pair_maps",
+            lambda images: scorer.pair_maps(variables, images),
+            ["b"],
+            images,
+        )
+        query = jax.tree.map(lambda x: x[:1], maps)
+        candidates = jax.tree.map(lambda x: x[None], maps)
+        recorder.add(
+            "score_pairs",
+            lambda query, candidates: scorer.score_pairs(variables, query, candidates),
+            ["q", "qk"],
+            query,
+            candidates,
+        )
+    recorder.close()
+
+
+class _Recorder:
+    """Serialises functions and keeps what each should return."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._arrays: dict[str, np.ndarray] = {}
+        self._calls: list[dict[str, Any]] = []
+
+    def add(
+        self, name: str, function: Callable[..., Any], axes: list[str], *example: Any
+    ) -> Any:
+        """Exports `function` for any sizes of its leading axes.
+
+        Args:
+          name: of the artifact.
+          function: of pytrees of arrays.
+          axes: for each argument its leading axes, one letter each: "b", or "qk";
+            equal letters are equal sizes.
+          *example: arguments to check it by.
+
+        Returns:
+          what `function` returns at `example`.
+        """
+        jitted = jax.jit(function)
+        scope = jax.export.SymbolicScope()
+        shapes = [
+            jax.tree.map(functools.partial(_symbolic, ",".join(letters), scope), given)
+            for letters, given in zip(axes, example, strict=True)
+        ]
+        artifact = jax.export.export(jitted, platforms=PLATFORMS)(*shapes)
+        file = f"{name}.jaxexport"
+        (self._folder / file).write_bytes(bytes(artifact.serialize()))
+        result = jax.tree.map(np.asarray, jitted(*example))
+        self._calls.append(
+            {
+                "artifact": file,
+                "given": self._keep(example),
+                "wanted": self._keep(result),
+            }
+        )
+        return result
+
+    def _keep(self, tree: Any) -> list[str]:
+        names = []
+        for leaf in jax.tree.leaves(tree):
+            names.append(str(len(self._arrays)))
+            self._arrays[names[-1]] = np.asarray(leaf)
+        return names
+
+    def close(self) -> None:
+        """Writes the inputs and outputs for the fresh process."""
+        np.savez(self._folder / "check.npz", **self._arrays)
+        (self._folder / "check.json").write_text(json.dumps(self._calls))
+
+
+def _symbolic(
+    letters: str, scope: jax.export.SymbolicScope, array: Any
+) -> jax.ShapeDtypeStruct:
+    """The shape of `array` with symbols for its leading axes."""
+    leading = jax.export.symbolic_shape(letters, scope=scope)
+    return jax.ShapeDtypeStruct((*leading, *array.shape[len(leading) :]), array.dtype)
+
+
+def _check_in_fresh_process(folder: pathlib.Path) -> None:
+    """Raises UserError unless every artifact returns what the model does."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _CHECK, str(folder.resolve())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(
+            "the exported artifacts do not equal the model; nothing was exported. "
+            f"Differences over tolerance (1 is the limit): {done.stdout.strip()}\n"
+            f"{done.stderr.strip()[-2000:]}"
+        )
+    for name in ("check.npz", "check.json"):
+        (folder / name).unlink()
+
+
+def _about(
+    config: Any, method: Method, variables: Variables, meta: dict[str, Any]
+) -> dict[str, Any]:
+    height, width = experiment.image_size(config)
+    best = meta["best"] or {"entries": []}
+    return {
+        "method": config.method,
+        "stage": meta["stage"],
+        "step": meta["global_step"],
+        "parameters": parameter_count(variables),
+        "trained_on": meta["config"]["data.dataset"],
+        "training_identities": meta["num_classes"],
+        "input": {
+            "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
+            **{name: "int32 [b]" for name in method.embed_inputs if name == "camera"},
+            **{
+                name: f"uint8 [b, {height}, {width}], part classes"
+                for name in method.embed_inputs
+                if name == "parts"
+            },
+        },
+        "platforms": list(PLATFORMS),
+        "versions": {"jax": jax.__version__},
+        "results": [
+            entry
+            for entry in best["entries"]
+            if entry["step"] == meta["global_step"] and "metrics" in entry
+        ],
+        "config": meta["config"],
+    }
+
+
+def _card(about: dict[str, Any], meta: dict[str, Any]) -> str:
+    """The model card."""
+    rows = [
+        f"| {entry['protocol']} | "
+        + ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
+        + f" | {entry['valid_queries']} |"
+        for entry in about["results"]
+    ] or ["| (this step was not evaluated) | | |"]
+    shape = about["input"]["images"]
+    return f"""# {about["method"].rsplit(".", 1)[-1]}, trained on {about["trained_on"]}
+
+A person re-identification extractor: {about["parameters"]:,} parameters, step
+{about["step"]} of stage `{about["stage"]}`, {about["training_identities"]} training
+identities, seed {meta["config"]["seed"]}.
+
+| protocol | result | valid queries |
+|---|---|---|
+{chr(10).join(rows)}
+
+## Use
+
+```python
+import pathlib
+import jax
+from jax import export
+
+embed = export.deserialize(pathlib.Path("embed.jaxexport").read_bytes())
+distance = export.deserialize(pathlib.Path("distance.jaxexport").read_bytes())
+embedding = jax.jit(embed.call)(images)  # {shape}
+jax.jit(distance.call)(query_embedding, gallery_embedding)  # smaller is more alike
+```
+
+Normalisation is inside. The artifacts run on {", ".join(about["platforms"])} with any
+batch size; they were written by jax {about["versions"]["jax"]} and checked against the
+model in a fresh process. JAX promises to read them for six months; `params/` is the
+lasting record (Orbax), to be used with reid_jax and the config in `export.json`.
+
+## Limits
+
+Trained and measured on the data named above, and on nothing else. Re-identification is
+surveillance technology: similarity is no proof of identity, errors differ between
+groups of people and between cameras, and most places regulate its use. Decide whether
+it may be used before deciding how.
+"""

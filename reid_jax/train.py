@@ -1,0 +1,379 @@
+"""The only training loop: stages in order, one compiled step each, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from data_pipelines import loader, transforms
+from data_pipelines.protocols import Protocol
+from data_pipelines.records import Records
+from data_pipelines.sampling import PKPlan
+from reid_jax import evaluate, experiment
+from reid_jax.experiment import Stage
+from reid_jax.models.method import Method
+from reid_jax.runtime import sharding
+from reid_jax.runtime import workdir as workdirs
+from reid_jax.runtime.checkpoint import Checkpoints, TrainState
+from reid_jax.runtime.metrics import MetricWriter, StepLog
+from reid_jax.runtime.optimizer import make_optimizer, schedule
+from reid_jax.runtime.preemption import PreemptionNotice
+from reid_jax.step import StepFunction, init_state, make_step, next_state
+
+
+class _Stopped(Exception):
+    """The run has saved its state and ends before its last step."""
+
+
+def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
+    """Trains every stage, evaluates, and leaves checkpoints, results and pictures.
+
+    A run of the same config in `workdir` is resumed where its last checkpoint stands.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: folder of the run.
+
+    Returns:
+      the entries of `results.json`; none if the run stopped before its end (a notice
+      to stop, or `config.max_steps`).
+
+    Raises:
+      UserError: anything that the user can mend, including a loss that is not finite.
+    """
+    experiment.check_pretrained(config)
+    records = experiment.open_split(config, config.data.dataset, "train")
+    run = _Run.build(config, workdir, records)
+    try:
+        with PreemptionNotice() as notice:
+            return run.run(notice)
+    except _Stopped as stop:
+        print(stop)
+        return []
+    finally:
+        run.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+    """Where a run stands: the stage, the step in it, and the step over all stages."""
+
+    stage_index: int = 0
+    step: int = 0
+    global_step: int = 0
+
+
+@dataclasses.dataclass
+class _Run:
+    """What stays the same during a run, and the best result so far."""
+
+    config: Any
+    workdir: str
+    records: Records
+    num_classes: int
+    mesh: jax.sharding.Mesh
+    method: Method
+    stages: tuple[Stage, ...]
+    protocols: tuple[Protocol, ...]
+    evaluator: evaluate.Evaluator
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    start: _Position
+    resumed: bool
+    best: dict[str, Any] | None
+
+    @classmethod
+    def build(cls, config: Any, workdir: str, records: Records) -> _Run:
+        """Checks all that can be checked before anything is computed or written."""
+        mesh = sharding.make_mesh()
+        num_classes = len(np.unique(records.person[records.person > 0]))
+        method = experiment.build_method(config, num_classes=num_classes)
+        stages = experiment.build_stages(config, method)
+        for stage in stages:
+            field = f"config.stages.{stage.name}.identities"
+            sharding.check_divides(stage.batch_size, mesh, field=field)
+            _plan(records, stage, config.seed)
+        _augment(config)
+        evaluator = evaluate.Evaluator(config, method, mesh)
+        protocols = experiment.build_protocols(config)
+        first = jax.process_index() == 0
+        if first:
+            workdirs.claim(workdir, config.to_dict())
+            workdirs.write_manifest(workdir, config.to_dict())
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        resumed = checkpoints.latest_step() is not None
+        meta = checkpoints.meta() if resumed else {}
+        start = _Position(*(meta.get(f.name, 0) for f in dataclasses.fields(_Position)))
+        if resumed:
+            print(f"resuming {workdir} at step {start.global_step}")
+        return cls(
+            config=config,
+            workdir=workdir,
+            records=records,
+            num_classes=num_classes,
+            mesh=mesh,
+            method=method,
+            stages=stages,
+            protocols=protocols,
+            evaluator=evaluator,
+            checkpoints=checkpoints,
+            writer=MetricWriter(workdir, resume_step=start.global_step, enabled=first),
+            start=start,
+            resumed=resumed,
+            best=meta.get("best"),
+        )
+
+    def run(self, notice: PreemptionNotice) -> list[dict[str, Any]]:
+        """Trains every stage that is not done yet, then reports."""
+        state = None
+        for stage in self.stages[self.start.stage_index :]:
+            loop = _StageLoop(self, stage, notice)
+            state = loop.run(loop.initial_state(state))
+        return self._finish(state, stage, loop.last_step)
+
+    def _finish(
+        self, state: TrainState, stage: Stage, step: int
+    ) -> list[dict[str, Any]]:
+        """The last state's evaluation with pictures, and the best one beside it."""
+        entries = self.evaluate(state, stage, step, pictures=True)
+        for entry, best in zip(entries, self.best["entries"], strict=True):
+            entry["best"] = {"step": best["step"], "metrics": best.get("metrics")}
+        evaluate.write_results(self.workdir, entries)
+        return entries
+
+    def evaluate(
+        self, state: TrainState, stage: Stage, step: int, *, pictures: bool = False
+    ) -> list[dict[str, Any]]:
+        """Evaluates on all protocols; keeps the best state by the first one's mAP."""
+        folder = pathlib.Path(self.workdir) / "pictures"
+        entries = evaluate.evaluate_protocols(
+            self.evaluator,
+            self.protocols,
+            state.variables,
+            stage=stage.name,
+            step=step,
+            picture_root=folder if pictures else None,
+        )
+        for entry in entries if jax.process_index() == 0 else ():
+            tqdm.write(f"step {step}  {evaluate.summary(entry)}")
+            figures = entry["metrics"].items()
+            self.writer.write(
+                step, {f"{entry['protocol']}/{name}": value for name, value in figures}
+            )
+        score = _shared_score(entries)
+        if self.best is None or score > self.best["score"]:
+            self.best = {"score": score, "entries": entries}
+            position = _Position(stage.index, int(state.step), step)
+            self.checkpoints.save_best(step, state, self.meta(stage, position))
+        return entries
+
+    def meta(self, stage: Stage, position: _Position) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {
+            **dataclasses.asdict(position),
+            "stage": stage.name,
+            "method": self.config.method,
+            "num_classes": self.num_classes,
+            "process_count": jax.process_count(),
+            "best": self.best,
+            "config": workdirs.flatten(self.config.to_dict()),
+        }
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        self.checkpoints.close()
+        self.writer.close()
+
+
+class _StageLoop:
+    """One stage of a run: its data, its compiled step, and what happens when."""
+
+    def __init__(self, run: _Run, stage: Stage, notice: PreemptionNotice):
+        self._run, self._stage, self._notice = run, stage, notice
+        self._config = config = run.config
+        plan = _plan(run.records, stage, config.seed)
+        self._plan = plan
+        self._total = max(1, round(stage.epochs * plan.steps_per_epoch))
+        self._offset = sum(
+            max(1, round(s.epochs * _plan(run.records, s, config.seed).steps_per_epoch))
+            for s in run.stages[: stage.index]
+        )
+        self._resumed = run.resumed and stage.index == run.start.stage_index
+        self._start = run.start.step if self._resumed else 0
+        rate = schedule(
+            stage.optimizer, epochs=stage.epochs, steps_per_epoch=plan.steps_per_epoch
+        )
+        self._optimizer = make_optimizer(
+            stage.optimizer, rate, frozen=run.method.frozen(stage.name)
+        )
+        self._step: StepFunction = jax.jit(
+            make_step(
+                run.method,
+                stage,
+                self._optimizer,
+                rate,
+                steps_per_epoch=plan.steps_per_epoch,
+            ),
+            donate_argnums=0,
+            out_shardings=sharding.replicated(run.mesh),
+        )
+        # `max_steps` counts over all stages; 0 is no limit.
+        limit = config.max_steps - self._offset if config.max_steps else self._total
+        self._end = min(self._total, limit)
+
+    @property
+    def last_step(self) -> int:
+        """The stage's last step, counted over all stages."""
+        return self._offset + self._total
+
+    def initial_state(self, previous: TrainState | None) -> TrainState:
+        """From the checkpoint, from the stage before, or fresh; born on the mesh."""
+        run, stage, optimizer = self._run, self._stage, self._optimizer
+        layout = sharding.replicated(run.mesh)
+        if previous is not None:
+            make = jax.jit(
+                lambda v: next_state(v, stage, optimizer, seed=run.config.seed),
+                out_shardings=layout,
+            )
+            return make(previous.variables)
+
+        def fresh() -> TrainState:
+            shapes = experiment.example_batch(run.config, stage.batch_size)
+            return init_state(
+                run.method, stage, optimizer, shapes=shapes, seed=run.config.seed
+            )
+
+        if self._resumed:
+            return run.checkpoints.restore(
+                jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+                    jax.eval_shape(fresh),
+                )
+            )
+        state = jax.jit(fresh, out_shardings=layout)()
+        count = parameter_overview.count_parameters(state.params)
+        logging.info("%s: %d parameters", run.config.method, count)
+        return state
+
+    def run(self, state: TrainState) -> TrainState:
+        """Trains to the stage's end; raises `_Stopped` once a stop is due and saved."""
+        data = self._data()
+        try:
+            with self._bar() as bar:
+                log = StepLog(
+                    self._run.writer,
+                    bar,
+                    offset=self._offset,
+                    every=self._config.log_every_steps,
+                    batch_size=self._stage.batch_size,
+                )
+                for step in range(self._start, self._end):
+                    batch = sharding.put_batch(next(data), self._run.mesh)
+                    state, metrics = self._step(state, batch)
+                    log.add(step + 1, metrics)
+                    self._after_step(step + 1, state, data, log)
+        finally:
+            data.close()
+        if self._end < self._total:
+            self._stop(max(self._start, self._end))
+        return state
+
+    def _after_step(
+        self, step: int, state: TrainState, data: loader.TrainLoader, log: StepLog
+    ) -> None:
+        """Evaluates, saves and stops where that is due after `step` steps."""
+        config = self._config
+        told = self._notice.received(self._offset + step)
+        if step < self._total and self._due(step, config.evaluation.every_epochs):
+            with log.paused():
+                self._run.evaluate(state, self._stage, self._offset + step)
+        due = self._due(step, config.checkpoint.every_epochs)
+        if due or told or step == self._end:
+            # Entering the pause raises if this step is not finite: it is never saved.
+            with log.paused():
+                self._save(step, state, data)
+        if told:
+            self._stop(step)
+
+    def _stop(self, step: int) -> None:
+        self._run.checkpoints.wait()
+        raise _Stopped(
+            f"stopped at step {self._offset + step}, saved; the same command goes on "
+            "from there"
+        )
+
+    def _due(self, step: int, every_epochs: float) -> bool:
+        every = round(every_epochs * self._plan.steps_per_epoch)
+        return every > 0 and step % every == 0
+
+    def _save(self, step: int, state: TrainState, data: loader.TrainLoader) -> None:
+        position = _Position(self._stage.index, step, self._offset + step)
+        meta = self._run.meta(self._stage, position)
+        self._run.checkpoints.save(position.global_step, state, data, meta)
+
+    def _data(self) -> loader.TrainLoader:
+        """The stage's batches from its start on.
+
+        The step is authoritative: batches are a pure function of it. The iterator's
+        own state is read back where the processes are the ones that saved it.
+        """
+        config, run = self._config, self._run
+        data = loader.train_loader(
+            run.records,
+            self._plan,
+            augment=_augment(config),
+            image_size=experiment.image_size(config),
+            seed=config.seed,
+            stage_index=self._stage.index,
+            start_step=self._start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=config.data.num_workers,
+            with_parts="parts" in run.method.train_inputs,
+        )
+        if self._resumed and run.checkpoints.meta()["process_count"] == (
+            jax.process_count()
+        ):
+            run.checkpoints.restore_data(data)
+        return data
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            total=self._total,
+            initial=self._start,
+            desc=self._stage.name,
+            unit="step",
+            disable=jax.process_index() != 0,
+            dynamic_ncols=True,
+        )
+
+
+def _plan(records: Records, stage: Stage, seed: int) -> PKPlan:
+    return PKPlan(
+        records.person,
+        identities=stage.identities,
+        images_per_identity=stage.images_per_identity,
+        # Stages draw different batches.
+        seed=seed + (stage.index << 20),
+    )
+
+
+def _augment(config: Any) -> transforms.Augment:
+    fields = config.augment.to_dict()
+    return transforms.build(fields.pop("steps"), fields)
+
+
+def _shared_score(entries: list[dict[str, Any]]) -> float:
+    """mAP of the first protocol, from the process that ranked, on every process."""
+    score = entries[0]["metrics"]["mAP"] if "metrics" in entries[0] else 0.0
+    if jax.process_count() == 1:
+        return score
+    return float(multihost_utils.broadcast_one_to_all(np.float32(score)))

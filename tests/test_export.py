@@ -1,0 +1,122 @@
+"""Exported artifacts equal the model, or there is no export."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax import export as jax_export
+
+from reid_jax import evaluate, experiment, export, train
+from reid_jax.errors import UserError
+from reid_jax.models.method import parameter_count
+from reid_jax.runtime import checkpoint, sharding
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    real = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda _=None: real(jax.devices()[:1]))
+
+
+@pytest.fixture
+def toy_run(toy_config, tmp_path, one_device):
+    """A finished run of the toy method."""
+    train.train_and_evaluate(toy_config, str(tmp_path / "run"))
+    return toy_config, tmp_path / "run"
+
+
+def _call(folder: pathlib.Path, name: str, *args):
+    return jax_export.deserialize((folder / f"{name}.jaxexport").read_bytes()).call(
+        *args
+    )
+
+
+def test_pair_model(toy_run, tmp_path):
+    config, run = toy_run
+    folder = export.export_checkpoint(config, str(run), directory=tmp_path / "out")
+    method, variables = experiment.restore(
+        config, checkpoint.find(str(run)), sharding.make_mesh()
+    )
+    for count in (1, 5):  # any batch size
+        images = np.random.default_rng(count).integers(
+            0, 256, (count, 32, 16, 3), np.uint8
+        )
+        got = _call(folder, "embed", images)
+        wanted = method.embed(variables, images)
+        np.testing.assert_allclose(got["vector"], wanted["vector"], rtol=1e-5)
+        distances = _call(folder, "distance", got, wanted)
+        assert distances.shape == (count, count)
+        maps = _call(folder, "pair_maps", images)
+        scores = _call(
+            folder,
+            "score_pairs",
+            jax.tree.map(lambda x: x[:1], maps),
+            jax.tree.map(lambda x: x[None], maps),
+        )
+        scorer = method.pair_scorer("second")
+        wanted = scorer.score_pairs(
+            variables, {"map": maps["map"][:1]}, {"map": maps["map"][None]}
+        )
+        np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+    about = json.loads((folder / "export.json").read_text())
+    assert about["parameters"] == parameter_count(variables)
+    assert about["trained_on"] == "tiny"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("params", "export.json", "README.md", "embed.jaxexport"),
+        *("distance.jaxexport", "pair_maps.jaxexport", "score_pairs.jaxexport"),
+    }
+    stored = ocp.StandardCheckpointer().restore((folder / "params").resolve())
+    jax.tree.map(np.testing.assert_array_equal, stored["params"], variables["params"])
+    best = json.loads((run / "results.json").read_text())[0]["best"]
+    assert about["step"] == best["step"]
+    assert about["results"][0]["metrics"] == best["metrics"]
+    assert f"mAP {best['metrics']['mAP']:.1%}" in (folder / "README.md").read_text()
+
+
+def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch):
+    config, run = toy_run
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "earlier").write_text("kept")
+    real = jax_export.export
+
+    def wrong(function, **options):
+        scaled = jax.jit(lambda *a: jax.tree.map(lambda x: 1.001 * x, function(*a)))
+        return real(scaled, **options)
+
+    monkeypatch.setattr(jax.export, "export", wrong)
+    with pytest.raises(UserError, match="do not equal the model"):
+        export.export_checkpoint(config, str(run), directory=target)
+    assert [path.name for path in target.iterdir()] == ["earlier"]
+    assert [path.name for path in tmp_path.iterdir() if "export" in path.name] == []
+
+
+def test_aaformer_and_its_bad_checkpoints(aaformer_config, toy_run, tmp_path):
+    """Exports from a run that was stopped; then configs of other models."""
+    config = aaformer_config
+    config.max_steps = 1
+    train.train_and_evaluate(config, str(tmp_path / "aa"))
+    folder = export.export_checkpoint(
+        config, str(tmp_path / "aa"), directory=tmp_path / "aa" / "export"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 16, 3), np.uint8)
+    vector = np.asarray(_call(folder, "embed", images)["vector"])
+    assert vector.shape == (2, 6 * 24)
+    np.testing.assert_allclose(np.linalg.norm(vector, axis=1), 1, rtol=1e-5)
+
+    with pytest.raises(UserError, match=r"model of tests\.toy_method"):
+        evaluate.evaluate_checkpoint(config, str(toy_run[1]), workdir=str(tmp_path))
+    config.model.depth = 3
+    with pytest.raises(UserError, match=r"missing there: .*blocks_2"):
+        evaluate.evaluate_checkpoint(
+            config, str(tmp_path / "aa"), workdir=str(tmp_path / "aa")
+        )
+    config.model.depth, config.model.width = 2, 32
+    with pytest.raises(UserError, match=r"\(24.*there.*\(32.*here"):
+        evaluate.evaluate_checkpoint(
+            config, str(tmp_path / "aa"), workdir=str(tmp_path / "aa")
+        )

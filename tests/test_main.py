@@ -1,0 +1,66 @@
+"""The command line as a user meets it: one message, exit code 2, no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import CHECKOUT
+
+
+def _run(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "reid_jax.main", *args],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "no --config; for a first run:"),
+        (("--config=configs/aaformed.py",), "aaformed.py"),
+        ((DEMO + "x",), "unknown config argument ':demox'; known: :demo"),
+        ((DEMO, "--config.model.widht=3"), "width"),
+        ((DEMO, "--config.model.width=wide"), "width"),
+        ((DEMO, "--mode=trian"), "train"),
+        ((DEMO, "--nosuchflag"), "nosuchflag"),
+        ((DEMO, "extra"), "unexpected argument 'extra'"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message):
+    done = _run(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+
+
+def test_the_papers_config_without_data_or_weights_says_what_to_do(tmp_path):
+    config = f"--config={CHECKOUT}/configs/aaformer.py"
+    done = _run(config, f"--workdir={tmp_path}/run")
+    assert done.returncode == 2
+    for hint in ("--config.pretrained=none", ":demo"):
+        assert hint in done.stderr
+    done = _run(
+        config,
+        "--config.pretrained=none",
+        f"--config.data.data_dir={tmp_path}/data",
+        f"--workdir={tmp_path}/run",
+    )
+    assert done.returncode == 2
+    assert "python -m data_pipelines.prepare --dataset=market1501" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_tensorflow_is_imported():
+    code = "import sys; import reid_jax.main; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

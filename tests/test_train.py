@@ -1,0 +1,343 @@
+"""The loop, with a method that uses the whole contract: stages, a bank, pairs."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from reid_jax import train
+from reid_jax.errors import UserError
+from reid_jax.runtime import checkpoint, sharding
+from tests import toy_method
+from tests.conftest import CHECKOUT
+
+
+def _rows(workdir):
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "loss" in row]
+
+
+def _losses(workdir):
+    return {row["step"]: row["loss"] for row in _rows(workdir)}
+
+
+def _state(workdir, step):
+    """Every array of a checkpoint, as stored."""
+    import orbax.checkpoint as ocp
+
+    folder = pathlib.Path(workdir).resolve() / "checkpoints" / "last" / str(step)
+    state = ocp.PyTreeCheckpointer().restore(folder / "state")
+    return {**state, "rng": jax.random.key_data(state["rng"])}
+
+
+def _assert_bitwise_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """Makes the loop use the first n of the simulated devices."""
+    real = sharding.make_mesh
+
+    def use(count):
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
+        )
+
+    return use
+
+
+def test_a_run_leaves_results_checkpoints_and_pictures(
+    aaformer_config, tmp_path, on_devices
+):
+    on_devices(2)
+    entries = train.train_and_evaluate(aaformer_config, str(tmp_path))
+    assert json.loads((tmp_path / "results.json").read_text()) == entries
+    (entry,) = entries
+    assert entry["valid_queries"] == 15
+    assert entry["step"] == entry["best"]["step"] == 6
+    assert set(entry["metrics"]) >= {"rank1", "rank5", "rank10", "mAP", "mINP"}
+    assert all(0 <= value <= 1 for value in entry["metrics"].values())
+    pictures = {path.name for path in (tmp_path / "pictures" / "tiny").iterdir()}
+    assert pictures == {"ranking.png", "parts.png", "attention.png"}
+    (start,) = json.loads((tmp_path / "manifest.json").read_text())
+    assert start["packages"]["jax"] == jax.__version__
+    assert start["config"]["model.width"] == 24
+    assert [row["step"] for row in _rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert all(row["images_per_second"] > 0 for row in _rows(tmp_path)[1:])
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_training_lowers_the_loss_and_keeps_the_best(toy_config, tmp_path, on_devices):
+    on_devices(1)
+    toy_config.stages.first.epochs = 10.0
+    toy_config.evaluation.every_epochs = 2.0
+    toy_config.max_steps = 60
+    train.train_and_evaluate(toy_config, str(tmp_path))
+    losses = list(_losses(tmp_path).values())
+    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
+    evaluated = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+        if "tiny/mAP" in line
+    ]
+    assert [row["step"] for row in evaluated] == [12, 24, 36, 48]
+    best = max(evaluated, key=lambda row: row["tiny/mAP"])
+    assert (tmp_path / "checkpoints" / "best" / str(best["step"])).is_dir()
+
+
+def test_resume_is_exact_also_across_the_border_of_stages(
+    toy_config, tmp_path, on_devices
+):
+    on_devices(2)
+    straight = train.train_and_evaluate(toy_config, str(tmp_path / "straight"))
+    for stop in (2, 6, 7):  # in the first stage, at its end, in the second
+        toy_config.max_steps = stop
+        assert train.train_and_evaluate(toy_config, str(tmp_path / "parts")) == []
+    toy_config.max_steps = 0
+    resumed = train.train_and_evaluate(toy_config, str(tmp_path / "parts"))
+    assert resumed == straight
+    assert _losses(tmp_path / "parts") == _losses(tmp_path / "straight")
+    _assert_bitwise_equal(
+        _state(tmp_path / "parts", 10), _state(tmp_path / "straight", 10)
+    )
+
+
+def test_frozen_parameters_do_not_move(toy_config, tmp_path, on_devices):
+    on_devices(1)
+    toy_config.checkpoint.every_epochs = 1.0
+    toy_config.checkpoint.keep = 10
+    train.train_and_evaluate(toy_config, str(tmp_path))
+    first, second = (_state(tmp_path, step)["params"] for step in (6, 10))
+    _assert_bitwise_equal(first["base"], second["base"])
+    assert not np.array_equal(first["pair"]["kernel"], second["pair"]["kernel"])
+
+
+def test_one_compilation_per_stage(toy_config, tmp_path, on_devices):
+    on_devices(2)
+    toy_method.TRACES.clear()
+    train.train_and_evaluate(toy_config, str(tmp_path))
+    assert toy_method.TRACES == ["first", "second"]
+
+
+def test_the_same_run_on_any_number_of_devices(toy_config, tmp_path, on_devices):
+    losses = []
+    for count in (1, 2, 8):
+        on_devices(count)
+        train.train_and_evaluate(toy_config, str(tmp_path / str(count)))
+        losses.append(_losses(tmp_path / str(count)))
+    assert [list(run) for run in losses] == [list(range(1, 11))] * 3
+    for run in losses[1:]:
+        np.testing.assert_allclose(
+            list(run.values()), list(losses[0].values()), rtol=1e-5
+        )
+
+
+def test_pairs_are_scored_in_the_stage_that_learned_them(
+    toy_config, tmp_path, on_devices
+):
+    on_devices(1)
+    toy_config.evaluation.every_epochs = 0.5  # every 3 steps, in both stages
+    (entry,) = train.train_and_evaluate(toy_config, str(tmp_path))
+    assert entry["metrics_before_pairs"] != entry["metrics"]
+    best = json.loads((tmp_path / "results.json").read_text())[0]["best"]
+    assert best["step"] in (3, 9, 10)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy_config, tmp_path, on_devices):
+    on_devices(1)
+    toy_config.checkpoint.every_epochs = 1 / 6
+    toy_config.model.explode_at = 4
+    with pytest.raises(UserError, match="stopped at step 4: the loss"):
+        train.train_and_evaluate(toy_config, str(tmp_path))
+    folder = checkpoint.find(str(tmp_path))
+    assert folder.name == "3"
+    state = _state(tmp_path, 3)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
+
+
+class TestMistakes:
+    def test_another_config_in_the_workdir(self, toy_config, tmp_path, on_devices):
+        on_devices(1)
+        toy_config.max_steps = 1
+        train.train_and_evaluate(toy_config, str(tmp_path))
+        toy_config.stages.first.optimizer.learning_rate = 0.2
+        with pytest.raises(UserError, match=r"learning_rate: 0\.1 there, 0\.2 here"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+
+    def test_too_few_identities(self, toy_config, tmp_path, on_devices):
+        on_devices(1)
+        toy_config.stages.second.identities = 10
+        with pytest.raises(UserError, match="needs 10 identities"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+        assert not list(tmp_path.iterdir())
+
+    def test_a_batch_that_the_devices_do_not_divide(self, toy_config, tmp_path):
+        toy_config.stages.first.identities = 3
+        with pytest.raises(UserError, match=r"6 images cannot be split over 8 devices"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+
+    def test_pretrained_weights(self, toy_config, tmp_path):
+        toy_config.pretrained = "vit_base_patch16_224"
+        with pytest.raises(UserError, match=r"--config\.pretrained=none.*:demo"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+
+    def test_an_unknown_augmentation(self, toy_config, tmp_path):
+        toy_config.augment.steps = ("flip", "pad_corp")
+        with pytest.raises(UserError, match="pad_crop"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+        assert not list(tmp_path.iterdir())
+
+
+def _command(data_dir, workdir, *extra):
+    """The command line of a tiny AAformer run."""
+    overrides = {
+        "data.data_dir": data_dir,
+        "data.height": 32,
+        "data.width": 16,
+        "augment.pad_crop.pad": 2,
+        "model.width": 24,
+        "model.depth": 1,
+        "model.heads": 2,
+        "model.patch_size": 8,
+        "model.stride": "(8,8)",
+        "evaluation.batch_size": 8,
+        "evaluation.every_epochs": 0.0,
+        "log_every_steps": 1,
+        "stages.train.identities": 4,
+        "stages.train.images_per_identity": 2,
+        **dict(item.split("=", 1) for item in extra if not item.startswith("--")),
+    }
+    return [
+        *(sys.executable, "-m", "reid_jax.main"),
+        f"--config={CHECKOUT}/configs/aaformer.py:demo,dataset=tiny",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in overrides.items()),
+        *(item for item in extra if item.startswith("--")),
+    ]
+
+
+def _start(command):
+    return subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _wait_for_step(process, workdir, step):
+    """Waits until a run has logged a step."""
+    log = pathlib.Path(workdir) / "metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and len(log.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError("the run did not get going")
+
+
+def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_path):
+    long = ("stages.train.epochs=40.0", "checkpoint.every_epochs=0.17")  # every step
+    process = _start(_command(tiny_data, tmp_path, *long))
+    _wait_for_step(process, tmp_path, 3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "saved; the same command goes on from there" in output
+    stopped = int(checkpoint.find(str(tmp_path)).name)
+    assert stopped >= 3
+
+    # Every step saves, so a kill at any time falls into a save sooner or later.
+    process = _start(_command(tiny_data, tmp_path, *long))
+    _wait_for_step(process, tmp_path, stopped + 3)
+    process.kill()
+    process.communicate()
+    killed = int(checkpoint.find(str(tmp_path)).name)
+    assert killed > stopped
+
+    process = _start(_command(tiny_data, tmp_path, *long, f"max_steps={killed + 5}"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"at step {killed}" in output
+    straight = _start(
+        _command(tiny_data, tmp_path / "s", *long, f"max_steps={killed + 5}")
+    )
+    output, _ = straight.communicate(timeout=120)
+    assert straight.returncode == 0, output
+    _assert_bitwise_equal(
+        _state(tmp_path, killed + 5), _state(tmp_path / "s", killed + 5)
+    )
+
+
+def test_two_processes_are_one_run(tiny_data, tmp_path):
+    """Same losses, one set of files; a notice to one of them saves on both."""
+    port = _free_port()
+    steps = ("stages.train.epochs=1.0",)
+    both = [
+        _start(
+            _command(
+                tiny_data,
+                tmp_path / "two",
+                *steps,
+                f"--coordinator=localhost:{port}",
+                "--process_count=2",
+                f"--process_index={index}",
+            )
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    alone = _start(_command(tiny_data, tmp_path / "one", *steps))
+    output, _ = alone.communicate(timeout=120)
+    assert alone.returncode == 0, output
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
+    # Only the first steps: AdamW then amplifies the last digits.
+    np.testing.assert_allclose(
+        list(two.values())[:2], list(one.values())[:2], rtol=1e-5
+    )
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text())[0]
+        for name in ("one", "two")
+    ]
+    assert results[0]["valid_queries"] == results[1]["valid_queries"] == 15
+
+
+def test_a_notice_to_one_process_saves_on_both(tiny_data, tmp_path):
+    port = _free_port()
+    both = [
+        _start(
+            _command(
+                tiny_data,
+                tmp_path,
+                "stages.train.epochs=100.0",
+                f"--coordinator=localhost:{port}",
+                "--process_count=2",
+                f"--process_index={index}",
+            )
+        )
+        for index in range(2)
+    ]
+    _wait_for_step(both[0], tmp_path, 3)
+    both[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    step = int(checkpoint.find(str(tmp_path)).name)
+    assert f"stopped at step {step}" in outputs[0]
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
