@@ -1,0 +1,118 @@
+r"""Images per second that the training input pipeline decodes and augments.
+
+    python -m benchmarks.input_pipeline --dataset=synthetic/holistic_demo \
+        --data_dir=data
+
+Prints one JSON line per setting: one core without workers, then two worker processes.
+Nothing but the pipeline runs meanwhile, so the figure is what it can deliver.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from data_pipelines import loader, records, sampling, transforms
+from reid_jax.errors import UserError
+
+STEPS = ("flip", "pad_crop", "random_erasing")
+
+
+def measure(
+    stored: records.Records,
+    *,
+    image_size: tuple[int, int],
+    num_workers: int,
+    batches: int,
+    with_parts: bool,
+) -> dict[str, float]:
+    """Times `batches` batches of 16 x 4 images after the first ones."""
+    plan = sampling.PKPlan(stored.person, identities=16, images_per_identity=4, seed=0)
+    begin = time.perf_counter()
+    batches_of = loader.train_loader(
+        stored,
+        plan,
+        augment=transforms.build(STEPS),
+        image_size=image_size,
+        seed=0,
+        num_workers=num_workers,
+        with_parts=with_parts,
+    )
+    next(batches_of)
+    first = time.perf_counter() - begin
+    # What was read ahead while the pipeline started would count as free.
+    for _ in range(10):
+        next(batches_of)
+    begin, cpu = time.perf_counter(), time.process_time()
+    for _ in range(batches):
+        next(batches_of)
+    elapsed, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    batches_of.close()
+    images = batches * plan.batch_size
+    result = {
+        "images_per_second": round(images / elapsed, 1),
+        "first_batch_seconds": round(first, 3),
+    }
+    if not num_workers:
+        # What one core could do if no other process used it.
+        result["images_per_cpu_second"] = round(images / cpu, 1)
+    return result
+
+
+def settings() -> list[tuple[int, set[int]]]:
+    """(worker processes, cores that may be used) of each measurement."""
+    cores = os.sched_getaffinity(0)
+    return [(0, {min(cores)}), (2, cores)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, help="a prepared data set")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=150)
+    parser.add_argument("--with_parts", action="store_true")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        stored = records.open_records(args.dataset, "train", args.data_dir)
+    except UserError as error:
+        print(f"input_pipeline: {error}", file=sys.stderr)
+        return 2
+    every_core = os.sched_getaffinity(0)
+    for num_workers, cores in settings():
+        # Threads and processes that start from here on inherit it.
+        os.sched_setaffinity(0, cores)
+        result = measure(
+            stored,
+            image_size=(args.height, args.width),
+            num_workers=num_workers,
+            batches=args.batches,
+            with_parts=args.with_parts,
+        )
+        used = min(len(cores), max(1, num_workers))
+        line = {
+            "dataset": args.dataset,
+            "image_size": [args.height, args.width],
+            "steps": STEPS,
+            "with_parts": args.with_parts,
+            "num_workers": num_workers,
+            "cores": used,
+            **result,
+            "images_per_second_per_core": round(result["images_per_second"] / used, 1),
+        }
+        print(json.dumps(line), flush=True)
+    os.sched_setaffinity(0, every_core)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""Preparing data sets: what is stored, and what a mistake or a kill leaves behind."""
+
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_pipelines import market1501, prepare, records
+from reid_jax.errors import UserError
+from tests.data_pipelines.market_folder import jpeg, small_files, write
+
+ROOT = pathlib.Path(__file__).parents[2]
+OWN = ["--dataset=market1501", "--allow_other_counts", "--name=own"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "source", small_files())
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "data"
+
+
+def own(folder, data_dir, **changes):
+    settings = {
+        "source": folder,
+        "data_dir": data_dir,
+        "allow_other_counts": True,
+        "name": "own",
+        "progress": False,
+    }
+    return prepare.prepare("market1501", **settings | changes)
+
+
+def contents(data_dir):
+    return sorted(str(p.relative_to(data_dir)) for p in data_dir.rglob("*"))
+
+
+def image_count(data_dir):
+    return len(records.open_records("own", "train", data_dir))
+
+
+def test_records_are_the_files_as_they_are(folder, data_dir):
+    path = own(folder, data_dir)
+    assert path == data_dir / "own" / "1.0.0"
+    files = small_files()
+    for split, name in market1501.FOLDERS.items():
+        stored = records.open_records("own", split, data_dir)
+        kept = sorted(
+            f.split("/")[1]
+            for f in files
+            if f.startswith(name + "/") and "/-1" not in f
+        )
+        assert [stored.filename(i) for i in range(len(stored))] == kept
+        for i, file in enumerate(kept):
+            assert stored[i]["image"] == files[f"{name}/{file}"]
+            assert stored.person[i] == int(file[:4])
+            assert stored.camera[i] == int(file[6]) - 1
+        assert not stored.has_parts
+    # Nothing but the data set is left, and it is a TFDS one of that name.
+    assert {c.split("/")[0] for c in contents(data_dir)} == {"own"}
+    assert tfds.builder_from_directory(path).name == "own"
+
+
+def test_a_zip_gives_the_same_records(folder, data_dir, tmp_path):
+    archive = tmp_path / "own.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in small_files().items():
+            packed.writestr("Market-1501-v15.09.15/" + name, data)
+    own(folder, data_dir)
+    own(archive, data_dir, name="zipped")
+    for split in prepare.SPLITS:
+        a = records.open_records("own", split, data_dir)
+        b = records.open_records("zipped", split, data_dir)
+        assert list(a) == list(b)
+        np.testing.assert_array_equal(a.person, b.person)
+
+
+def test_a_damaged_zip_member_is_named(data_dir, tmp_path):
+    archive = tmp_path / "own.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, data in small_files().items():
+            packed.writestr(name, data)
+    whole = bytearray(archive.read_bytes())
+    middle = whole.index(small_files()["query/0003_c2s1_001051_00.jpg"]) + 200
+    whole[middle] ^= 0xFF
+    archive.write_bytes(whole)
+    with pytest.raises(UserError, match=r"0003_c2s1_001051_00\.jpg"):
+        own(archive, data_dir)
+    assert contents(data_dir) == []
+
+
+def encoded(suffix, shape):
+    return cv2.imencode(suffix, np.full(shape, 99, np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"no image at all", "it is no image"),
+        (jpeg(64, 32)[:-300], "truncated"),
+        (jpeg(64, 32)[:700] + bytes(300), "truncated"),
+        (encoded(".jpg", (32, 16)), "3 channels but has mode L"),
+        (encoded(".png", (32, 16, 4)), "3 channels but has mode RGBA"),
+        (encoded(".bmp", (32, 16, 3)), "it is a BMP file"),
+        (jpeg(15, 40), "40 x 15 pixels are less than a patch"),
+        (jpeg(40, 15), "15 x 40 pixels are less than a patch"),
+    ],
+)
+def test_an_unusable_image_is_named_and_nothing_is_stored(
+    folder, data_dir, data, words
+):
+    # In the split that is written last: the others are complete by then.
+    (folder / "bounding_box_test" / "0003_c6s6_bad.jpg").write_bytes(data)
+    with pytest.raises(UserError) as error:
+        own(folder, data_dir)
+    message = str(error.value)
+    assert "0003_c6s6_bad.jpg" in message
+    assert words in message
+    assert message.endswith("Nothing was stored.")
+    assert contents(data_dir) == []
+
+
+def test_a_png_under_a_jpg_name_is_kept(folder, data_dir):
+    # Browsers and tools save such files; the decoder goes by the content.
+    data = encoded(".png", (32, 16, 3))
+    (folder / "query" / "0003_c3s1.jpg").write_bytes(data)
+    own(folder, data_dir)
+    assert records.open_records("own", "query", data_dir)[2]["image"] == data
+
+
+def test_a_prepared_data_set_is_left_alone(folder, data_dir):
+    path = own(folder, data_dir)
+    before = [(p, p.stat().st_mtime_ns) for p in sorted(path.iterdir())]
+    assert own("/no/longer/there", data_dir) == path
+    assert [(p, p.stat().st_mtime_ns) for p in sorted(path.iterdir())] == before
+
+
+def test_overwrite_replaces_only_by_a_whole_data_set(folder, data_dir):
+    own(folder, data_dir)
+    bad = folder / "bounding_box_test" / "0003_c6.jpg"
+    (folder / "bounding_box_train" / "0009_c1.jpg").write_bytes(jpeg())
+    bad.write_bytes(b"")
+    with pytest.raises(UserError):
+        own(folder, data_dir, overwrite=True)
+    assert image_count(data_dir) == 3
+    bad.unlink()
+    own(folder, data_dir, overwrite=True)
+    assert image_count(data_dir) == 4
+    assert {c.split("/")[0] for c in contents(data_dir)} == {"own"}
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(folder, data_dir):
+    # The only moment at which neither the old nor the new one is in its place.
+    path = own(folder, data_dir)
+    staging = data_dir / ".preparing-own"
+    staging.mkdir()
+    path.rename(staging / "replaced")
+    assert own(folder, data_dir) == path
+    assert image_count(data_dir) == 3
+    assert not staging.exists()
+
+
+def test_a_failure_between_the_two_renames_loses_nothing(folder, data_dir, monkeypatch):
+    own(folder, data_dir)
+    rename = pathlib.Path.rename
+
+    def fail(self, target):
+        if ".preparing-own/own" in str(self) and "incomplete" not in str(self):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        own(folder, data_dir, overwrite=True)
+    assert image_count(data_dir) == 3
+    assert os.listdir(data_dir) == ["own"]
+
+
+def test_a_finished_leftover_of_a_killed_run_is_built_anew(folder, data_dir):
+    # Its source may have been another one.
+    old = own(folder, data_dir)
+    leftover = data_dir / ".preparing-own" / "own" / "1.0.0"
+    leftover.parent.mkdir(parents=True)
+    old.rename(leftover)
+    (folder / "bounding_box_train" / "0009_c1.jpg").write_bytes(jpeg())
+    own(folder, data_dir)
+    assert image_count(data_dir) == 4
+
+
+def test_two_at_once_do_not_meet(folder, data_dir):
+    with (
+        prepare._locked(data_dir / ".preparing-own", data_dir / "own" / "1.0.0"),
+        pytest.raises(UserError, match="Another process"),
+    ):
+        own(folder, data_dir)
+    own(folder, data_dir)
+    assert image_count(data_dir) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        own(folder, tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes", "words"),
+    [
+        (
+            "market1051",
+            {},
+            ["'market1051'", "Did you mean market1501", "own in Market"],
+        ),
+        ("", {}, ["Known: market1501, synthetic/"]),
+        ("synthetic/holistc_demo", {}, ["Did you mean synthetic/holistic_demo"]),
+        ("synthetic", {}, ["Known"]),
+        ("synthetic/holistic_demo", {"source": "x"}, ["leave out --source"]),
+        ("market1501", {}, ["needs --source", "bounding_box_train"]),
+        ("market1501", {"name": "../up", "source": "x"}, ["'../up'", "small letters"]),
+        ("market1501", {"name": "synthetic", "source": "x"}, ["'synthetic'"]),
+        ("market1501", {"name": "Mine", "source": "x"}, ["'Mine'"]),
+    ],
+)
+def test_wrong_requests_are_user_errors(data_dir, dataset, changes, words):
+    with pytest.raises(UserError) as error:
+        prepare.prepare(dataset, data_dir=data_dir, **changes)
+    for word in words:
+        assert word in str(error.value)
+    assert not data_dir.exists() or contents(data_dir) == []
+
+
+def run(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "data_pipelines.prepare", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **settings,
+    )
+
+
+def test_the_command_reports_and_then_says_that_it_is_done(folder, data_dir):
+    arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr
+    lines = [line.split() for line in first.stdout.splitlines()]
+    assert lines[0] == ["Prepared", "own", "in", str(data_dir / "own" / "1.0.0")]
+    assert ["train", "3", "2", "3"] in lines
+    assert ["query", "2", "2", "2"] in lines
+    assert ["gallery", "3", "2", "3"] in lines
+    assert "1 gallery images are distractors" in first.stdout
+    assert "2 junk images (person -1) were left out" in first.stdout
+    assert "dataset=own" in first.stdout.splitlines()[-1]
+    assert "3/3" in first.stderr  # The progress bar.
+    assert "Traceback" not in first.stderr
+    again = run(*arguments)
+    assert again.returncode == 0
+    assert "already prepared" in again.stdout
+
+
+def test_a_mistake_on_the_command_line_is_one_message(data_dir):
+    done = run("--dataset=market1501", "--source=nowhere", f"--data_dir={data_dir}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("prepare: --source=nowhere does not exist.")
+
+
+def start_and_wait(folder, data_dir):
+    """Starts the command and returns once it has begun to write records."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "data_pipelines.prepare", *OWN),
+            *(f"--source={folder}", f"--data_dir={data_dir}"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 40
+    while not list(data_dir.glob(".preparing-own/own/*incomplete*/*")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_a_full_disk_is_one_message(folder, data_dir):
+    for i in range(20):
+        (folder / "query" / f"0001_c1_{i}.jpg").write_bytes(jpeg(300, 300))
+    done = run(
+        *OWN,
+        f"--source={folder}",
+        f"--data_dir={data_dir}",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("prepare: Cannot write to ")
+    assert "Traceback" not in done.stderr
+    assert contents(data_dir) == []
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
+    folder, data_dir, kill
+):
+    data = jpeg(400, 400)
+    for i in range(1500):  # Some seconds of work.
+        (folder / "bounding_box_train" / f"0009_c1_{i:04}.jpg").write_bytes(data)
+    process = start_and_wait(folder, data_dir)
+    process.send_signal(kill)
+    message = process.communicate()[1].decode()
+    with pytest.raises(UserError, match="not prepared"):
+        image_count(data_dir)
+    assert not (data_dir / "own").exists()
+    if kill == signal.SIGINT:
+        assert process.returncode == 130
+        assert message.endswith("prepare: interrupted; nothing was stored.\n")
+        assert os.listdir(data_dir) == []
+        return
+    for path in sorted((folder / "bounding_box_train").glob("0009*"))[10:]:
+        path.unlink()
+    assert own(folder, data_dir) == data_dir / "own" / "1.0.0"
+    assert image_count(data_dir) == 13
+    assert os.listdir(data_dir) == ["own"]
+
+
+def test_real_photographs_go_through(shared_data, data_dir):
+    own(shared_data / "grocery_photos", data_dir, name="grocery")
+    counts = [len(records.open_records("grocery", s, data_dir)) for s in prepare.SPLITS]
+    assert counts == [4572, 220, 472]
+    report = prepare.report("grocery", data_dir)
+    assert ["query", "220", "15", "1"] in [x.split() for x in report.splitlines()]

@@ -1,0 +1,168 @@
+"""Stored records: round trip, pickling, messages; all with TensorFlow blocked."""
+
+import io
+import pickle
+import subprocess
+import sys
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_pipelines import records
+from reid_jax.errors import UserError
+
+
+def _encoded(extension: str, array: np.ndarray) -> bytes:
+    return cv2.imencode(extension, array)[1].tobytes()
+
+
+def _example(index: int, *, parts: bool) -> dict:
+    rng = np.random.default_rng(index)
+    example = {
+        "image": io.BytesIO(_encoded(".jpg", rng.integers(0, 255, (8, 4, 3), "uint8"))),
+        "person": index // 2,
+        "camera": index % 3,
+        "filename": f"{index:04d}_c{index % 3}.jpg",
+    }
+    if parts:
+        labels = rng.integers(0, 9, (8, 4, 1), "uint8")
+        example["parts"] = io.BytesIO(_encoded(".png", labels))
+    return example
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Two splits of random pictures."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [
+        tfds.core.BuilderConfig(name="parts"),
+        tfds.core.BuilderConfig(name="plain"),
+    ]
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            disable_shuffling=True,
+            features=records.features(with_parts=self.builder_config.name == "parts"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            "train": self._generate_examples(7),
+            "query": self._generate_examples(3),
+        }
+
+    def _generate_examples(self, count):
+        parts = self.builder_config.name == "parts"
+        for index in range(count):
+            yield index, _example(index, parts=parts)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    for config in ("parts", "plain"):
+        Tiny(
+            config=config, data_dir=path, file_format="array_record"
+        ).download_and_prepare()
+    return path
+
+
+@pytest.mark.parametrize("config", ["parts", "plain"])
+def test_round_trip_keeps_bytes_and_order(data_dir, config):
+    opened = records.open_records(f"tiny/{config}", "train", data_dir)
+    assert len(opened) == 7
+    assert opened.has_parts == (config == "parts")
+    for index in range(7):
+        expected = _example(index, parts=opened.has_parts)
+        record = opened[index]
+        assert record["image"] == expected["image"].getvalue()
+        assert record["filename"] == opened.filename(index) == expected["filename"]
+        assert ("parts" in record) == opened.has_parts
+        if opened.has_parts:
+            assert record["parts"] == expected["parts"].getvalue()
+    np.testing.assert_array_equal(opened.person, np.arange(7) // 2)
+    np.testing.assert_array_equal(opened.camera, np.arange(7) % 3)
+    assert opened.person.dtype == opened.camera.dtype == np.int32
+
+
+def test_iterates_each_record_once(data_dir):
+    opened = records.open_records("tiny/plain", "query", data_dir)
+    assert [r["filename"] for r in opened] == [opened.filename(i) for i in range(3)]
+
+
+def test_numpy_indices_and_pickling(data_dir):
+    opened = records.open_records("tiny/parts", "train", data_dir)
+    copy = pickle.loads(pickle.dumps(opened))
+    assert copy[np.int64(4)] == opened[4]
+    np.testing.assert_array_equal(copy.person, opened.person)
+
+
+def test_missing_names_the_prepare_command(data_dir):
+    with pytest.raises(UserError) as error:
+        records.open_records("market1501", "train", data_dir)
+    command = (
+        f"python -m data_pipelines.prepare --dataset=market1501 --data_dir={data_dir}"
+    )
+    assert command in str(error.value)
+
+
+def test_unfinished_preparation_counts_as_missing(tmp_path):
+    (tmp_path / "tiny/parts/incomplete.AB12CD_1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not prepared"):
+        records.open_records("tiny/parts", "train", tmp_path)
+
+
+def test_unknown_split_lists_the_known(data_dir):
+    with pytest.raises(UserError, match="splits: train, query"):
+        records.open_records("tiny/parts", "test", data_dir)
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "no shard", "cut shard", "junk"])
+def test_damaged_directory(tmp_path, damage):
+    builder = Tiny(config="plain", data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    version = tmp_path / "tiny/plain/1.0.0"
+    (shard,) = version.glob("*train*")
+    if damage == "no metadata":
+        (version / "dataset_info.json").unlink()
+    elif damage == "no shard":
+        shard.unlink()
+    elif damage == "cut shard":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    else:
+        (version / "features.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged or incomplete.*prepare"):
+        records.open_records("tiny/plain", "train", tmp_path)
+
+
+def test_newest_version_wins(data_dir, tmp_path):
+    source = data_dir / "tiny/plain/1.0.0"
+    for version in ("9.0.0", "10.0.0"):
+        target = tmp_path / "tiny/plain" / version
+        target.mkdir(parents=True)
+        for file in source.iterdir():
+            text = file.read_bytes()
+            if version == "10.0.0" and file.name == "dataset_info.json":
+                text = text.replace(b"1.0.0", b"10.0.0")
+            (target / file.name).write_bytes(text)
+    (tmp_path / "tiny/plain/9.0.0/features.json").unlink()
+    assert len(records.open_records("tiny/plain", "train", tmp_path)) == 7
+
+
+def test_reading_needs_no_tensorflow(data_dir):
+    code = (
+        "from tests.data_pipelines import no_tensorflow\n"
+        "from data_pipelines import records\n"
+        f"r = records.open_records('tiny/parts', 'train', {str(data_dir)!r})\n"
+        "print(len(r), r.person.tolist(), sorted(r[0]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == (
+        "7 [0, 0, 1, 1, 2, 2, 3] ['filename', 'image', 'parts']"
+    )
