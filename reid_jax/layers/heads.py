@@ -1,0 +1,45 @@
+"""Re-identification heads."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reid_jax.layers.norm import BatchNorm
+
+
+class BNNeck(nn.Module):
+    """Batch normalisation between the triplet's feature and the identity loss's.
+
+    Source: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
+    Re-Identification", 2019, section 3.5: no bias in the normalisation nor in the
+    classifier, whose weights start at N(0, 0.001).
+
+    Attributes:
+      num_classes: training identities.
+      bn_groups: see `BatchNorm.groups`.
+    """
+
+    num_classes: int
+    bn_groups: int = 1
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Applies the head to `features` [B, D].
+
+        Returns:
+          `before` [B, D], the feature as it came, for the triplet loss; `after`
+          [B, D], the normalised feature, for retrieval; `logits` [B, num_classes].
+          All float32.
+        """
+        before = features.astype(jnp.float32)
+        norm = BatchNorm(groups=self.bn_groups, use_bias=False, name="bn")
+        after = norm(before, train=train)
+        logits = nn.Dense(
+            self.num_classes,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(0.001),
+            name="classifier",
+        )(after)
+        return {"before": before, "after": after, "logits": logits}

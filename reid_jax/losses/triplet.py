@@ -1,0 +1,95 @@
+"""Triplet loss with batch-hard mining.
+
+Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification",
+2017, Eq. 5, with a hinge and Euclidean (not squared) distances.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reid_jax.errors import UserError
+
+_LEAST_SQUARE = 1e-12
+"""Squared distances are clamped here: the square root's gradient stays finite."""
+
+
+class Hardest(NamedTuple):
+    """The hardest pair of each anchor.
+
+    Attributes:
+      positive: float32 [B], distance to the farthest other image of the identity.
+      negative: float32 [B], distance to the nearest image of another identity.
+      valid: bool [B], whether both exist; where not, the distances mean nothing.
+    """
+
+    positive: jax.Array
+    negative: jax.Array
+    valid: jax.Array
+
+
+def batch_hard_triplet(
+    features: jax.Array, labels: jax.Array, *, margin: float, groups: int = 1
+) -> jax.Array:
+    """Mean over anchors of max(0, positive - negative + margin).
+
+    Anchors without another image of their identity, or without one of another
+    identity, are left out of the mean; with none left the loss is 0.
+
+    Args:
+      features: [B, D], not normalised.
+      labels: int [B].
+      margin: distance by which the negative should be farther than the positive.
+      groups: mine within this many consecutive groups of rows, as a run on that many
+        GPUs did. The batch is identity-major, so identities are not torn apart.
+
+    Returns:
+      float32 scalar.
+    """
+    rows = features.shape[0]
+    if rows % groups:
+        raise UserError(
+            f"mining_groups={groups} does not divide the batch of {rows} images: "
+            "choose a batch size that is a multiple of it, or mining_groups=1"
+        )
+    hardest = jax.vmap(hardest_pairs)(
+        features.reshape(groups, -1, features.shape[-1]), labels.reshape(groups, -1)
+    )
+    hinge = jnp.maximum(hardest.positive - hardest.negative + margin, 0)
+    hinge = jnp.where(hardest.valid, hinge, 0)
+    return hinge.sum() / jnp.maximum(hardest.valid.sum(), 1)
+
+
+def hardest_pairs(features: jax.Array, labels: jax.Array) -> Hardest:
+    """Finds each anchor's hardest positive and negative; of equal ones the first.
+
+    Pairs are chosen by the Gram matrix, without gradient; the distances of the
+    chosen ones are then taken from differences, which loses no digits to
+    cancellation and costs B x D, not B x B x D.
+    """
+    features = features.astype(jnp.float32)
+    squares = jax.lax.stop_gradient(_squared_distances(features))
+    same = labels[:, None] == labels[None, :]
+    positives = same & ~jnp.eye(labels.shape[0], dtype=bool)
+    farthest = jnp.argmax(jnp.where(positives, squares, -jnp.inf), axis=1)
+    nearest = jnp.argmin(jnp.where(same, jnp.inf, squares), axis=1)
+    return Hardest(
+        _distance(features, features[farthest]),
+        _distance(features, features[nearest]),
+        positives.any(1) & ~same.all(1),
+    )
+
+
+def _squared_distances(features: jax.Array) -> jax.Array:
+    features -= features.mean(0)  # changes no distance, but leaves it more digits
+    norms = jnp.square(features).sum(1)
+    inner = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
+    return norms[:, None] + norms[None, :] - 2 * inner
+
+
+def _distance(left: jax.Array, right: jax.Array) -> jax.Array:
+    square = jnp.square(left - right).sum(1)
+    return jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))

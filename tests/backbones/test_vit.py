@@ -1,0 +1,219 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reid_jax.backbones import vit
+from reid_jax.errors import UserError
+from tests.backbones import vit_in_numpy
+from tests.variables import random_variables
+
+TINY = {"image_size": (14, 10), "patch_size": 4, "stride": (4, 4), "width": 12}
+TINY |= {"depth": 2, "heads": 3, "mlp_ratio": 2, "extra_tokens": 2}
+
+
+def make(**changes):
+    model = vit.VisionTransformer(**TINY | changes)
+    images = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    return model, random_variables(init, images)
+
+
+def pixels(size=(14, 10), batch=2):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(batch, *size, 3)).astype(np.float32)
+
+
+def run(model, variables, images):
+    return jax.jit(functools.partial(model.apply, train=False))(variables, images)
+
+
+def sequence(outputs):
+    cls = np.asarray(outputs["cls"])[:, None]
+    return np.concatenate([cls, outputs["extra"], outputs["patches"]], axis=1)
+
+
+@pytest.mark.parametrize("stride", [(4, 4), (3, 2)])
+def test_equals_numpy(stride):
+    model, variables = make(stride=stride)
+    found = sequence(run(model, variables, pixels()))
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables["params"])
+    expected = vit_in_numpy.forward(
+        pixels().astype(np.float64), params, patch_size=4, stride=stride, heads=3
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_keeps_float32_outside_the_matrix_products():
+    model, variables = make()
+    exact = sequence(run(model, variables, pixels()))
+    half, _ = make(dtype="bfloat16")
+    outputs = run(half, variables, pixels())
+    assert outputs["cls"].dtype == jnp.float32
+    difference = np.abs(sequence(outputs) - exact).max()
+    assert 1e-5 < difference < 0.1
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"),
+    [
+        ((256, 128), (16, 16), (16, 8)),
+        ((256, 128), (12, 12), (21, 10)),
+        ((256, 128), (11, 11), (22, 11)),
+        ((224, 224), (16, 16), (14, 14)),
+        ((256, 128), (16, 12), (16, 10)),
+    ],
+)
+def test_grid_size(size, stride, grid):
+    assert vit.grid_size(size, 16, stride) == grid
+
+
+def bilinear(grid, new):
+    """Half-pixel centres, edges clamped: one output place at a time."""
+    rows, columns, width = grid.shape
+    resized = np.zeros((*new, width))
+    for y in range(new[0]):
+        for x in range(new[1]):
+            v = min(max((y + 0.5) * rows / new[0] - 0.5, 0), rows - 1)
+            u = min(max((x + 0.5) * columns / new[1] - 0.5, 0), columns - 1)
+            top, left = int(v), int(u)
+            bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            upper = grid[top, left] * (1 - u + left) + grid[top, right] * (u - left)
+            lower = grid[bottom, left] * (1 - u + left) + grid[bottom, right] * (
+                u - left
+            )
+            resized[y, x] = upper * (1 - v + top) + lower * (v - top)
+    return resized
+
+
+@pytest.mark.parametrize("new", [(16, 8), (21, 10), (5, 20)])
+def test_resize_position_embedding_equals_a_loop(new):
+    embedding = np.random.default_rng(0).normal(size=(1, 1 + 14 * 14, 3))
+    resized = vit.resize_position_embedding(
+        jnp.asarray(embedding, jnp.float32), (14, 14), new
+    )
+    expected = bilinear(embedding[0, 1:].reshape(14, 14, 3), new).reshape(-1, 3)
+    np.testing.assert_allclose(resized[0, 1:], expected, atol=1e-5)
+    np.testing.assert_allclose(resized[0, 0], embedding[0, 0], atol=1e-6)
+
+
+def test_image_of_another_size_gets_resized_positions():
+    model, variables = make()
+    images = pixels((18, 12))
+    found = sequence(run(model, variables, images))
+    params = dict(variables["params"])
+    position = params["pos_embed"]
+    resized = bilinear(position[0, 1:].reshape(3, 2, 12), (4, 3)).reshape(1, 12, 12)
+    params["pos_embed"] = np.concatenate([position[:, :1], resized], axis=1)
+    expected = vit_in_numpy.forward(
+        images.astype(np.float64), params, patch_size=4, stride=(4, 4), heads=3
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_named_after_timm():
+    _, variables = make(depth=1)
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+    }
+    assert shapes == {
+        "cls_token": (1, 1, 12),
+        "pos_embed": (1, 7, 12),
+        "extra_tokens": (1, 2, 12),
+        "extra_pos_embed": (1, 2, 12),
+        "patch_embed/proj/kernel": (4, 4, 3, 12),
+        "patch_embed/proj/bias": (12,),
+        "blocks_0/norm1/scale": (12,),
+        "blocks_0/norm1/bias": (12,),
+        "blocks_0/attn/qkv/kernel": (12, 36),
+        "blocks_0/attn/qkv/bias": (36,),
+        "blocks_0/attn/proj/kernel": (12, 12),
+        "blocks_0/attn/proj/bias": (12,),
+        "blocks_0/norm2/scale": (12,),
+        "blocks_0/norm2/bias": (12,),
+        "blocks_0/mlp/fc1/kernel": (12, 24),
+        "blocks_0/mlp/fc1/bias": (24,),
+        "blocks_0/mlp/fc2/kernel": (24, 12),
+        "blocks_0/mlp/fc2/bias": (12,),
+        "norm/scale": (12,),
+        "norm/bias": (12,),
+    }
+
+
+def test_initial_values():
+    model = vit.VisionTransformer(**TINY | {"width": 96, "depth": 1})
+    params = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(0), jnp.zeros((1, 14, 10, 3))
+    )["params"]
+    for kernel in (
+        params["blocks_0"]["attn"]["qkv"]["kernel"],
+        params["patch_embed"]["proj"]["kernel"],
+        params["pos_embed"],
+    ):
+        assert abs(float(kernel.std()) - 0.02) < 0.002
+    assert (params["blocks_0"]["mlp"]["fc1"]["bias"] == 0).all()
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    branch = jnp.ones((4000, 3, 2))
+    kept = vit.DropPath(0.25).apply(
+        {}, branch, train=True, rngs={"drop_path": jax.random.key(0)}
+    )
+    kept = np.asarray(kept)
+    assert set(np.unique(kept)) == {0, np.float32(1 / 0.75)}
+    assert (kept == kept[:, :1, :1]).all()
+    assert abs((kept[:, 0, 0] > 0).mean() - 0.75) < 0.03
+    assert vit.DropPath(0.25).apply({}, branch, train=False) is branch
+
+
+def test_drop_path_grows_linearly():
+    rates = []
+
+    class Spy(vit.Block):
+        def __post_init__(self):
+            rates.append(self.drop_path)
+            super().__post_init__()
+
+    original, vit.Block = vit.Block, Spy
+    try:
+        model = vit.VisionTransformer(**TINY | {"depth": 5, "drop_path": 0.2})
+        jax.eval_shape(
+            functools.partial(model.init, train=False), jax.random.key(0), pixels()
+        )
+    finally:
+        vit.Block = original
+    np.testing.assert_allclose(sorted(set(rates)), [0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_attention_of_a_query_that_sees_nothing_is_zero_with_finite_gradients():
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, 1, 2, 1, 4)).astype(np.float32)
+    mask = np.array([[True, False], [False, False]])
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(inputs):
+        output, weights = vit.attention(*inputs, mask)
+        return (output**2).sum() + weights[0, 0, 1].sum()
+
+    found, gradients = total((query, key, value))
+    np.testing.assert_allclose(found, (value[0, 0] ** 2).sum(), rtol=1e-6)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": (14, 3)}, "smaller than one patch"),
+        ({"heads": 5}, "5 heads do not divide"),
+        ({"dtype": "float16"}, "float32 or bfloat16"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(UserError, match=message):
+        vit.VisionTransformer(**TINY | changes)

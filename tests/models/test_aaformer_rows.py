@@ -1,0 +1,127 @@
+"""Every row of Tables IV, V and VI at the paper's size: shapes, parameters, FLOPs.
+
+The numbers follow from the architecture by hand: D = 768, 12 layers, 16 x 16 patches
+of 256 x 128 pixels (N = 128), 1041 identities (MSMT17).
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from reid_jax.models import aaformer, baseline
+from reid_jax.models.method import parameter_count
+from reid_jax.runtime.flops import count_flops
+
+D, LAYERS, N, CLASSES = 768, 12, 128, 1041
+
+BLOCK = 12 * D**2 + 13 * D
+"""qkv 3D^2 + 3D, projection D^2 + D, MLP 8D^2 + 5D, two LayerNorms of 2D."""
+
+HEAD = D + D * CLASSES
+"""Scale of the normalisation, and a classifier without bias."""
+
+VIT = (16 * 16 * 3 * D + D) + D + (1 + N) * D + LAYERS * BLOCK + 2 * D
+"""Patch projection, CLS, positions, blocks, final LayerNorm."""
+
+# row: fields, tokens beside CLS, parts (heads beside the first), pooled or aligned
+ROWS = {
+    "IV ViT-baseline": ({"tokens": "none"}, 0, 0),
+    "IV Pool PCB": (
+        {"tokens": "pool", "assignment": "stripes", "granularities": (6,)},
+        0,
+        6,
+    ),
+    "IV Pool MGN": ({"tokens": "pool", "assignment": "stripes"}, 0, 5),
+    "IV Pool SPReID": ({"tokens": "pool", "assignment": "parsing"}, 0, 5),
+    "IV PT PCB": ({"assignment": "stripes", "granularities": (6,)}, 6, 6),
+    "IV PT MGN": ({"assignment": "stripes"}, 5, 5),
+    "IV PT SPReID": ({"assignment": "parsing"}, 5, 5),
+    "IV 6*CLS": ({"tokens": "cls"}, 5, 5),
+    "IV AAformer": ({}, 5, 5),
+    "V Nearest Neighbor": ({"assignment": "nn"}, 5, 5),
+    "VI {4}": ({"granularities": (4,)}, 4, 4),
+    "VI {5}": ({"granularities": (5,)}, 5, 5),
+    "VI {6}": ({"granularities": (6,)}, 6, 6),
+    "VI {3,4}": ({"granularities": (3, 4)}, 7, 7),
+    "VI {2,3,4}": ({"granularities": (2, 3, 4)}, 9, 9),
+}
+
+
+def abstract_batch(size=64):
+    return {
+        "image": jax.ShapeDtypeStruct((size, 256, 128, 3), jnp.uint8),
+        "parts": jax.ShapeDtypeStruct((size, 256, 128), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+
+
+def trace(method, batch):
+    """Shapes of one training step, and of an embedding, without computing either."""
+    variables = jax.eval_shape(method.init, jax.random.key(0), batch)
+
+    def step(variables, batch):
+        return method.objective(
+            variables, batch, rng=jax.random.key(0), epoch=0.0, stage="train"
+        )
+
+    loss, _, collections = jax.eval_shape(step, variables, batch)
+    assert loss.shape == ()
+    expected = {name: variables[name] for name in variables if name != "params"}
+    assert jax.tree.map(lambda leaf: leaf.shape, collections) == jax.tree.map(
+        lambda leaf: leaf.shape, expected
+    )
+    parts = batch["parts"] if method.embed_inputs else None
+    embedding = jax.eval_shape(method.embed, variables, batch["image"], None, parts)
+    return variables, embedding["vector"]
+
+
+def transformer_flops(patches, tokens):
+    """Matrix products of one image: 2 x MACs, quadratic attention included."""
+    length = 1 + tokens + patches
+    layer = 24 * length * D**2 + 4 * length**2 * D
+    return LAYERS * layer + 2 * patches * D * 16 * 16 * 3
+
+
+def alignment_flops(fields, patches, parts):
+    """What parts add: their scores, attention, or pooling."""
+    if fields.get("tokens") == "pool":
+        return 2 * parts * patches * D
+    if fields.get("tokens", "part") != "part":
+        return 0
+    assignment = fields.get("assignment", "ot")
+    scores = 2 * parts * patches * D if assignment in ("ot", "nn") else 0
+    return LAYERS * (4 * parts * patches * D + scores)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_row(row):
+    fields, tokens, parts = ROWS[row]
+    method = aaformer.Method(CLASSES, **fields)
+    variables, vector = trace(method, abstract_batch())
+    assert vector.shape == (64, (1 + parts) * D)
+    assert parameter_count(variables) == VIT + 2 * tokens * D + (1 + parts) * HEAD
+    one = abstract_batch(1)
+    given = one["parts"] if method.embed_inputs else None
+    flops = count_flops(method.embed, variables, one["image"], None, given)
+    classifiers = (1 + parts) * 2 * D * CLASSES
+    expected = transformer_flops(N, tokens) + alignment_flops(fields, N, parts)
+    assert flops == expected + classifiers
+
+
+# The README's table: Market-1501 has 751 identities. Forward GFLOPs per image.
+MARKET = {
+    "AAformer": (aaformer, {}, 89_219_328, 23.62),
+    "AAformer, stride 12": (aaformer, {"stride": (12, 12)}, 89_282_304, 38.72),
+    "ViT baseline": (baseline, {}, 86_323_968, 22.68),
+    "ViT baseline, stride 12": (baseline, {"stride": (12, 12)}, 86_386_944, 37.73),
+}
+
+
+@pytest.mark.parametrize("name", MARKET)
+def test_market_figures(name):
+    module, fields, parameters, gflops = MARKET[name]
+    method = module.Method(751, **fields)
+    variables, _ = trace(method, abstract_batch())
+    assert parameter_count(variables) == parameters
+    flops = count_flops(method.embed, variables, abstract_batch(1)["image"])
+    assert round(flops / 1e9, 2) == gflops
