@@ -1,0 +1,96 @@
+"""Draws a sheet of synthetic pedestrians, to see what the data set looks like.
+
+python -m data_pipelines.synthetic.contact_sheet --out=sheet.png
+"""
+
+import argparse
+import os
+
+import cv2
+import numpy as np
+
+from data_pipelines.synthetic import plan, render
+
+_COLOURS = np.array(
+    [
+        (0, 0, 0),
+        (235, 60, 50),
+        (250, 200, 60),
+        (70, 160, 250),
+        (40, 90, 190),
+        (110, 210, 110),
+        (40, 140, 60),
+        (230, 130, 230),
+        (150, 60, 170),
+    ],
+    np.uint8,
+)
+"""Colour of each part class; the left side is the lighter of a pair."""
+_COLUMNS = 14
+_GAP = 6
+
+
+def contact_sheet(
+    path: str | os.PathLike, *, size: str = "demo", identities: int = 4
+) -> None:
+    """Writes a picture with four blocks: people, occluded, partial, part maps.
+
+    Args:
+      path: PNG or JPEG file to write.
+      size: of the data set.
+      identities: rows of the first block; each shows one person in all cameras.
+    """
+    shots = plan.shots("holistic", size, "train")
+    people = _rows(shots, identities)
+    blocks = [
+        np.concatenate([_row(row, labels=False) for row in people]),
+        _row(_every(plan.shots("occluded", size, "query")), labels=False),
+        _row(_every(plan.shots("partial", size, "query")), labels=False),
+        _row(_every(shots), labels=True),
+    ]
+    gap = np.full((_GAP, blocks[0].shape[1], 3), 255, np.uint8)
+    sheet = np.concatenate([part for block in blocks for part in (block, gap)][:-1])
+    path = os.fspath(path)
+    is_png = path.lower().endswith(".png")
+    quality = [] if is_png else [cv2.IMWRITE_JPEG_QUALITY, 82]
+    cv2.imwrite(path, sheet[..., ::-1], quality)
+
+
+def _rows(shots: list[plan.Shot], identities: int) -> list[list[plan.Shot]]:
+    """Images of people who were seen often, spread over the list."""
+    own: dict[int, list[plan.Shot]] = {}
+    for shot in shots:
+        own.setdefault(shot.person, []).append(shot)
+    often = [images for images in own.values() if len(images) >= _COLUMNS]
+    return [_every(images) for images in _every(often, identities)]
+
+
+def _every(items: list, count: int = _COLUMNS) -> list:
+    """`count` items, evenly spaced."""
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _row(shots: list[plan.Shot], *, labels: bool) -> np.ndarray:
+    """Images side by side; with `labels`, every other one is a part map."""
+    if not labels:
+        return np.concatenate([render.render(shot)[0] for shot in shots], axis=1)
+    pairs = []
+    for shot in shots[: len(shots) // 2]:
+        image, parts = render.render(shot)
+        mixed = 0.35 * image + 0.65 * _COLOURS[parts]
+        pairs += [image, np.where(parts[..., None], mixed, 0.35 * image)]
+    return np.concatenate(pairs, axis=1).astype(np.uint8)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True, help="PNG or JPEG file to write")
+    parser.add_argument("--size", default="demo", choices=plan.SIZES)
+    parser.add_argument("--identities", type=int, default=4, help="rows of people")
+    given = parser.parse_args()
+    contact_sheet(given.out, size=given.size, identities=given.identities)
+
+
+if __name__ == "__main__":
+    main()
