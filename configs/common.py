@@ -91,6 +91,8 @@ def stage() -> ConfigDict:
                 "warmup_from": 8e-4,
                 # The cosine ends at this fraction of the learning rate.
                 "final_factor": 0.002,
+                # Groups of parameters with multipliers; see `OptimizerSpec.groups`.
+                "groups": {},
             },
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,10 @@ class OptimizerSpec:
       warmup_epochs: of linear growth from `warmup_from`.
       warmup_from: learning rate of the first step.
       final_factor: the cosine ends at `final_factor * learning_rate`.
+      groups: parameters with a learning rate or decay of their own, by name:
+        `pattern`, a regular expression of their paths, and the multipliers
+        `learning_rate` and `weight_decay`. The first pattern that fits counts.
+        Paths read `a/b/kernel`; patterns match from their start.
     """
 
     name: str
@@ -37,6 +41,7 @@ class OptimizerSpec:
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
     final_factor: float = 0.0
+    groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def schedule(
@@ -62,33 +67,52 @@ def make_optimizer(
     Args:
       spec: which optimizer.
       rate: learning rate by step, from `schedule`.
-      frozen: regular expressions of parameter paths (`a/b/kernel`, matched from the
-        start) that do not learn; they keep no optimizer state either.
+      frozen: regular expressions of parameter paths that do not learn; they keep no
+        optimizer state either.
 
     Raises:
       UserError: for an unknown optimizer name.
     """
-    decay = optax.add_decayed_weights(spec.weight_decay)
-    match spec.name:
-        case "sgd":
-            learner = optax.chain(decay, optax.sgd(rate, momentum=spec.momentum))
-        case "adam":
-            learner = optax.chain(decay, optax.adam(rate))
-        case "adamw":
-            learner = optax.adamw(rate, weight_decay=spec.weight_decay)
-        case _:
-            raise UserError(
-                f"unknown optimizer {spec.name!r}; known: {', '.join(OPTIMIZERS)}"
-            )
-    if not frozen:
-        return learner
-    patterns = [re.compile(pattern) for pattern in frozen]
+    learners = {"": _learner(spec, rate), "frozen": optax.set_to_zero()}
+    rules = [(re.compile(pattern), "frozen") for pattern in frozen]
+    for name, group in spec.groups.items():
+        learners[f"group {name}"] = _learner(spec, rate, **_multipliers(group))
+        rules.append((re.compile(group["pattern"]), f"group {name}"))
+    if not rules:
+        return learners[""]
 
     def label(path: Any, _: Any) -> str:
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
-        return "frozen" if any(p.match(name) for p in patterns) else "learns"
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return next((found for rule, found in rules if rule.match(name)), "")
 
     return optax.partition(
-        {"learns": learner, "frozen": optax.set_to_zero()},
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
+        learners, lambda params: jax.tree_util.tree_map_with_path(label, params)
     )
+
+
+def _multipliers(group: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in group.items() if name != "pattern"}
+
+
+def _learner(
+    spec: OptimizerSpec,
+    rate: optax.Schedule,
+    *,
+    learning_rate: float = 1.0,
+    weight_decay: float = 1.0,
+) -> optax.GradientTransformation:
+    """The optimizer with its learning rate and decay multiplied."""
+    decay = spec.weight_decay * weight_decay
+
+    def scaled(step: jax.Array) -> jax.Array:
+        return rate(step) * learning_rate
+
+    match spec.name:
+        case "sgd":
+            coupled = optax.add_decayed_weights(decay)
+            return optax.chain(coupled, optax.sgd(scaled, momentum=spec.momentum))
+        case "adam":
+            return optax.chain(optax.add_decayed_weights(decay), optax.adam(scaled))
+        case "adamw":
+            return optax.adamw(scaled, weight_decay=decay)
+    raise UserError(f"unknown optimizer {spec.name!r}; known: {', '.join(OPTIMIZERS)}")

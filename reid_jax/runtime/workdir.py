@@ -60,11 +60,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def claim(workdir: str, config: Mapping[str, Any]) -> None:
     """Makes `workdir` the folder of this config, or checks that it already is.
 
+    A run that never saved a checkpoint has nothing to lose and gives way.
+
     Raises:
       UserError: if another config's run lives there; names the fields that differ.
     """
     path = pathlib.Path(workdir) / "config.json"
-    if path.exists():
+    if path.exists() and any(pathlib.Path(workdir).glob("checkpoints/last/[0-9]*")):
         differences = _differences(json.loads(path.read_text()), config)
         if differences:
             raise UserError(

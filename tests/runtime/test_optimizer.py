@@ -77,6 +77,35 @@ def test_frozen_paths_do_not_learn_and_keep_no_state():
     assert 7 not in {np.size(leaf) for leaf in jax.tree.leaves(state)}
 
 
+def test_groups_multiply_rate_and_decay():
+    """As PyTorch's parameter groups: TransReID's biases learn twice as fast."""
+    spec = OptimizerSpec(
+        "sgd",
+        0.1,
+        weight_decay=DECAY,
+        groups={
+            "bias": {"pattern": ".*bias$", "learning_rate": 2.0, "weight_decay": 0.0},
+            "head": {"pattern": "head/", "learning_rate": 10.0},
+        },
+    )
+    optimizer = make_optimizer(spec, lambda _: 0.1)
+    parameters = {
+        "base": {"kernel": jnp.full(2, 3.0), "bias": jnp.full(2, 3.0)},
+        "head": {"kernel": jnp.full(2, 3.0), "bias": jnp.full(2, 3.0)},
+    }
+    gradients = jax.tree.map(jnp.ones_like, parameters)
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    wanted = {
+        "base": {"kernel": -0.1 * (1 + DECAY * 3), "bias": -0.2},
+        "head": {"kernel": -1.0 * (1 + DECAY * 3), "bias": -0.2},
+    }
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6),
+        updates,
+        wanted,
+    )
+
+
 def test_schedule_of_aaformer():
     """Section IV-A: 8e-4 to 8e-3 in 10 epochs, then a cosine over 120 in all."""
     spec = OptimizerSpec(

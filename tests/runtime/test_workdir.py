@@ -17,8 +17,15 @@ def test_the_same_config_may_come_back_with_other_free_fields(tmp_path):
     workdir.claim(str(tmp_path), moved)
 
 
+def test_a_run_that_saved_nothing_gives_way(tmp_path):
+    workdir.claim(str(tmp_path), CONFIG)
+    workdir.claim(str(tmp_path), {**CONFIG, "seed": 2})
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 2
+
+
 def test_another_config_is_refused_and_the_first_kept(tmp_path):
     workdir.claim(str(tmp_path), CONFIG)
+    (tmp_path / "checkpoints" / "last" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match=r"data\.dataset: a there, b here"):
         workdir.claim(str(tmp_path), {**CONFIG, "data": {"dataset": "b"}})
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
