@@ -4,8 +4,8 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021. Pre-norm bloc
 LayerNorm epsilon 1e-6, exact (erf) GELU, biases everywhere. Parameters are named and
 laid out after timm's (`blocks.3.attn.qkv` is `blocks_3/attn/qkv`), so that its
 weights load by renaming and transposing. Added to it: patches that overlap (TransReID's
-sliding window), position embeddings resized to the image, further learnable tokens,
-and attention that a caller may replace.
+sliding window) and its embedding of the camera, position embeddings resized to the
+image, further learnable tokens, and attention that a caller may replace.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ Attend = Callable[
 ]
 """From query, key and value [B, L, heads, D/heads] to the output of the same shape,
 and whatever arrays of the layer are worth keeping, by name."""
+
+SIZES = {
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+}
+"""Attributes of `VisionTransformer` by the names of the paper and of timm. TransReID's
+own "small" is another network: width 768, depth 8, 8 heads, no bias in qkv."""
 
 # timm cuts its normal distribution at -2 and 2: a hundred standard deviations.
 _INIT = nn.initializers.normal(0.02)
@@ -256,6 +264,9 @@ class VisionTransformer(nn.Module):
       width, depth, heads, mlp_ratio: of the Transformer.
       drop_path: rate of the last block; it grows linearly from 0 at the first.
       extra_tokens: learnable tokens beside CLS, each with its own position embedding.
+      cameras: number of learnable camera embeddings, added to every token
+        (TransReID's side information); 0 for none.
+      camera_scale: what they are multiplied by.
       dtype: "float32" or "bfloat16", of the matrix products. Parameters, the residual
         stream, LayerNorm and softmax are float32.
     """
@@ -269,6 +280,8 @@ class VisionTransformer(nn.Module):
     mlp_ratio: float = 4
     drop_path: float = 0.0
     extra_tokens: int = 0
+    cameras: int = 0
+    camera_scale: float = 3.0
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -284,21 +297,32 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool, attend: Attend = attend_all
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        attend: Attend = attend_all,
+        camera: jax.Array | None = None,
     ) -> dict[str, Any]:
         """Runs standardised images [B, H, W, 3].
 
         An image of another size than `image_size` gets the position embedding
-        resized to its grid.
+        resized to its grid. `camera` int32 [B] is read where `cameras` is not 0; an
+        image whose camera is not in 0..cameras-1, and every image where it is None,
+        gets the mean of the embeddings.
 
         Returns:
           cls [B, D], extra [B, E, D] and patches [B, N, D]: the tokens after the
-          final LayerNorm, float32, patches in row-major order; layers: for each
-          block, the dict that `attend` kept.
+          final LayerNorm, float32, patches in row-major order; before_last
+          [B, 1+E+N, D]: all tokens as they enter the last block, for a
+          `LocalBranch`; layers: for each block, the dict that `attend` kept.
         """
         tokens = self._embed(images)
+        if self.cameras:
+            tokens += self._embed_camera(camera)
         kept = []
         for index in range(self.depth):
+            before_last = tokens
             block = Block(
                 self.heads,
                 self.mlp_ratio,
@@ -314,6 +338,7 @@ class VisionTransformer(nn.Module):
             "cls": tokens[:, 0],
             "extra": tokens[:, 1:border],
             "patches": tokens[:, border:],
+            "before_last": before_last,
             "layers": tuple(kept),
         }
 
@@ -338,6 +363,16 @@ class VisionTransformer(nn.Module):
         first = jnp.concatenate(sequence, axis=1)
         first = jnp.broadcast_to(first, (images.shape[0], *first.shape[1:]))
         return jnp.concatenate([first, patches + position[:, 1:]], axis=1)
+
+    def _embed_camera(self, camera: jax.Array | None) -> jax.Array:
+        """What each image's camera adds to its tokens: [B or 1, 1, D]."""
+        table = self.param("sie_embed", _INIT, (self.cameras, 1, self.width))
+        mean = table.mean(0, keepdims=True)
+        if camera is None:
+            return self.camera_scale * mean
+        known = (camera >= 0) & (camera < self.cameras)
+        own = table[jnp.clip(camera, 0, self.cameras - 1)]
+        return self.camera_scale * jnp.where(known[:, None, None], own, mean)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:

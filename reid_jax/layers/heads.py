@@ -43,3 +43,25 @@ class BNNeck(nn.Module):
             name="classifier",
         )(after)
         return {"before": before, "after": after, "logits": logits}
+
+
+def token_heads(
+    head: BNNeck, tokens: jax.Array, *, train: bool
+) -> dict[str, jax.Array]:
+    """Applies a head of its own to each of several tokens; call it within a module.
+
+    Args:
+      head: describes all of them; their parameters have a leading axis T.
+      tokens: [B, T, D].
+      train: whether to normalise by the batch.
+
+    Returns:
+      `before`, `after` [B, T, D] and `logits` [B, T, num_classes], see `BNNeck`.
+    """
+    return nn.vmap(
+        lambda one, feature: one(feature, train=train),
+        in_axes=1,
+        out_axes=1,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+    )(head, tokens)

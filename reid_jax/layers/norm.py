@@ -77,3 +77,29 @@ def _moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     mean = values.mean(axes, keepdims=True)
     var = jnp.square(values - mean).mean(axes, keepdims=True)
     return mean, var
+
+
+class InstanceNorm(nn.Module):
+    """Normalises every channel of every image over its places.
+
+    As torch.nn.InstanceNorm2d(affine=True): no running averages, the same in
+    training and evaluation. Statistics are float32.
+
+    Attributes:
+      epsilon: added to the variance.
+
+    Parameters `scale` and `bias` [C].
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Normalises `inputs` [B, ..., C]; the result has their dtype."""
+        shape = inputs.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        values = inputs.astype(jnp.float32)
+        mean, var = _moments(values)
+        values = (values - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        return values.astype(inputs.dtype)

@@ -8,6 +8,7 @@ import pytest
 from reid_jax.backbones import vit
 from reid_jax.errors import UserError
 from tests.backbones import vit_in_numpy
+from tests.goldens import filling, layout
 from tests.variables import random_variables
 
 TINY = {"image_size": (14, 10), "patch_size": 4, "stride": (4, 4), "width": 12}
@@ -217,3 +218,59 @@ def test_attention_of_a_query_that_sees_nothing_is_zero_with_finite_gradients():
 def test_mistakes(changes, message):
     with pytest.raises(UserError, match=message):
         vit.VisionTransformer(**TINY | changes)
+
+
+def test_overlapping_patches_and_resized_positions_equal_the_original():
+    model = vit.VisionTransformer((64, 32), stride=(12, 12), width=24, depth=3, heads=3)
+    variables = layout.variables(model, (64, 32))
+    stored = filling.tensor("pos_embed", (1, 1 + 6 * 6, 24))
+    position = vit.resize_position_embedding(stored, (6, 6), (5, 2))
+    variables["params"]["pos_embed"] = position
+    maps = layout.vit_maps(model, variables, filling.images(64, 32))
+    golden = layout.golden("vit")
+    assert set(maps) == set(golden)
+    for key, value in maps.items():
+        layout.assert_equal(value, golden[key])
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    # timm's counts without the classifier, for 197 positions.
+    [("small", 21_665_664), ("base", 85_798_656), ("large", 303_301_632)],
+)
+def test_named_sizes_have_timm_s_parameter_counts(size, parameters):
+    model = vit.VisionTransformer((224, 224), **vit.SIZES[size])
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+def test_camera_embedding_is_added_to_every_token_and_unknown_is_the_mean():
+    spy = {"depth": 1, "cameras": 3, "extra_tokens": 1}
+    model, variables = make(**spy)
+    table = variables["params"]["sie_embed"]
+    assert table.shape == (3, 1, 12)
+    images = np.repeat(pixels(batch=1), 5, axis=0)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+
+    def entering(camera):
+        return np.asarray(apply(variables, images, camera=camera)["before_last"])
+
+    plain, _ = make(**spy | {"cameras": 0})
+    bare = np.asarray(run(plain, variables, images)["before_last"])
+    added = entering(jnp.array([2, 0, 2, -1, 3])) - bare
+    mean = table.mean(0)
+    for row, own in enumerate((table[2], table[0], table[2], mean, mean)):
+        np.testing.assert_allclose(
+            added[row], np.broadcast_to(3 * own, added[row].shape), atol=1e-5
+        )
+    unknown = entering(None) - bare
+    np.testing.assert_allclose(
+        unknown, np.broadcast_to(3 * mean, unknown.shape), atol=1e-5
+    )
+
+
+def test_no_camera_embedding_by_default():
+    _, variables = make()
+    assert "sie_embed" not in variables["params"]
