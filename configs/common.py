@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,8 +25,11 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Dotted module with a class named `Method`; yours may live anywhere importable.
     config.method = f"reid_jax.models.{name}"
     config.seed = 0
-    # ImageNet weights to start from; "none" trains from scratch.
+    # ImageNet weights to start from: a file, a folder of `python -m reid_jax.weights`,
+    # or a known name such as "resnet50"; "none" trains from scratch.
     config.pretrained = "none"
+    # Arrays of that file that the network may lack, as regular expressions.
+    config.allow_unexpected = ()
 
     config.data = ConfigDict()
     # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
@@ -91,6 +95,9 @@ def stage() -> ConfigDict:
                 "warmup_from": 8e-4,
                 # The cosine ends at this fraction of the learning rate.
                 "final_factor": 0.002,
+                # Instead of the cosine: epochs at which the rate falls by the factor.
+                "milestones": (),
+                "decay_factor": 0.1,
                 # Groups of parameters with multipliers; see `OptimizerSpec.groups`.
                 "groups": {},
             },
@@ -121,6 +128,17 @@ def parse(arg: str | None, **defaults: Any) -> dict[str, Any]:
     if values["demo"] and "dataset=" not in (arg or ""):
         values["dataset"] = DEMO_DATASET
     return values
+
+
+def choice(arguments: dict[str, Any], name: str, known: Iterable[str]) -> str:
+    """The value of an argument that is one of a few names.
+
+    Raises:
+      UserError: if it is another.
+    """
+    if arguments[name] not in known:
+        raise UserError(f"unknown :{name}={arguments[name]}; known: {', '.join(known)}")
+    return arguments[name]
 
 
 def variant(arguments: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import configs
-from configs import aaformer, common
+from configs import aaformer, baseline, common
 from reid_jax import experiment
 from reid_jax.errors import UserError
 
@@ -18,8 +18,14 @@ NAMES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("arg", [None, "demo"])
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [
+        *((name, arg) for name in NAMES for arg in (None, "demo")),
+        *(("baseline", f"backbone={backbone}") for backbone in baseline.PRETRAINED),
+        *(("baseline", f"demo,backbone={name}") for name in ("hrnet_w32", "pcb")),
+    ],
+)
 def test_every_config_builds_its_method(name, arg):
     config = importlib.import_module(f"configs.{name}").get_config(arg)
     assert config.name == name
@@ -51,6 +57,19 @@ def test_aaformer_is_the_papers_section_4a():
     assert config.pretrained == "vit_base_patch16_224"
 
 
+def test_resnet_is_bots_recipe():
+    """Luo et al., 2019: Adam, warm-up, a tenth at 40 and at 70 of 120 epochs."""
+    config = baseline.get_config("backbone=resnet50")
+    optimizer = config.stages.train.optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("adam", 3.5e-4)
+    assert (optimizer.warmup_epochs, optimizer.warmup_from) == (10, 3.5e-6)
+    assert optimizer.milestones == (40, 70)
+    assert config.stages.train.epochs == 120
+    assert config.model.options.last_stride == 1
+    assert config.model.mean == (0.485, 0.456, 0.406)
+    assert config.variant == "resnet50-market1501"
+
+
 class TestArguments:
     def test_demo_renders_its_own_data(self):
         config = aaformer.get_config("demo")
@@ -65,6 +84,10 @@ class TestArguments:
     def test_demo_on_another_dataset_is_a_run_of_its_own(self):
         config = aaformer.get_config("demo,dataset=mine")
         assert (config.data.dataset, config.variant) == ("mine", "demo-mine")
+
+    def test_an_unknown_backbone(self):
+        with pytest.raises(UserError, match=r"unknown :backbone=resnet; known: vit,"):
+            baseline.get_config("backbone=resnet")
 
     @pytest.mark.parametrize("arg", ["domo", "dataset", "demo=1", "size=3"])
     def test_unknown(self, arg):

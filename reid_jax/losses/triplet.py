@@ -32,9 +32,9 @@ class Hardest(NamedTuple):
 
 
 def batch_hard_triplet(
-    features: jax.Array, labels: jax.Array, *, margin: float, groups: int = 1
+    features: jax.Array, labels: jax.Array, *, margin: float | None, groups: int = 1
 ) -> jax.Array:
-    """Mean over anchors of max(0, positive - negative + margin).
+    """Mean over anchors of max(0, positive - negative + margin), or its soft form.
 
     Anchors without another image of their identity, or without one of another
     identity, are left out of the mean; with none left the loss is 0.
@@ -42,7 +42,8 @@ def batch_hard_triplet(
     Args:
       features: [B, D], not normalised.
       labels: int [B].
-      margin: distance by which the negative should be farther than the positive.
+      margin: distance by which the negative should be farther than the positive;
+        None is the soft margin, log(1 + exp(positive - negative)).
       groups: mine within this many consecutive groups of rows, as a run on that many
         GPUs did. The batch is identity-major, so identities are not torn apart.
 
@@ -58,9 +59,13 @@ def batch_hard_triplet(
     hardest = jax.vmap(hardest_pairs)(
         features.reshape(groups, -1, features.shape[-1]), labels.reshape(groups, -1)
     )
-    hinge = jnp.maximum(hardest.positive - hardest.negative + margin, 0)
-    hinge = jnp.where(hardest.valid, hinge, 0)
-    return hinge.sum() / jnp.maximum(hardest.valid.sum(), 1)
+    excess = hardest.positive - hardest.negative
+    if margin is None:
+        losses = jax.nn.softplus(excess)
+    else:
+        losses = jnp.maximum(excess + margin, 0)
+    losses = jnp.where(hardest.valid, losses, 0)
+    return losses.sum() / jnp.maximum(hardest.valid.sum(), 1)
 
 
 def hardest_pairs(features: jax.Array, labels: jax.Array) -> Hardest:

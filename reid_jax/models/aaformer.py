@@ -63,7 +63,7 @@ from reid_jax.backbones.vit import (
 )
 from reid_jax.errors import UserError
 from reid_jax.layers import masks
-from reid_jax.layers.heads import BNNeck
+from reid_jax.layers.heads import BNNeck, token_heads
 from reid_jax.layers.pixels import standardise
 from reid_jax.layers.sinkhorn import assign, sinkhorn
 from reid_jax.losses.identity import accuracy, cross_entropy
@@ -197,13 +197,8 @@ class Network(nn.Module):
         if self.tokens == "pool":
             pooled = masks.masked_mean(features["patches"], subsets)
             outputs = jnp.concatenate([outputs, pooled], axis=1)
-        heads = nn.vmap(  # one for each token, not shared (III-C)
-            lambda head, feature: head(feature, train=train),
-            in_axes=1,
-            out_axes=1,
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True},
-        )(BNNeck(self.num_classes, self.bn_groups, name="heads"), outputs)
+        head = BNNeck(self.num_classes, self.bn_groups, name="heads")
+        heads = token_heads(head, outputs, train=train)  # not shared (III-C)
         return {**heads, "layers": features["layers"]}
 
     def _attend(self, given: jax.Array | None) -> Attend:
@@ -309,6 +304,7 @@ class Method(method.Method):
             epsilon=epsilon,
             iterations=sinkhorn_iterations,
         )
+        self.position_grid = grid_size(tuple(image_size), patch_size, tuple(stride))
         self.module = Network(
             backbone, num_classes, tokens, cluster, parts_visible, bn_groups
         )

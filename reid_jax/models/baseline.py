@@ -1,63 +1,164 @@
-"""The baselines that the papers measure against.
+"""The baselines that the papers measure against, on every backbone.
 
-ViT (AAformer, section IV-B; recipe of Luo et al., "Bag of Tricks and a Strong
-Baseline for Deep Person Re-Identification", 2019): the CLS token of a ViT, BNNeck,
-identity loss with label smoothing after it and batch-hard triplet before it.
+vit, resnet50, resnet50_ibn_a, hrnet_w32: one global feature, BNNeck, identity loss
+with label smoothing after it and batch-hard triplet before it. Recipe of Luo et al.,
+"Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", 2019 (BoT);
+with a ViT it is the ViT-baseline of AAformer's section IV-B. HRNet's feature joins
+the means of its four widened streams over all places, which is what averaging their
+joint map would give.
+
+transreid: He et al., "TransReID: Transformer-based Object Re-Identification", 2021.
+The CLS token, and four parts from a second copy of the last block over shifted and
+shuffled patches (jigsaw patch module, section 3.3). Its losses are those of Eq. 4: the
+global ones plus the means over the parts. The camera embedding is off by default.
+
+pcb: Sun et al., "Beyond Part Models", 2018. Six horizontal stripes of a ResNet-50 with
+last stride 1, each averaged and reduced to 256 channels, with a classifier of its own
+and the identity loss only. Deviation: BNNeck in place of PCB's plain classifier, and
+the mean over stripes in place of the sum, so that one recipe trains all baselines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reid_jax.backbones.vit import VisionTransformer
+from reid_jax.backbones.hrnet import HRNet
+from reid_jax.backbones.resnet import ResNet
+from reid_jax.backbones.vit import VisionTransformer, grid_size
+from reid_jax.backbones.vit_parts import LocalBranch, runs, shift_and_shuffle, with_cls
 from reid_jax.errors import UserError
-from reid_jax.layers.heads import BNNeck
+from reid_jax.layers.heads import BNNeck, token_heads
+from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
 from reid_jax.losses.identity import accuracy, cross_entropy
 from reid_jax.losses.triplet import batch_hard_triplet
 from reid_jax.models import method
 from reid_jax.retrieval.distances import euclidean, normalise
 
+TRANSREID_PARTS = 4
+TRANSREID_SHIFT = 4
+"""The authors' SHIFT_NUM of 5, see `shift_and_shuffle`."""
+TRANSREID_GROUPS = 2
+PCB_STRIPES = 6
+PCB_WIDTH = 256
+
 
 class Network(nn.Module):
-    """A backbone's global feature and its re-ID head."""
+    """Features of a backbone, each with a re-ID head of its own."""
 
-    backbone: VisionTransformer
+    backbone: nn.Module
     num_classes: int
     bn_groups: int
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, camera: jax.Array | None = None, *, train: bool
+    ) -> dict[str, jax.Array]:
         """Runs standardised images [B, H, W, 3].
 
         Returns:
-          before, after [B, D] and logits [B, num_classes], see `BNNeck`.
+          before, after [B, T, D] and logits [B, T, num_classes] of T features.
         """
-        feature = self.backbone(images, train=train)["cls"]
-        head = BNNeck(self.num_classes, self.bn_groups, name="head")
-        return head(feature, train=train)
+        features = self.features(images, camera, train)
+        head = BNNeck(self.num_classes, self.bn_groups, name="heads")
+        return token_heads(head, features, train=train)
+
+    def features(
+        self, images: jax.Array, camera: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """One feature per image, [B, 1, D]: CLS, or the mean of the last maps."""
+        if isinstance(self.backbone, VisionTransformer):
+            outputs = self.backbone(images, train=train, camera=camera)
+            return outputs["cls"][:, None]
+        outputs = self.backbone(images, train=train)
+        maps = outputs["incre"] if "incre" in outputs else (outputs["layer4"],)
+        means = [m.astype(jnp.float32).mean((1, 2)) for m in maps]
+        return jnp.concatenate(means, axis=-1)[:, None]
+
+
+class JigsawNetwork(Network):
+    """TransReID's CLS token and parts."""
+
+    def features(
+        self, images: jax.Array, camera: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """[B, 1 + parts, D], the global feature first."""
+        vit = self.backbone
+        outputs = vit(images, train=train, camera=camera)
+        cls, patches = outputs["before_last"][:, 0], outputs["before_last"][:, 1:]
+        length = patches.shape[1] // TRANSREID_PARTS
+        patches = shift_and_shuffle(
+            patches, shift=TRANSREID_SHIFT, groups=TRANSREID_GROUPS
+        )
+        parts = with_cls(cls, runs(patches, TRANSREID_PARTS, length=length))
+        branch = LocalBranch(
+            vit.heads, vit.mlp_ratio, vit.drop_path, vit.dtype, name="local"
+        )
+        local = branch(parts.reshape(-1, *parts.shape[2:]), train=train)[:, 0]
+        local = local.reshape(*parts.shape[:2], -1)
+        return jnp.concatenate([outputs["cls"][:, None], local], axis=1)
+
+
+class StripeNetwork(Network):
+    """PCB's horizontal stripes."""
+
+    def features(
+        self, images: jax.Array, camera: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """[B, stripes, PCB_WIDTH], from top to bottom."""
+        del camera
+        maps = self.backbone(images, train=train)["layer4"].astype(jnp.float32)
+        rows = maps.shape[1]
+        if rows < PCB_STRIPES:
+            raise UserError(
+                f"a map of {rows} rows cannot be cut into {PCB_STRIPES} stripes: "
+                "enlarge image_size (config.data.height)"
+            )
+        borders = [rows * i // PCB_STRIPES for i in range(PCB_STRIPES + 1)]
+        stripes = [
+            maps[:, top:bottom].mean((1, 2)) for top, bottom in pairwise(borders)
+        ]
+        reduced = nn.Dense(PCB_WIDTH, use_bias=False, name="reduce")(
+            jnp.stack(stripes, axis=1)
+        )
+        norm = BatchNorm(self.bn_groups, name="reduce_bn")
+        return jax.nn.relu(norm(reduced, train=train))
+
+
+BACKBONES: dict[str, tuple[type[Network], type[nn.Module], dict[str, Any]]] = {
+    "vit": (Network, VisionTransformer, {}),
+    "transreid": (JigsawNetwork, VisionTransformer, {}),
+    "resnet50": (Network, ResNet, {}),
+    "resnet50_ibn_a": (Network, ResNet, {"ibn": True}),
+    "hrnet_w32": (Network, HRNet, {}),
+    "pcb": (StripeNetwork, ResNet, {}),
+}
+"""Name: the network, its backbone, and that one's fixed arguments."""
 
 
 class Method(method.Method):
-    """The ViT baseline.
+    """A baseline.
 
     Args:
       num_classes: training identities.
       image_size: height and width.
-      patch_size, stride: side of a patch; rows and columns between patches.
-      width, depth, heads, mlp_ratio, drop_path: of the Transformer.
+      backbone: one of `BACKBONES`.
+      options: arguments of the backbone's module, see there.
       label_smoothing: share of the target that is spread over all identities.
-      margin: of the triplet loss.
+      margin: of the triplet loss; None is the soft margin.
+      triplet_weight: of the triplet loss; 0 leaves it away.
       feature: the feature to test with: "after" or "before" BNNeck's normalisation.
       bn_groups, mining_groups: statistics and mining per group of rows, as on that
         many GPUs.
       mean, std: of the channels, in units of the full range.
-      dtype: "float32" or "bfloat16", of the matrix products.
+      dtype: "float32" or "bfloat16", of the matrix products and convolutions.
     """
 
     def __init__(
@@ -65,15 +166,11 @@ class Method(method.Method):
         num_classes: int,
         image_size: tuple[int, int] = (256, 128),
         *,
-        patch_size: int = 16,
-        stride: Sequence[int] = (16, 16),
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4,
-        drop_path: float = 0.1,
+        backbone: str = "vit",
+        options: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.1,
-        margin: float = 0.3,
+        margin: float | None = 0.3,
+        triplet_weight: float = 1.0,
         feature: str = "after",
         bn_groups: int = 1,
         mining_groups: int = 1,
@@ -81,23 +178,28 @@ class Method(method.Method):
         std: Sequence[float] = (0.5, 0.5, 0.5),
         dtype: str = "float32",
     ):
-        if feature not in ("after", "before"):
-            raise UserError(f"feature is one of after, before, not {feature!r}")
-        backbone = VisionTransformer(
-            image_size=tuple(image_size),
-            patch_size=patch_size,
-            stride=tuple(stride),
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-            drop_path=drop_path,
-            dtype=dtype,
-        )
-        self.module = Network(backbone, num_classes, bn_groups)
+        _check(backbone, feature)
+        network, trunk, fixed = BACKBONES[backbone]
+        given = {**fixed, **(options or {}), "dtype": dtype}
+        if trunk is VisionTransformer:
+            given["image_size"] = tuple(image_size)
+            if given.get("cameras"):
+                self.embed_inputs = ("camera",)
+        else:
+            given["bn_groups"] = bn_groups
+        self.module = network(trunk(**given), num_classes, bn_groups)
+        if trunk is VisionTransformer:
+            vit = self.module.backbone
+            self.position_grid = grid_size(vit.image_size, vit.patch_size, vit.stride)
+            if network is JigsawNetwork:
+                self.pretrained_copies = {
+                    "local/block": f"backbone/blocks_{vit.depth - 1}",
+                    "local/norm": "backbone/norm",
+                }
         self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
         self.label_smoothing = label_smoothing
         self.margin = margin
+        self.triplet_weight = triplet_weight
         self.feature = feature
         self.mining_groups = mining_groups
 
@@ -121,21 +223,36 @@ class Method(method.Method):
         outputs, collections = self.module.apply(
             variables,
             self.standardise(batch["image"]),
+            batch["camera"] if self.embed_inputs else None,
             train=True,
             mutable=["batch_stats"],
             rngs={"drop_path": rng},
         )
-        logits = outputs["logits"]
-        identity = cross_entropy(logits, labels, smoothing=self.label_smoothing)
-        triplet = batch_hard_triplet(
-            outputs["before"], labels, margin=self.margin, groups=self.mining_groups
+        identity = self._joined(
+            partial(cross_entropy, smoothing=self.label_smoothing),
+            outputs["logits"],
+            labels,
         )
         metrics = {
             "loss_id": identity,
-            "loss_triplet": triplet,
-            "accuracy": accuracy(logits, labels),
+            "accuracy": accuracy(outputs["logits"][:, 0], labels),
         }
-        return identity + triplet, metrics, collections
+        if not self.triplet_weight:
+            return identity, metrics, collections
+        triplet = self._joined(
+            partial(batch_hard_triplet, margin=self.margin, groups=self.mining_groups),
+            outputs["before"],
+            labels,
+        )
+        metrics["loss_triplet"] = triplet
+        return identity + self.triplet_weight * triplet, metrics, collections
+
+    def _joined(self, loss: Any, values: jax.Array, labels: jax.Array) -> jax.Array:
+        """The loss of the global feature plus the mean over parts: [B, T, ...]."""
+        losses = jax.vmap(loss, in_axes=(1, None))(values, labels)
+        if isinstance(self.module, JigsawNetwork):
+            return losses[0] + losses[1:].mean()  # TransReID, Eq. 4
+        return losses.mean()
 
     def embed(
         self,
@@ -144,12 +261,24 @@ class Method(method.Method):
         camera: jax.Array | None = None,
         parts: jax.Array | None = None,
     ) -> method.Embedding:
-        """`vector` [B, D] of unit norm."""
-        del camera, parts
-        images = self.standardise(images)
-        outputs = self.module.apply(variables, images, train=False)
-        return {"vector": normalise(outputs[self.feature])}
+        """`vector` [B, T * D] of unit norm; TransReID's parts weigh 1/4, as its own."""
+        del parts
+        tokens = self.module.apply(
+            variables, self.standardise(images), camera, train=False
+        )[self.feature]
+        if isinstance(self.module, JigsawNetwork):
+            tokens = tokens.at[:, 1:].divide(TRANSREID_PARTS)
+        return {"vector": normalise(tokens.reshape(tokens.shape[0], -1))}
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Euclidean."""
         return euclidean(query["vector"], gallery["vector"])
+
+
+def _check(backbone: str, feature: str) -> None:
+    for name, value, choices in (
+        ("backbone", backbone, tuple(BACKBONES)),
+        ("feature", feature, ("after", "before")),
+    ):
+        if value not in choices:
+            raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")

@@ -12,6 +12,7 @@ G gallery images.
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,14 @@ class Method:
 
     stages: tuple[str, ...] = ("train",)
     """Training stages in order; `config.stages.<name>` has their numbers."""
+
+    position_grid: tuple[int, int] | None = None
+    """Rows and columns of the position embedding, if there is one: what pretrained
+    embeddings are resized to."""
+
+    pretrained_copies: Mapping[str, str] = types.MappingProxyType({})
+    """Modules that start as copies of pretrained ones, by path in a collection, such
+    as {"branch/layer4": "backbone/layer4"}."""
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
         """Returns fresh variables. Only shapes and dtypes of `batch` matter."""

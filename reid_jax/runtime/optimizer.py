@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from reid_jax.errors import UserError
@@ -28,6 +29,9 @@ class OptimizerSpec:
       warmup_epochs: of linear growth from `warmup_from`.
       warmup_from: learning rate of the first step.
       final_factor: the cosine ends at `final_factor * learning_rate`.
+      milestones: epochs at which the learning rate is multiplied by `decay_factor`,
+        in place of the cosine.
+      decay_factor: see `milestones`.
       groups: parameters with a learning rate or decay of their own, by name:
         `pattern`, a regular expression of their paths, and the multipliers
         `learning_rate` and `weight_decay`. The first pattern that fits counts.
@@ -41,14 +45,18 @@ class OptimizerSpec:
     warmup_epochs: float = 0.0
     warmup_from: float = 0.0
     final_factor: float = 0.0
+    milestones: tuple[float, ...] = ()
+    decay_factor: float = 0.1
     groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def schedule(
     spec: OptimizerSpec, *, epochs: float, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Linear warm-up, then a cosine to the last step; a function of the step."""
+    """Linear warm-up, then a cosine to the last step, or steps; by step number."""
     warmup = round(spec.warmup_epochs * steps_per_epoch)
+    if spec.milestones:
+        return _steps(spec, warmup, steps_per_epoch)
     total = round(epochs * steps_per_epoch)
     return optax.warmup_cosine_decay_schedule(
         init_value=spec.warmup_from if warmup else spec.learning_rate,
@@ -57,6 +65,15 @@ def schedule(
         decay_steps=max(total, warmup + 1),
         end_value=spec.final_factor * spec.learning_rate,
     )
+
+
+def _steps(spec: OptimizerSpec, warmup: int, steps_per_epoch: int) -> optax.Schedule:
+    falls = {round(m * steps_per_epoch): spec.decay_factor for m in spec.milestones}
+    constant = optax.piecewise_constant_schedule(spec.learning_rate, falls)
+    if not warmup:
+        return constant
+    growth = optax.linear_schedule(spec.warmup_from, spec.learning_rate, warmup)
+    return lambda step: jnp.where(step < warmup, growth(step), constant(step))
 
 
 def make_optimizer(

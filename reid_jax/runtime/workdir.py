@@ -57,6 +57,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def has_checkpoint(workdir: str) -> bool:
+    """Whether a run has saved a step there."""
+    return any(pathlib.Path(workdir).glob("checkpoints/last/[0-9]*"))
+
+
 def claim(workdir: str, config: Mapping[str, Any]) -> None:
     """Makes `workdir` the folder of this config, or checks that it already is.
 
@@ -66,7 +71,7 @@ def claim(workdir: str, config: Mapping[str, Any]) -> None:
       UserError: if another config's run lives there; names the fields that differ.
     """
     path = pathlib.Path(workdir) / "config.json"
-    if path.exists() and any(pathlib.Path(workdir).glob("checkpoints/last/[0-9]*")):
+    if path.exists() and has_checkpoint(workdir):
         differences = _differences(json.loads(path.read_text()), config)
         if differences:
             raise UserError(

@@ -123,3 +123,12 @@ def test_mining_sees_the_whole_batch_on_four_devices(groups):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, four
     )
+
+
+def test_soft_margin_is_the_softplus_of_the_same_pairs():
+    features = make()
+    hardest = hardest_pairs(features, LABELS)
+    excess = np.asarray(hardest.positive, np.float64) - hardest.negative
+    wanted = np.log1p(np.exp(excess)).mean()
+    got = batch_hard_triplet(features, LABELS, margin=None)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reid_jax.errors import UserError
 from reid_jax.layers import masks
 from reid_jax.layers.pixels import standardise
-from reid_jax.models import aaformer, baseline
+from reid_jax.models import aaformer
 from reid_jax.models.aaformer import align, auto_assignment
 from tests.backbones import vit_in_numpy
 from tests.layers.test_sinkhorn import exponential_domain
@@ -349,32 +349,3 @@ def test_parsing_without_part_labels():
     method = make(assignment="parsing")
     with pytest.raises(UserError, match="part labels"):
         method.embed(variables_of(method), jnp.zeros((1, *SIZE, 3), jnp.uint8))
-
-
-# models/baseline.py
-
-
-def test_baseline_is_aaformer_without_parts():
-    ours, theirs = make(baseline), make(tokens="none")
-    variables, data = variables_of(ours), batch()
-    renamed = {
-        name: {
-            "heads" if key == "head" else key: jax.tree.map(lambda x: x[None], leaf)
-            if key == "head"
-            else leaf
-            for key, leaf in tree.items()
-        }
-        for name, tree in variables.items()
-    }
-    rng = jax.random.key(0)
-    (mine, (my_metrics, _)), _ = step(ours)(variables, data, rng)
-    (other, (their_metrics, _)), _ = step(theirs)(renamed, data, rng)
-    np.testing.assert_allclose(mine, other, rtol=1e-6)
-    assert my_metrics.keys() == their_metrics.keys()
-    np.testing.assert_allclose(
-        jax.jit(ours.embed)(variables, data["image"])["vector"],
-        jax.jit(theirs.embed)(renamed, data["image"])["vector"],
-        atol=1e-6,
-    )
-    with pytest.raises(UserError, match="feature is one of"):
-        make(baseline, feature="bn")

@@ -113,7 +113,12 @@ MARKET = {
     "AAformer": (aaformer, {}, 89_219_328, 23.62),
     "AAformer, stride 12": (aaformer, {"stride": (12, 12)}, 89_282_304, 38.72),
     "ViT baseline": (baseline, {}, 86_323_968, 22.68),
-    "ViT baseline, stride 12": (baseline, {"stride": (12, 12)}, 86_386_944, 37.73),
+    "ViT baseline, stride 12": (
+        baseline,
+        {"options": {"stride": (12, 12)}},
+        86_386_944,
+        37.73,
+    ),
 }
 
 

@@ -121,6 +121,18 @@ def test_schedule_of_aaformer():
     assert float(rate(6000)) == pytest.approx(1.6e-5)
 
 
+def test_schedule_of_bot():
+    """Luo et al., 2019: 3.5e-6 to 3.5e-4 in 10 epochs, a tenth from 40 and from 70."""
+    spec = OptimizerSpec(
+        "adam", 3.5e-4, warmup_epochs=10, warmup_from=3.5e-6, milestones=(40, 70)
+    )
+    rate = schedule(spec, epochs=120, steps_per_epoch=7)
+    wanted = {0: 3.5e-6, 35: (3.5e-6 + 3.5e-4) / 2, 70: 3.5e-4, 279: 3.5e-4}
+    wanted |= {281: 3.5e-5, 489: 3.5e-5, 491: 3.5e-6, 839: 3.5e-6}
+    for step, value in wanted.items():
+        assert float(rate(step)) == pytest.approx(value), step
+
+
 def test_schedule_without_warm_up_starts_at_the_learning_rate():
     rate = schedule(OptimizerSpec("sgd", 0.3), epochs=0.01, steps_per_epoch=10)
     assert float(rate(0)) == pytest.approx(0.3)

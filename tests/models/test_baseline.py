@@ -1,0 +1,180 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reid_jax.errors import UserError
+from reid_jax.models import aaformer, baseline
+from reid_jax.models.method import parameter_count
+from tests.models.test_aaformer import CLASSES, SIZE, TINY, batch, step, variables_of
+from tests.variables import random_variables
+
+VIT = TINY
+RESNET = {"width": 2, "blocks": (1, 1, 1, 1)}
+HRNET = {"width": 2, "modules": (1, 1, 1), "blocks": 1, "stem": 2, "incre": 2}
+ROWS = {
+    "vit": (VIT, SIZE, 12),
+    "transreid": ({**VIT, "cameras": 3}, SIZE, 5 * 12),
+    "resnet50": (RESNET, (32, 16), 64),
+    "resnet50_ibn_a": (RESNET, (32, 16), 64),
+    "hrnet_w32": (HRNET, (32, 32), 8 * 15),
+    "pcb": (RESNET, (96, 16), 6 * 256),
+}
+
+
+def make(name, **fields):
+    options, size, _ = ROWS[name]
+    return baseline.Method(CLASSES, size, backbone=name, options=options, **fields)
+
+
+@functools.cache
+def setting(name):
+    """A method, its variables and a batch of two identities."""
+    method, size = make(name), ROWS[name][1]
+    rng = np.random.default_rng(0)
+    data = {
+        "image": rng.integers(0, 256, (4, *size, 3), dtype=np.uint8),
+        "label": np.array([0, 0, 1, 1], np.int32),
+        "camera": np.array([0, 2, 1, -1], np.int32),
+    }
+    return method, random_variables(method.init, data), data
+
+
+@functools.cache
+def stepped(name):
+    method, variables, data = setting(name)
+    return step(method)(variables, data, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_step_and_an_embedding(name):
+    method, variables, data = setting(name)
+    (loss, (metrics, collections)), gradients = stepped(name)
+    assert np.isfinite(loss)
+    assert metrics["loss_id"] > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    # Every parameter learns, and every statistic moves.
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+        if not np.any(leaf)
+    ]
+    assert not still
+    jax.tree.map(
+        lambda new, old: np.testing.assert_equal(np.array_equal(new, old), False),
+        dict(collections["batch_stats"]),
+        dict(variables["batch_stats"]),
+    )
+    embed = jax.jit(method.embed)
+    camera = data["camera"] if method.embed_inputs else None
+    vector = np.asarray(embed(variables, data["image"], camera)["vector"])
+    assert vector.shape == (4, ROWS[name][2])
+    np.testing.assert_allclose(np.linalg.norm(vector, axis=1), 1, rtol=1e-5)
+    camera = camera[::-1] if method.embed_inputs else None
+    reverse = embed(variables, data["image"][::-1], camera)["vector"]
+    np.testing.assert_allclose(reverse[::-1], vector, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vit", 85_746_432 + 768 * 752),
+        # A second last block and LayerNorm, and a head for each of five features.
+        ("transreid", 85_746_432 + 7_087_872 + 1_536 + 5 * (768 + 751 * 768)),
+        ("resnet50", 23_508_032 + 2048 * 752),
+        ("resnet50_ibn_a", 23_508_032 + 2048 * 752),
+        ("hrnet_w32", 30_881_856 + 1920 * 752),
+        ("pcb", 23_508_032 + 2048 * 256 + 2 * 256 + 6 * 256 * 752),
+    ],
+)
+def test_parameters_at_full_size(name, parameters):
+    method = baseline.Method(751, (256, 128), backbone=name)
+    example = {"image": jax.ShapeDtypeStruct((2, 256, 128, 3), jnp.uint8)}
+    variables = jax.eval_shape(method.init, jax.random.key(0), example)
+    assert parameter_count(variables) == parameters
+
+
+def test_vit_is_aaformer_without_parts():
+    ours = baseline.Method(CLASSES, SIZE, options={**VIT, "drop_path": 0.1})
+    theirs = aaformer.Method(CLASSES, SIZE, tokens="none", **TINY)
+    variables, data = variables_of(ours), batch()
+    rng = jax.random.key(0)
+    (mine, (my_metrics, _)), _ = step(ours)(variables, data, rng)
+    (other, (their_metrics, _)), _ = step(theirs)(variables, data, rng)
+    np.testing.assert_allclose(mine, other, rtol=1e-6)
+    assert my_metrics.keys() == their_metrics.keys()
+    np.testing.assert_allclose(
+        jax.jit(ours.embed)(variables, data["image"])["vector"],
+        jax.jit(theirs.embed)(variables, data["image"])["vector"],
+        atol=1e-6,
+    )
+
+
+def test_losses_of_transreid_from_its_outputs():
+    """Eq. 4: the global losses, plus the means over the parts."""
+    method, variables, data = setting("transreid")
+    outputs, _ = jax.jit(
+        functools.partial(method.module.apply, train=True, mutable=["batch_stats"])
+    )(variables, method.standardise(data["image"]), data["camera"])
+    logits = np.asarray(outputs["logits"], np.float64)
+    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    target = np.eye(CLASSES)[data["label"]] * 0.9 + 0.1 / CLASSES
+    identity = -(target[:, None] * log).sum(-1).mean(0)
+    _, (metrics, _) = stepped("transreid")[0]
+    np.testing.assert_allclose(
+        metrics["loss_id"], identity[0] + identity[1:].mean(), rtol=1e-5
+    )
+    loss, _ = stepped("transreid")[0]
+    np.testing.assert_allclose(
+        loss, metrics["loss_id"] + metrics["loss_triplet"], rtol=1e-6
+    )
+
+
+def test_pcb_may_leave_the_triplet_away():
+    _, variables, data = setting("pcb")
+    loss, (metrics, _) = jax.eval_shape(
+        step(make("pcb", triplet_weight=0.0)), variables, data, jax.random.key(0)
+    )[0]
+    assert set(metrics) == {"loss_id", "accuracy"}
+    assert loss.shape == ()
+
+
+def test_stripes_of_pcb():
+    method, variables, data = setting("pcb")
+    images = method.standardise(data["image"])
+    backbone = method.module.backbone.clone(parent=None)
+    trunk = {kind: tree["backbone"] for kind, tree in variables.items()}
+    maps = np.asarray(backbone.apply(trunk, images, train=False)["layer4"], np.float64)
+    assert maps.shape[1] == 6
+    params, stats = variables["params"], variables["batch_stats"]["reduce_bn"]
+    reduced = maps.mean(2) @ params["reduce"]["kernel"]
+    normed = (reduced - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    wanted = normed * params["reduce_bn"]["scale"] + params["reduce_bn"]["bias"]
+    outputs = method.module.apply(variables, images, train=False)
+    np.testing.assert_allclose(outputs["before"], np.maximum(wanted, 0), atol=1e-4)
+
+
+def test_parts_of_transreid_weigh_a_quarter():
+    method, variables, data = setting("transreid")
+    images = method.standardise(data["image"])
+    tokens = method.module.apply(variables, images, data["camera"], train=False)
+    tokens = np.array(tokens["after"], np.float64)
+    tokens[:, 1:] /= 4
+    wanted = tokens.reshape(4, -1)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    got = method.embed(variables, data["image"], data["camera"])["vector"]
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="backbone is one of vit"):
+        baseline.Method(3, backbone="resnet101")
+    with pytest.raises(UserError, match="feature is one of"):
+        baseline.Method(3, feature="bn")
+    method = baseline.Method(3, (64, 32), backbone="pcb", options=RESNET)
+    with pytest.raises(UserError, match="4 rows cannot be cut into 6 stripes"):
+        jax.eval_shape(
+            method.init, jax.random.key(0), {"image": np.zeros((1, 64, 32, 3))}
+        )
