@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 import reid_jax.models
 from data_pipelines import prepare, protocols, records
+from reid_jax import weights
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
 from reid_jax.runtime import checkpoint, sharding, workdir
@@ -158,16 +159,56 @@ def example_batch(config: Any, batch_size: int) -> Batch:
     }
 
 
-def check_pretrained(config: Any) -> None:
-    """Stops a run that asks for pretrained weights, which cannot be read yet.
+DEMO_HINT = (
+    "To see it work without any of this, append ':demo' to the config's path; "
+    "--config.pretrained=none trains from scratch."
+)
+
+
+def wants_pretrained(config: Any) -> bool:
+    """Whether the config names weights to start from."""
+    return str(config.pretrained).lower() not in ("none", "")
+
+
+def open_training_data(config: Any) -> records.Records:
+    """The training split.
 
     Raises:
-      UserError: unless `config.pretrained` says none.
+      UserError: if it is not prepared; says how to, and where weights come from.
     """
-    if str(config.pretrained).lower() in ("none", ""):
+    try:
+        return open_split(config, config.data.dataset, "train")
+    except UserError as error:
+        known = weights.KNOWN.get(config.pretrained)
+        source = f"\nIts pretrained weights come from {known.url}." if known else ""
+        raise UserError(f"{error}{source}\n{DEMO_HINT}") from error
+
+
+def check_pretrained(config: Any) -> None:
+    """Finds the pretrained weights, or downloads them, before anything else is done.
+
+    Raises:
+      UserError: if they cannot be had.
+    """
+    if not wants_pretrained(config):
         return
-    raise UserError(
-        f"config.pretrained={config.pretrained!r}: this version cannot read pretrained "
-        "weights yet. Train from scratch with --config.pretrained=none, or try the "
-        "small network on the embedded data: append ':demo' to the config's path."
+    try:
+        weights.locate(config.pretrained)
+    except UserError as error:
+        raise UserError(f"{error}\n{DEMO_HINT}") from error
+
+
+def load_pretrained(config: Any, method: Method, variables: Variables) -> Variables:
+    """Fresh variables with the pretrained values in their places; prints a report.
+
+    Raises:
+      UserError: if the weights do not fit the method's backbone.
+    """
+    loaded, _ = weights.load_pretrained(
+        variables,
+        config.pretrained,
+        position_grid=method.position_grid,
+        copies=method.pretrained_copies,
+        allow_unexpected=config.allow_unexpected,
     )
+    return loaded

@@ -49,8 +49,9 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
     Raises:
       UserError: anything that the user can mend, including a loss that is not finite.
     """
-    experiment.check_pretrained(config)
-    records = experiment.open_split(config, config.data.dataset, "train")
+    records = experiment.open_training_data(config)
+    if not workdirs.has_checkpoint(workdir):
+        experiment.check_pretrained(config)
     run = _Run.build(config, workdir, records)
     try:
         with PreemptionNotice() as notice:
@@ -259,6 +260,11 @@ class _StageLoop:
                 )
             )
         state = jax.jit(fresh, out_shardings=layout)()
+        if experiment.wants_pretrained(run.config):
+            # An optimizer's first state does not depend on the parameters' values.
+            loaded = experiment.load_pretrained(run.config, run.method, state.variables)
+            params = loaded.pop("params")
+            state = state.replace(params=params, collections=loaded)
         count = parameter_overview.count_parameters(state.params)
         logging.info("%s: %d parameters", run.config.method, count)
         return state

@@ -150,6 +150,33 @@ def test_pairs_are_scored_in_the_stage_that_learned_them(
     assert best["step"] in (3, 9, 10)
 
 
+def test_pretrained_weights_start_a_run_and_a_resumed_one_needs_none(
+    aaformer_config, tmp_path, on_devices, capsys
+):
+    on_devices(2)
+    config = aaformer_config
+    config.max_steps = 1
+    train.train_and_evaluate(config, str(tmp_path / "first"))
+    config.pretrained = str(tmp_path / "first")
+    config.seed = 5
+    # Nothing moves, so the saved state is the one that was started from.
+    config.stages.train.optimizer.learning_rate = 0.0
+    config.stages.train.optimizer.warmup_from = 0.0
+    train.train_and_evaluate(config, str(tmp_path / "second"))
+    assert "pretrained weights: " in capsys.readouterr().out
+    first, second = (
+        _state(tmp_path / name, 1)["params"] for name in ("first", "second")
+    )
+    _assert_bitwise_equal(first["backbone"], second["backbone"])
+    kernels = (p["heads"]["classifier"]["kernel"] for p in (first, second))
+    assert not np.array_equal(*kernels)
+
+    (tmp_path / "first").rename(tmp_path / "gone")
+    config.max_steps = 2
+    train.train_and_evaluate(config, str(tmp_path / "second"))
+    assert checkpoint.find(str(tmp_path / "second")).name == "2"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(toy_config, tmp_path, on_devices):
     on_devices(1)
     toy_config.checkpoint.every_epochs = 1 / 6
@@ -184,9 +211,10 @@ class TestMistakes:
             train.train_and_evaluate(toy_config, str(tmp_path))
 
     def test_pretrained_weights(self, toy_config, tmp_path):
-        toy_config.pretrained = "vit_base_patch16_224"
-        with pytest.raises(UserError, match=r"--config\.pretrained=none.*:demo"):
+        toy_config.pretrained = "vit_base_patch17"
+        with pytest.raises(UserError, match=r"(?s)known are.*:demo.*pretrained=none"):
             train.train_and_evaluate(toy_config, str(tmp_path))
+        assert not list(tmp_path.iterdir())
 
     def test_an_unknown_augmentation(self, toy_config, tmp_path):
         toy_config.augment.steps = ("flip", "pad_corp")

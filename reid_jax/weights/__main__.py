@@ -1,0 +1,119 @@
+"""Converts weights: a file to an Orbax folder, or our parameters to PyTorch's names.
+
+python -m reid_jax.weights --from=jx_vit_base_p16_224-80ecf9dd.pth --to=weights/vit_base
+python -m reid_jax.weights --from=runs/baseline-market1501 --to=vit.safetensors
+
+A folder holds {"params": {"backbone": ...}, "batch_stats": ...} and is what
+--config.pretrained takes. A file ending in .safetensors gets the backbone under the
+names of timm, torchvision, IBN-Net or HRNet, to be read by PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reid_jax.errors import UserError
+from reid_jax.weights import fetch, files, mapping
+
+
+def convert(source: str, target: str) -> str:
+    """Converts weights, and says what was done.
+
+    Args:
+      source: a path that `files.read` knows, or a known name.
+      target: a folder to be made, or a file ending in `.safetensors`.
+
+    Raises:
+      UserError: a source that cannot be read or holds no known architecture, or a
+        target that exists.
+    """
+    path = pathlib.Path(target).expanduser()
+    if path.exists():
+        raise UserError(f"{path} exists; remove it or choose another --to")
+    if path.suffix in (".pth", ".pt", ".tar", ".npz", ".bin"):
+        raise UserError(
+            f"--to={path}: {path.suffix} cannot be written; name a folder, or a file "
+            "ending in .safetensors"
+        )
+    file = files.read(fetch.locate(source))
+    mapped = mapping.to_ours(file)
+    architecture = mapping.describe(mapped.arrays)
+    if architecture is None:
+        raise UserError(
+            f"{file.path} holds the weights of no known architecture (ViT, ResNet, "
+            f"HRNet); its names start with: {', '.join(list(file.arrays)[:4])}"
+        )
+    arrays = {name: _float32(array) for name, array in mapped.arrays.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            arrays = mapping.to_pytorch(arrays)
+            files.write_safetensors(path, arrays)
+        else:
+            files.write_orbax(path, _nest(arrays))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    numbers = sum(array.size for array in arrays.values())
+    skipped = f", {len(mapped.skipped)} arrays left out" if mapped.skipped else ""
+    return (
+        f"{file.path}: {architecture}\n"
+        f"wrote {path}: {len(arrays)} arrays, {numbers:,} numbers{skipped}\n"
+        f"use it with --config.pretrained={path}"
+    )
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Our parameters' type."""
+    return np.asarray(array, np.float32, order="C")
+
+
+def _nest(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Nested dictionaries from paths."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = array
+    return tree
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m reid_jax.weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        help=f"file, folder, or known name: {', '.join(fetch.KNOWN)}",
+    )
+    parser.add_argument("--to", required=True, help="new folder, or FILE.safetensors")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        print(convert(args.source, args.to))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; a download goes on where it stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

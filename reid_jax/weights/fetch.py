@@ -1,0 +1,231 @@
+"""Weights by name: from a local cache, or from their public address into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import http.client
+import os
+import pathlib
+import time
+import urllib.error
+import urllib.request
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from reid_jax.errors import UserError
+
+ATTEMPTS = 3
+"""Connections in a row that may bring nothing before a download gives up."""
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte
+_PAUSE = 1.0  # seconds before the next connection
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A public weight file.
+
+    Attributes:
+      url: its address.
+      digest: algorithm and leading hex digits of the file's checksum.
+    """
+
+    url: str
+    digest: tuple[str, str]
+
+    @property
+    def file_name(self) -> str:
+        """The file's name, at its address and in the cache."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+_TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download"
+_DEIT = "https://dl.fbaipublicfiles.com/deit"
+_IBN = "https://github.com/XingangPan/IBN-Net/releases/download"
+
+# PyTorch's convention: the file's name ends with the start of its SHA-256.
+KNOWN = {
+    "vit_base_patch16_224": Source(
+        f"{_TIMM}/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth", ("sha256", "80ecf9dd")
+    ),
+    "vit_large_patch16_224": Source(
+        f"{_TIMM}/v0.1-vitjx/jx_vit_large_p16_224-4ee7a4dc.pth", ("sha256", "4ee7a4dc")
+    ),
+    "deit_small_patch16_224": Source(
+        f"{_DEIT}/deit_small_patch16_224-cd65a155.pth", ("sha256", "cd65a155")
+    ),
+    "deit_base_patch16_224": Source(
+        f"{_DEIT}/deit_base_patch16_224-b5f2ef4d.pth", ("sha256", "b5f2ef4d")
+    ),
+    "resnet50": Source(
+        "https://download.pytorch.org/models/resnet50-19c8e357.pth",
+        ("sha256", "19c8e357"),
+    ),
+    "resnet50_ibn_a": Source(
+        f"{_IBN}/v1.0/resnet50_ibn_a-d9d0bb7b.pth", ("sha256", "d9d0bb7b")
+    ),
+    # The authors' own addresses are of file-sharing sites; this is an archived copy.
+    "hrnet_w32": Source(
+        "https://zenodo.org/records/10604211/files/hrnetv2_w32_imagenet_pretrained.pth",
+        ("md5", "58ea12b0420aa3adaa2f74114c9f9721"),
+    ),
+}
+"""Public weights by name. The DeiT files want ImageNet's mean and deviation."""
+
+
+def cache_folder() -> pathlib.Path:
+    """Where downloads lie: $REID_JAX_CACHE, or ~/.cache/reid_jax/weights."""
+    chosen = os.environ.get("REID_JAX_CACHE")
+    folder = pathlib.Path(chosen or "~/.cache/reid_jax/weights")
+    return folder.expanduser()
+
+
+def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
+    """The file or folder that `config.pretrained` means.
+
+    A known name is looked up in the cache, and downloaded into it where missing.
+    A file of the cache is checked every time; one that is not what its name says is
+    removed.
+
+    Raises:
+      UserError: neither a path nor a known name, or it cannot be had.
+    """
+    text = os.fspath(path_or_name)
+    if text in KNOWN:
+        return fetch(KNOWN[text], cache_folder())
+    path = pathlib.Path(text).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"pretrained weights {text!r}: neither a file or folder that exists nor a "
+            f"known name; known are: {', '.join(KNOWN)}"
+        )
+    return path
+
+
+def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
+    """The file of `source` in `folder`, downloaded if it is not there.
+
+    What a broken connection has brought stays in a `.part` file, and the next call
+    goes on from there. Calls in several processes wait for one another.
+
+    Raises:
+      UserError: no network, an address without the file, a connection that breaks
+        again and again, or a wrong checksum.
+    """
+    target = folder / source.file_name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"{source.file_name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot keep weights in {folder} ({error}); name another folder in the "
+            "environment variable REID_JAX_CACHE"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if target.exists():
+            _check(target, source)
+            return target
+        part = folder / f"{source.file_name}.part"
+        _download(source, part, target)
+        _check(part, source)
+        part.replace(target)
+    return target
+
+
+def _check(path: pathlib.Path, source: Source) -> None:
+    """Removes a file with a wrong checksum, and raises UserError."""
+    algorithm, digits = source.digest
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    if found.startswith(digits):
+        return
+    path.unlink()
+    raise UserError(
+        f"{path.name} is not the file that it should be: its {algorithm} checksum "
+        f"starts with {found[: len(digits)]}, not with {digits}. It was removed from "
+        f"{path.parent}; run the command again, or get {source.url} another way"
+    )
+
+
+def _download(source: Source, part: pathlib.Path, target: pathlib.Path) -> None:
+    """Brings `part` to full length, over as many connections as that takes."""
+    problem: Exception | None = None
+    longest = failures = 0
+    while failures < ATTEMPTS:
+        if problem is not None:
+            time.sleep(_PAUSE)
+        try:
+            with part.open("ab") as stream:
+                _receive(source.url, stream)
+            return
+        except urllib.error.HTTPError as error:
+            problem = error
+            if error.code < 500:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
+            if isinstance(error, urllib.error.URLError) and not longest:
+                break  # not reached at all
+        size = part.stat().st_size
+        failures = 0 if size > longest else failures + 1
+        longest = max(size, longest)
+    size = part.stat().st_size
+    if not size:
+        part.unlink()
+    kept = (
+        f" {size:,} bytes are kept, and the next try goes on from there."
+        if size
+        else ""
+    )
+    reason = getattr(problem, "reason", None) or problem
+    code = f"{problem.code} " if isinstance(problem, urllib.error.HTTPError) else ""
+    raise UserError(
+        f"cannot download {source.url}: {code}{reason}.{kept} Without network, get the "
+        f"file on another machine and put it at {target}, or give its path as "
+        "--config.pretrained=PATH"
+    ) from problem
+
+
+def _receive(url: str, stream: BinaryIO) -> None:
+    """Appends what `stream` lacks of the file, or all of it to an emptied stream.
+
+    Raises:
+      OSError, http.client.HTTPException: a connection that failed or broke.
+    """
+    start = stream.seek(0, os.SEEK_END)
+    headers = {"User-Agent": "reid_jax", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        return  # nothing is lacking; the checksum tells whether too much is there
+    with response:
+        resumed = (response.headers.get("Content-Range") or "").startswith(
+            f"bytes {start}-"
+        )
+        if not resumed:
+            start = 0
+            stream.truncate(0)
+        rest = response.headers.get("Content-Length")
+        total = start + int(rest) if rest else None
+        with tqdm(
+            desc=url.rsplit("/", 1)[-1],
+            initial=start,
+            total=total,
+            unit="B",
+            unit_scale=True,
+        ) as bar:
+            while chunk := response.read1(_CHUNK):
+                stream.write(chunk)
+                bar.update(len(chunk))
+        if total is not None and bar.n < total:
+            raise ConnectionError(f"broke off after {bar.n:,} of {total:,} bytes")

@@ -1,0 +1,253 @@
+"""Loads pretrained weights into a method's variables, and says what was loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reid_jax.backbones.vit import resize_position_embedding
+from reid_jax.errors import UserError
+from reid_jax.weights import fetch, files, mapping
+
+SHOWN_NAMES = 6
+
+EXTRAS = ("extra_tokens", "extra_pos_embed", "sie_embed")
+"""Parameters of backbones that no pretrained file has; they start as initialised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a load did, by name.
+
+    Attributes:
+      source: the file, and what it seems to hold.
+      loaded: our paths that took the file's values as they are.
+      copied: our paths that took another's values; see `load_pretrained`.
+      resized: position embeddings that were resized, with both grids.
+      skipped: the file's names that no backbone needs: classifiers and the like.
+      missing: our paths that the file does not have; they are as initialised.
+      unexpected: the file's names that the config allows and nothing took.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    copied: tuple[str, ...]
+    resized: tuple[str, ...]
+    skipped: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"pretrained weights: {self.source}"]
+        for field, note in _NOTES.items():
+            names = getattr(self, field)
+            listed = f"  {note}{_listed(names)}" if note and names else ""
+            lines.append(f"  {field:<10} {len(names):>5}{listed}")
+        return "\n".join(lines)
+
+
+_NOTES = {
+    "loaded": "",
+    "copied": "in further branches: ",
+    "resized": " ",
+    "skipped": "on purpose: ",
+    "missing": "as initialised: ",
+    "unexpected": "allowed by the config: ",
+}
+
+
+def load_pretrained(
+    variables: Mapping[str, Any],
+    path_or_name: str,
+    *,
+    position_grid: tuple[int, int] | None = None,
+    copies: Mapping[str, str] | None = None,
+    allow_unexpected: Sequence[str] = (),
+) -> tuple[dict[str, Any], Report]:
+    """Puts pretrained values into `params/backbone` and `batch_stats/backbone`.
+
+    A file of TransReID's network also fills `params/local`, its second branch. Prints
+    the report (on the first process).
+
+    Args:
+      variables: of a method, initialised, or `jax.ShapeDtypeStruct`s.
+      path_or_name: a file or folder that `files.read` knows, or one of
+        `fetch.KNOWN`.
+      position_grid: rows and columns of the backbone's position embedding; needed if
+        the file's has another size.
+      copies: modules that start as copies of others, as the branches that re-ID
+        systems put on a pretrained stage; by path within a collection, such as
+        {"local/layer4": "backbone/layer4"}. A prefix of names: "backbone/layer4"
+        stands for layer4_0 and layer4_1, too.
+      allow_unexpected: regular expressions of the file's names that the network may
+        lack; each must match the whole name.
+
+    Returns:
+      variables of the same structure, and the report. Loaded values have the dtype
+      and, where the old value is a `jax.Array`, the sharding of what they replace,
+      and are NumPy arrays otherwise.
+
+    Raises:
+      UserError: no such file; or it does not fit: arrays that the network does not
+        have, parameters of the backbone that the file does not have, other shapes.
+        The message lists them.
+    """
+    file = files.read(fetch.locate(path_or_name))
+    mapped = mapping.to_ours(file)
+    loader = _Loader(mapped, position_grid, dict(copies or {}))
+    target = files.flatten(variables)
+    values = {path: loader.value(path, leaf) for path, leaf in target.items()}
+    unused = [path for path in mapped.arrays if path not in loader.used]
+    unexpected = [mapped.names[path] for path in unused]
+    allowed = _compile(allow_unexpected)
+    refused = [n for n in unexpected if not any(r.fullmatch(n) for r in allowed)]
+    if refused or loader.lacking or loader.misshapen:
+        raise UserError(_differences(file, mapped, target, loader, refused))
+    report = Report(
+        source=f"{file.path}, {mapping.describe(mapped.arrays) or 'unknown network'}",
+        loaded=tuple(loader.loaded),
+        copied=tuple(loader.copied),
+        resized=tuple(loader.resized),
+        skipped=mapped.skipped,
+        missing=tuple(loader.missing),
+        unexpected=tuple(unexpected),
+    )
+    if jax.process_index() == 0:
+        print(report)
+    leaves = [values[path] for path in target]
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves), report
+
+
+def _compile(patterns: Sequence[str]) -> list[re.Pattern[str]]:
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise UserError(
+            f"config.allow_unexpected: {error.pattern!r} is not a regular expression "
+            f"({error})"
+        ) from error
+
+
+@dataclasses.dataclass
+class _Loader:
+    """Finds a value for each leaf, and keeps the books.
+
+    Attributes:
+      mapped, position_grid, copies: see `load_pretrained`.
+      loaded, copied, resized, missing: as of `Report`.
+      used: paths of the file's arrays that a variable has taken.
+      lacking: parameters that the file should have.
+      misshapen: descriptions of arrays of other shapes than the parameter's.
+    """
+
+    mapped: mapping.Mapped
+    position_grid: tuple[int, int] | None
+    copies: dict[str, str]
+    loaded: list[str] = dataclasses.field(default_factory=list)
+    copied: list[str] = dataclasses.field(default_factory=list)
+    resized: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    used: set[str] = dataclasses.field(default_factory=set)
+    lacking: list[str] = dataclasses.field(default_factory=list)
+    misshapen: list[str] = dataclasses.field(default_factory=list)
+
+    def value(self, path: str, leaf: Any) -> Any:
+        """What the variable at `path` becomes."""
+        source = self._source(path)
+        if source is None:
+            return leaf
+        self.used.add(source)
+        array = self.mapped.arrays[source]
+        if array.shape != tuple(leaf.shape):
+            resized = self._resize(path, array, tuple(leaf.shape))
+            if resized is None:
+                return leaf
+            array = resized
+        else:
+            (self.loaded if source == path else self.copied).append(path)
+        # Always a copy: JAX may use its memory as it is, and the step donates it.
+        array = np.array(array, leaf.dtype, order="C")
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(array, leaf.sharding)
+        return array
+
+    def _source(self, path: str) -> str | None:
+        """Our path of the file's array that goes to `path`."""
+        if path in self.mapped.arrays:
+            return path
+        collection, _, rest = path.partition("/")
+        origins = [(c, o) for c, o in self.copies.items() if rest.startswith(c)]
+        for copy, original in origins:
+            source = f"{collection}/{original}{rest.removeprefix(copy)}"
+            if source in self.mapped.arrays:
+                return source
+        extra = path.rsplit("/", 1)[-1] in EXTRAS
+        needed = origins or (mapping.BACKBONE.match(path) and not extra)
+        (self.lacking if needed else self.missing).append(path)
+        return None
+
+    def _resize(
+        self, path: str, array: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray | None:
+        """A position embedding for our grid; None, noted, where that is impossible."""
+        described = f"{path}: {array.shape} in the file, {shape} here"
+        if not path.endswith("/pos_embed") or array[:, :0].shape != (1, 0, shape[-1]):
+            self.misshapen.append(described)
+            return None
+        side = math.isqrt(array.shape[1] - 1)
+        if side * side != array.shape[1] - 1:
+            self.misshapen.append(
+                f"{described}; only a square grid with one CLS token can be resized"
+            )
+            return None
+        grid = self.position_grid
+        if grid is None or grid[0] * grid[1] != shape[1] - 1:
+            self.misshapen.append(
+                f"{described}; this method does not say its rows and columns "
+                f"(position_grid is {grid})"
+            )
+            return None
+        self.resized.append(f"{path} {side} x {side} to {grid[0]} x {grid[1]}")
+        embedding = jnp.asarray(array, jnp.float32)
+        return np.asarray(resize_position_embedding(embedding, (side, side), grid))
+
+
+def _differences(
+    file: files.WeightFile,
+    mapped: mapping.Mapped,
+    target: Mapping[str, Any],
+    loader: _Loader,
+    refused: list[str],
+) -> str:
+    """Why a file does not fit, in a few lines."""
+    lines = [
+        f"{file.path} does not fit the network.",
+        f"  the file holds: {mapping.describe(mapped.arrays) or 'an unknown network'}",
+        f"  the config's backbone: {mapping.describe(target) or 'an unknown network'}",
+    ]
+    if loader.misshapen:
+        lines.append(f"  other shapes ({len(loader.misshapen)}):")
+        lines += [f"    {text}" for text in loader.misshapen[:SHOWN_NAMES]]
+    if loader.lacking:
+        lines.append(f"  missing in the file: {_listed(loader.lacking)}")
+    if refused:
+        lines.append(f"  only in the file: {_listed(refused)}")
+    lines.append(
+        "Choose the file that the config's backbone was made for, or the config that "
+        "fits the file; what is only in the file can be allowed by name "
+        "(config.allow_unexpected, regular expressions)."
+    )
+    return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    text = ", ".join(names[:SHOWN_NAMES])
+    return f"{text} and {more} more" if more > 0 else text
