@@ -113,7 +113,7 @@ class _Run:
         resumed = checkpoints.latest_step() is not None
         meta = checkpoints.meta() if resumed else {}
         start = _Position(*(meta.get(f.name, 0) for f in dataclasses.fields(_Position)))
-        if resumed:
+        if resumed and first:
             print(f"resuming {workdir} at step {start.global_step}")
         return cls(
             config=config,
