@@ -57,6 +57,11 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.evaluation = ConfigDict()
     # Protocols by name; () is the training data set's own.
     config.evaluation.evaluate_on = ()
+    # "rectangle" (all tables since about 2018) or "trapezoid" (Market-1501's own code).
+    config.evaluation.ap = "rectangle"
+    # False keeps gallery images of the query's own camera, for data whose cameras are
+    # unknown; a protocol that has no camera filter never gets one.
+    config.evaluation.camera_filter = True
     # Epochs between evaluations; 0 evaluates at the end only.
     config.evaluation.every_epochs = 10.0
     config.evaluation.batch_size = 128

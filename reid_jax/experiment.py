@@ -101,8 +101,16 @@ def open_split(config: Any, dataset: str, split: str) -> records.Records:
 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:
     """The protocols to evaluate on: `evaluate_on`, or the training set's own."""
-    names = config.evaluation.evaluate_on or (config.data.dataset,)
-    return tuple(protocols.protocol(name) for name in names)
+    chosen = config.evaluation
+    named = map(protocols.protocol, chosen.evaluate_on or (config.data.dataset,))
+    return tuple(
+        dataclasses.replace(
+            protocol,
+            ap=chosen.ap,
+            camera_filter=protocol.camera_filter and chosen.camera_filter,
+        )
+        for protocol in named
+    )
 
 
 def restore(

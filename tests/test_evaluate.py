@@ -86,6 +86,21 @@ def test_metrics_are_those_of_the_definition(toy_config, stage, top_k):
         np.testing.assert_allclose(got, before, rtol=1e-6)
 
 
+def test_the_config_chooses_camera_filter_and_average_precision(toy_config):
+    (plain,) = experiment.build_protocols(toy_config)
+    assert (plain.ap, plain.camera_filter) == ("rectangle", True)
+    toy_config.evaluation.ap = "trapezoid"
+    toy_config.evaluation.camera_filter = False
+    toy_config.evaluation.evaluate_on = ("tiny", "synthetic/partial_demo")
+    first, second = experiment.build_protocols(toy_config)
+    assert (first.ap, first.camera_filter, first.dataset) == (
+        "trapezoid",
+        False,
+        "tiny",
+    )
+    assert second.ranks == (1, 3, 5, 10)
+
+
 def test_results_of_other_steps_and_protocols_are_kept(tmp_path):
     first = [{"protocol": "a", "step": 1, "metrics": {"mAP": 0.1}}]
     again = [{"protocol": "a", "step": 1, "metrics": {"mAP": 0.2}}]

@@ -374,6 +374,7 @@ def _why_no_match(query: Labels, gallery: Labels) -> str:
         "gallery: check that query and gallery come from one data set and number "
         "their persons alike\n"
         f"  {one_camera} show a person whom only the query's own camera saw: if the "
-        "cameras are unknown or all the same, evaluate with camera_filter=False\n"
+        "cameras are unknown or all the same, evaluate with camera_filter=False "
+        "(--config.evaluation.camera_filter=False)\n"
         f"  {(~labelled).sum()} have no person label (0 or less): label them"
     )
