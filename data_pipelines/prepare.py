@@ -4,10 +4,23 @@ r"""Prepares a data set: reads its source once and stores it as ArrayRecord file
         --source=Market-1501-v15.09.15 --data_dir=data
     python -m data_pipelines.prepare --dataset=synthetic/holistic_demo --data_dir=data
 
+Occluded-Duke can be made from a copy of DukeMTMC-reID and its published lists:
+
+    python -m data_pipelines.prepare --dataset=occluded_duke --source=DukeMTMC-reID \
+        --lists=Occluded_Duke --data_dir=data
+
 A data set of one's own in Market-1501's layout is stored under its own name:
 
     python -m data_pipelines.prepare --dataset=market1501 --source=<folder or zip> \
         --allow_other_counts --name=<its_name> --data_dir=data
+
+One that is listed in a CSV or Parquet table (`data_pipelines.table`):
+
+    python -m data_pipelines.prepare --dataset=table --source=my.csv --name=mine \
+        --data_dir=data
+
+Part-label files that lie beside any of them (`data_pipelines.labels`) are stored with
+the images by adding `--parts=<folder> --parts_kind=pifpaf`.
 
 An interrupted or failed run leaves nothing that could be taken for a data set; start
 it again.
@@ -26,17 +39,19 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import market1501, records
+from data_pipelines import labels, records, store
+from data_pipelines.datasets import DATASETS
+from data_pipelines.parts import KINDS
+from data_pipelines.report import next_command, report
+from data_pipelines.sources import DataSet, Split, check_published
 from data_pipelines.synthetic.builder import Synthetic
 from reid_jax.errors import UserError
 
-SPLITS = ("train", "query", "gallery")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -52,7 +67,7 @@ class _Plan:
 def known_datasets() -> list[str]:
     """Names that `prepare` accepts."""
     synthetic = [f"synthetic/{config.name}" for config in Synthetic.BUILDER_CONFIGS]
-    return ["market1501", *synthetic]
+    return [*DATASETS, *synthetic]
 
 
 def prepare(
@@ -60,6 +75,9 @@ def prepare(
     *,
     data_dir: str | os.PathLike,
     source: str | os.PathLike | None = None,
+    lists: str | os.PathLike | None = None,
+    parts: str | os.PathLike | None = None,
+    parts_kind: str | None = None,
     allow_other_counts: bool = False,
     name: str | None = None,
     overwrite: bool = False,
@@ -71,6 +89,9 @@ def prepare(
       dataset: one of `known_datasets()`.
       data_dir: folder of the prepared data sets.
       source: folder or zip of a data set that is not rendered by the library.
+      lists: folder of the published lists, for data sets that can be made with them.
+      parts: folder of part-label files; see `data_pipelines.labels`.
+      parts_kind: what they are, one of `data_pipelines.parts.KINDS`.
       allow_other_counts: accepts a source whose counts are not the published ones.
       name: stores under this name instead of that of the data set.
       overwrite: prepares again, and replaces the old one once the new one is whole.
@@ -83,7 +104,15 @@ def prepare(
       UserError: unknown data set, missing or wrong source, an image that cannot be
         used, a name that cannot be used, or no room or right to write.
     """
-    plan = _plan(dataset, source, allow_other_counts, name, progress)
+    plan = _plan(
+        dataset,
+        source=source,
+        options={"lists": lists},
+        part_labels=(parts, parts_kind),
+        allow_other_counts=allow_other_counts,
+        name=name,
+        progress=progress,
+    )
     return _prepare(plan, pathlib.Path(data_dir).expanduser(), overwrite)[0]
 
 
@@ -119,41 +148,68 @@ def _is_disk_error(error: Exception) -> bool:
 
 def _plan(
     dataset: str,
+    *,
     source: str | os.PathLike | None,
+    options: Mapping[str, str | os.PathLike | None],
+    part_labels: tuple[str | os.PathLike | None, str | None],
     allow_other_counts: bool,
     name: str | None,
     progress: bool,
 ) -> _Plan:
     if dataset not in known_datasets():
         raise _unknown(dataset)
-    if dataset == "market1501":
-        name = _checked_name(name or dataset)
-        make = functools.partial(
-            _market, source, allow_other_counts, name, _tracker(progress)
+    options = {key: value for key, value in options.items() if value is not None}
+    if dataset in DATASETS:
+        chosen = DATASETS[dataset]
+        scan = functools.partial(
+            _scan, chosen, source, options, part_labels, allow_other_counts
         )
-        return _Plan(name, str(market1501.MarketBuilder.VERSION), make)
-    if source or name or allow_other_counts:
+        return _source_plan(
+            chosen,
+            name=_checked_name(chosen, name),
+            scan=scan,
+            track=_tracker(progress),
+        )
+    if source or name or allow_other_counts or options or any(part_labels):
         raise UserError(
-            f"{dataset} is rendered by the library: leave out --source, --name and "
-            "--allow_other_counts."
+            f"{dataset} is rendered by the library: leave out --source, --name, "
+            "--lists, --parts, --parts_kind and --allow_other_counts."
         )
     config = dataset.split("/")[1]
     return _Plan(dataset, str(Synthetic.VERSION), functools.partial(_synthetic, config))
 
 
-def _market(
-    source: str | os.PathLike | None,
-    allow_other_counts: bool,
+def _source_plan(
+    data_set: DataSet,
+    *,
     name: str,
-    track: Callable[[Sequence[market1501.Entry], str], Iterable[market1501.Entry]],
-    staging: pathlib.Path,
-) -> tfds.core.DatasetBuilder:
+    scan: Callable[[], Mapping[str, Split]],
+    track: store.Track,
+) -> _Plan:
+    def make(staging: pathlib.Path) -> tfds.core.DatasetBuilder:
+        return store.builder(
+            scan(), name=name, title=data_set.title, data_dir=staging, track=track
+        )
+
+    return _Plan(name, str(store.VERSION), make)
+
+
+def _scan(
+    data_set: DataSet,
+    source: str | os.PathLike | None,
+    options: Mapping[str, object],
+    part_labels: tuple[str | os.PathLike | None, str | None],
+    allow_other_counts: bool,
+) -> dict[str, Split]:
     if not source:
-        raise UserError(f"market1501 needs --source. {market1501.EXPECTED}")
-    splits = market1501.scan(source)
+        raise UserError(f"{data_set.name} needs --source. {data_set.expected}")
+    for option in options:
+        if option not in data_set.options:
+            raise UserError(f"{data_set.name} has no use for --{option}: leave it out.")
+    splits = data_set.read(source, **options)
     if not allow_other_counts:
-        market1501.check_published(splits)
-    return market1501.builder(splits, name=name, data_dir=staging, track=track)
+        check_published(data_set, splits)
+    return labels.attach(splits, *part_labels)
 
 
 def _synthetic(config: str, staging: pathlib.Path) -> tfds.core.DatasetBuilder:
@@ -180,7 +236,13 @@ def _unknown(dataset: str) -> UserError:
     )
 
 
-def _checked_name(name: str) -> str:
+def _checked_name(data_set: DataSet, name: str | None) -> str:
+    if name is None:
+        if data_set.published is None:
+            raise UserError(
+                f"{data_set.name} is a data set of your own: add --name=<its_name>."
+            )
+        name = data_set.name
     if not _NAME.fullmatch(name) or name == "synthetic":
         raise UserError(
             f"--name={name!r} cannot be used. A name has at most 64 small letters, "
@@ -235,7 +297,7 @@ def _build(plan: _Plan, staging: pathlib.Path) -> pathlib.Path:
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
-    for split in SPLITS:
+    for split in builder.info.splits:
         records.open_records(plan.name, split, staging)
     return pathlib.Path(builder.data_path)
 
@@ -245,39 +307,6 @@ def _install(built: pathlib.Path, target: pathlib.Path, staging: pathlib.Path) -
     if target.exists():
         target.rename(staging / "replaced")
     built.rename(target)
-
-
-def report(dataset: str, data_dir: str | os.PathLike) -> str:
-    """Describes a prepared data set: images, identities, cameras, remarks.
-
-    Raises:
-      UserError: the data set is not there or is damaged.
-    """
-    opened = {s: records.open_records(dataset, s, data_dir) for s in SPLITS}
-    lines = [f"{'':8}{'images':>8}{'identities':>12}{'cameras':>9}"]
-    for split, stored in opened.items():
-        identities = np.unique(stored.person[stored.person > 0]).size
-        cameras = np.unique(stored.camera).size
-        lines.append(f"{split:8}{len(stored):>8}{identities:>12}{cameras:>9}")
-    return "\n".join(lines + _remarks(opened))
-
-
-def _remarks(opened: dict[str, records.Records]) -> list[str]:
-    query, gallery, train = (
-        set(opened[s].person[opened[s].person > 0].tolist())
-        for s in ("query", "gallery", "train")
-    )
-    remarks = []
-    if distractors := int((opened["gallery"].person == 0).sum()):
-        remarks.append(f"{distractors} gallery images are distractors.")
-    if alone := len(query - gallery):
-        remarks.append(f"{alone} query identities have no gallery image.")
-    if shared := len(train & (query | gallery)):
-        remarks.append(
-            f"Note: {shared} identities are in train and in query or gallery; "
-            "evaluation does not measure new identities."
-        )
-    return remarks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -290,6 +319,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dataset", required=True, help=f"one of: {', '.join(known_datasets())}"
     )
     parser.add_argument("--source", help="folder or zip file of the data set")
+    parser.add_argument(
+        "--lists", help="folder of the published lists, for occluded_duke"
+    )
+    parser.add_argument("--parts", help="folder of part-label files")
+    parser.add_argument("--parts_kind", help=f"one of: {', '.join(KINDS)}")
     parser.add_argument("--data_dir", default="data", help="default: %(default)s")
     parser.add_argument(
         "--allow_other_counts",
@@ -309,9 +343,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_dir = pathlib.Path(args.pop("data_dir")).expanduser()
     overwrite = args.pop("overwrite")
     try:
-        plan = _plan(**args, progress=True)
+        plan = _plan(
+            options={"lists": args.pop("lists")},
+            part_labels=(args.pop("parts"), args.pop("parts_kind")),
+            progress=True,
+            **args,
+        )
         path, built = _prepare(plan, data_dir, overwrite)
-        text = report(plan.name, data_dir)
+        text = report(plan.name, path)
     except UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2
@@ -323,22 +362,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"{plan.name} is already prepared in {path}; nothing was done.")
         print("--overwrite prepares it again.")
-    print(text, *_junk(path), _next_command(plan.name, data_dir), sep="\n")
+    notes = [DATASETS[args["dataset"]].note] if args["dataset"] in DATASETS else []
+    print(text, *filter(None, notes), next_command(plan.name, path), sep="\n")
     return 0
-
-
-def _junk(path: pathlib.Path) -> list[str]:
-    metadata = tfds.builder_from_directory(path).info.metadata or {}
-    junk = sum(metadata.get("junk_dropped", {}).values())
-    return [f"{junk} junk images (person -1) were left out."] if junk else []
-
-
-def _next_command(name: str, data_dir: pathlib.Path) -> str:
-    config = f"configs/baseline.py:dataset={name}"
-    return (
-        f"Next: python -m reid_jax.main --config={config} "
-        f"--config.data.data_dir={data_dir}"
-    )
 
 
 if __name__ == "__main__":

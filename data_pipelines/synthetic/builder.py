@@ -1,8 +1,10 @@
 """TFDS builder `synthetic`: renders the embedded data set into ArrayRecord."""
 
+import functools
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -93,5 +95,7 @@ def rendered(
         yield from map(render.encoded, shots)
         return
     # Spawned, not forked: the caller may hold threads, as JAX does.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    # Ctrl-C is the parent's to handle: it ends them.
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(processes, ignore) as pool:
         yield from pool.imap(render.encoded, shots, chunksize=16)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import market1501
+from data_pipelines import market1501, sources
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 
@@ -49,9 +49,9 @@ def test_scan_reads_names_and_drops_junk(folder):
     splits = market1501.scan(folder)
     assert summary(splits) == EXPECTED
     assert {k: s.counts for k, s in splits.items()} == {
-        "train": (3, 0, 2),
-        "query": (2, 0, 2),
-        "gallery": (3, 2, 2),
+        "train": sources.Counts(3, 2),
+        "query": sources.Counts(2, 2),
+        "gallery": sources.Counts(3, 2, junk=2),
     }
 
 
@@ -101,7 +101,7 @@ def test_cameras_from_ten_are_read_whole(folder):
         ("query/٣_c1.jpg", "jpg"),
         ("query/-2_c1.jpg", "person -2 is out of range"),
         ("query/99999999999_c1.jpg", "person 99999999999 is out of range"),
-        ("query/0000_c1.jpg", "person 0000 is out of range.*bounding_box_test only"),
+        ("query/0000_c1.jpg", "person 0 is out of range.*in the gallery only"),
         ("bounding_box_train/0_c1.jpg", "person 0 is out of range"),
         ("query/0001_c0.jpg", "camera 0 is out of range"),
         ("query/0001_c1_\x07.jpg", "unprintable"),
@@ -129,14 +129,14 @@ def test_any_name_is_read_or_refused(text):
             return "query/" + text
 
     try:
-        person, camera = market1501._parse(Named(), "query")
+        entry = market1501.parse(Named(), "query")
     except UserError as error:
         message = str(error)
     else:
         message = ""
         published = re.match(r"([-\d]+)_c(\d)", text)
-        assert person == int(published[1])
-        assert camera >= 1
+        assert int(published[1]) == (entry.person if entry else -1)
+        assert entry is None or entry.camera >= 0
         assert text.lower().endswith((".jpg", ".jpeg"))
     message.encode()
     assert message.isprintable()
@@ -153,7 +153,7 @@ def test_a_source_that_cannot_be_read_is_a_user_error(folder, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
     with pytest.raises(UserError, match=r"cannot be read .*Permission denied"):
-        market1501.scan(folder)
+        market1501.MARKET1501.read(folder)
 
 
 def test_a_wrong_folder_says_what_was_found(folder):
@@ -204,11 +204,11 @@ def test_a_zip_with_a_name_twice_is_refused(tmp_path):
 
 def test_other_counts_are_refused_with_the_differences(folder):
     with pytest.raises(UserError) as error:
-        market1501.check_published(market1501.scan(folder))
+        sources.check_published(market1501.MARKET1501, market1501.scan(folder))
     for words in (
-        "bounding_box_train: 3 images instead of 12936",
+        "train: 3 images instead of 12936",
         "query: 2 identities instead of 750",
-        "bounding_box_test: 2 junk images instead of 3819",
+        "gallery: 2 junk images instead of 3819",
         "--allow_other_counts --name=",
     ):
         assert words in str(error.value)
@@ -233,7 +233,7 @@ def published(shared_data):
     # The list leaves junk out.
     names["gallery"] += [f"-1_c1s1_{i:06}_00.jpg" for i in range(3819)]
     return {
-        split: [market1501._parse(_Name(f), split) for f in files]
+        split: [market1501.parse(_Name(f), split) for f in files]
         for split, files in names.items()
     }
 
@@ -242,14 +242,10 @@ def test_the_published_names_have_the_published_counts(published):
     assert [len(published[s]) for s in market1501.FOLDERS] == [12936, 3368, 19732]
     splits = {}
     for split, parsed in published.items():
-        kept = [
-            market1501.Entry(None, person, camera - 1)
-            for person, camera in parsed
-            if person != -1
-        ]
-        splits[split] = market1501.Split(tuple(kept), len(parsed) - len(kept))
+        kept = tuple(entry for entry in parsed if entry)
+        splits[split] = sources.Split(kept, len(parsed) - len(kept))
         assert {e.camera for e in kept} == set(range(6))
-    market1501.check_published(splits)
+    sources.check_published(market1501.MARKET1501, splits)
 
 
 def test_names_are_read_as_the_published_labels(shared_data, published):
@@ -261,5 +257,7 @@ def test_names_are_read_as_the_published_labels(shared_data, published):
             columns.append(scipy_io.loadmat(path)[prefix + key].ravel().astype(int))
         labels = zip(*(c.tolist() for c in columns), strict=True)
         expected = collections.Counter(row for row in labels if row[0] != -1)
-        got = collections.Counter(row for row in published[split] if row[0] != -1)
+        got = collections.Counter(
+            (entry.person, entry.camera + 1) for entry in published[split] if entry
+        )
         assert got == expected

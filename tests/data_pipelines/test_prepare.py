@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import market1501, prepare, records
+from data_pipelines import market1501, prepare, records, report
+from data_pipelines.sources import SPLITS
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 
@@ -80,7 +81,7 @@ def test_a_zip_gives_the_same_records(folder, data_dir, tmp_path):
             packed.writestr("Market-1501-v15.09.15/" + name, data)
     own(folder, data_dir)
     own(archive, data_dir, name="zipped")
-    for split in prepare.SPLITS:
+    for split in SPLITS:
         a = records.open_records("own", split, data_dir)
         b = records.open_records("zipped", split, data_dir)
         assert list(a) == list(b)
@@ -224,7 +225,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(folder, tmp_path):
             {},
             ["'market1051'", "Did you mean market1501", "own in Market"],
         ),
-        ("", {}, ["Known: market1501, synthetic/"]),
+        ("", {}, ["Known: market1501, dukemtmc, "]),
         ("synthetic/holistc_demo", {}, ["Did you mean synthetic/holistic_demo"]),
         ("synthetic", {}, ["Known"]),
         ("synthetic/holistic_demo", {"source": "x"}, ["leave out --source"]),
@@ -340,8 +341,8 @@ def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
 
 
 def test_real_photographs_go_through(shared_data, data_dir):
-    own(shared_data / "grocery_photos", data_dir, name="grocery")
-    counts = [len(records.open_records("grocery", s, data_dir)) for s in prepare.SPLITS]
+    path = own(shared_data / "grocery_photos", data_dir, name="grocery")
+    counts = [len(records.open_records("grocery", s, data_dir)) for s in SPLITS]
     assert counts == [4572, 220, 472]
-    report = prepare.report("grocery", data_dir)
-    assert ["query", "220", "15", "1"] in [x.split() for x in report.splitlines()]
+    lines = report.report("grocery", path).splitlines()
+    assert ["query", "220", "15", "1"] in [x.split() for x in lines]

@@ -1,0 +1,309 @@
+"""What the readers of published data sets share: images, splits, folders and zips.
+
+A reader lists a data set by the names of its files, without opening an image: a
+function `scan(source, **options) -> {split: Split}`. It is offered under a name by a
+`DataSet`, and `data_pipelines.datasets` lists those. What is listed here is stored by
+`data_pipelines.store`.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from reid_jax.errors import UserError
+
+SPLITS = ("train", "query", "gallery")
+"""The splits of a data set in their usual order; some sets have no `train`."""
+
+INT32 = 2**31
+"""Persons and cameras are stored as int32, so they are below this."""
+
+JPEG = (".jpg", ".jpeg")
+"""Suffixes of JPEG files, in lower case."""
+
+_IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+_SHOWN = 20
+
+AnyPath = pathlib.Path | zipfile.Path
+
+
+class File(Protocol):
+    """What an image is read from: a path, a member of a zip, or anything like them."""
+
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """The encoded image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One image: where it is, and what its name says.
+
+    Attributes:
+      path: what the image is read from; its `name` is stored with it.
+      person: positive for an identity, 0 for a distractor (gallery only).
+      camera: counted from 0.
+      parts: makes the part labels of the image when called with its height and width:
+        a single-channel PNG of that size (classes of `data_pipelines.parts`). None
+        where the image has no labels.
+    """
+
+    path: File
+    person: int
+    camera: int
+    parts: Callable[[int, int], bytes] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of a split.
+
+    Attributes:
+      entries: the images that are stored, in the order in which they are stored.
+      junk: how many images the protocol leaves out (Market-1501's person -1).
+      missing: files that a list lying with the data names but that are not there.
+      remarks: what the user is told after preparing.
+      person_names: person -> its name in the source, where the reader numbered them.
+    """
+
+    entries: tuple[Entry, ...]
+    junk: int = 0
+    missing: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    person_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def counts(self) -> "Counts":
+        """What is there, to compare with what was published."""
+        persons = {e.person for e in self.entries if e.person > 0}
+        return Counts(len(self.entries), len(persons), self.junk)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Images stored, distinct persons above 0, junk images left out.
+
+    As published counts, `identities` None is not compared.
+    """
+
+    images: int
+    identities: int | None
+    junk: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A published data set, or a form of one's own data, that can be prepared.
+
+    Attributes:
+      name: snake-case name for `--dataset`, and the default for `--name`.
+      title: name in the literature, for messages.
+      scan: the reader: `scan(source, **options)` gives split name -> `Split`, and
+        raises `UserError`.
+      expected: what `--source` should be: a sentence that starts with "Expected".
+      published: split -> counts; None where there is nothing to compare with, as for
+        one's own data, which then needs `--name`.
+      options: further arguments that `scan` takes, of `data_pipelines.prepare.OPTIONS`.
+      note: what the user is told after preparing, such as a withdrawal.
+    """
+
+    name: str
+    title: str
+    scan: Callable[..., dict[str, Split]]
+    expected: str
+    published: Mapping[str, Counts] | None
+    options: tuple[str, ...] = ()
+    note: str = ""
+
+    def read(self, source: str | os.PathLike, **options: object) -> dict[str, Split]:
+        """Runs the reader.
+
+        Raises:
+          UserError: also where the file system refuses to read.
+        """
+        try:
+            return self.scan(source, **options)
+        except OSError as error:
+            raise UserError(f"--source={source} cannot be read ({error}).") from error
+
+
+def check_published(data_set: DataSet, splits: Mapping[str, Split]) -> None:
+    """Compares what was found with what was published.
+
+    Raises:
+      UserError: images, identities or junk images of a split differ, or files named
+        by a list are missing; the missing files are named.
+    """
+    if data_set.published is None:
+        return
+    wrong = []
+    for split, published in data_set.published.items():
+        found = splits.get(split, Split(()))
+        wrong += [
+            f"{split}: {value} {kind.replace('junk', 'junk images')} instead of {right}"
+            for (kind, value), right in zip(
+                dataclasses.asdict(found.counts).items(),
+                dataclasses.astuple(published),
+                strict=True,
+            )
+            if right is not None and value != right
+        ]
+        if found.missing:
+            names = shown(found.missing, most=_SHOWN)
+            wrong.append(f"{split}: missing files: {names}")
+    if wrong:
+        raise UserError(
+            f"This is not the published {data_set.title} ({'; '.join(wrong)}). If it "
+            "should be, download and unpack it again. For a data set of your own in "
+            "the same layout add --allow_other_counts --name=<its_name>."
+        )
+
+
+def open_source(source: str | os.PathLike, *, expected: str) -> AnyPath:
+    """The top of a folder or of a zip file.
+
+    Raises:
+      UserError: it does not exist, or is neither.
+    """
+    path = pathlib.Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"--source={source} does not exist. {expected}")
+    return path if path.is_dir() else _open_zip(path)
+
+
+def find_root(
+    source: str | os.PathLike, *layouts: Sequence[str], expected: str
+) -> tuple[AnyPath, Sequence[str]]:
+    """The folder that holds a layout: `source`, or one right below it.
+
+    Args:
+      source: folder or zip file.
+      *layouts: each the names that must lie there, files or folders, as in
+        `("query", "train/whole")`; an earlier layout wins.
+      expected: what `source` should be, for messages.
+
+    Returns:
+      The folder, and the layout that was found in it.
+
+    Raises:
+      UserError: it says what was expected and what is there.
+    """
+    top = open_source(source, expected=expected)
+    for candidates in ([top], [p for p in children(top) if p.is_dir()]):
+        for layout in layouts:
+            roots = [p for p in candidates if _holds(p, layout)]
+            if len(roots) == 1:
+                return roots[0], layout
+            if roots:
+                raise UserError(
+                    f"--source={source} holds several data sets: "
+                    f"{shown([p.name for p in roots])}. Name one of them."
+                )
+    found = shown([p.name for p in children(top)])
+    raise UserError(f"{expected} Found in {source}: {found}.")
+
+
+def children(folder: AnyPath) -> list[AnyPath]:
+    """Entries of a folder by name, without hidden files and those of file managers."""
+    return sorted(
+        (p for p in folder.iterdir() if visible(p.name)), key=lambda p: p.name
+    )
+
+
+def visible(name: str) -> bool:
+    """Whether a file is neither hidden nor one that file managers leave behind."""
+    return not name.startswith(".") and name.lower() not in _IGNORED
+
+
+def make_entry(
+    path: File, *, person: int, camera: int, distractors: bool = False
+) -> Entry:
+    """An image whose person and camera (from 0) can be stored.
+
+    Args:
+      path: what it is read from.
+      person: identity; 0, a distractor, only where `distractors` says so.
+      camera: counted from 0.
+      distractors: whether person 0 may be there, as in a gallery.
+
+    Raises:
+      UserError: person, camera or name cannot be stored.
+    """
+    if not (0 if distractors else 1) <= person < INT32:
+        raise bad_file(
+            path,
+            f"person {person} is out of range",
+            "Identities count from 1; 0 is a distractor, in the gallery only; -1 is "
+            "junk. Rename or remove it",
+        )
+    if not 0 <= camera < INT32:
+        raise bad_file(
+            path,
+            f"camera {camera + 1} is out of range",
+            "Cameras count from 1: rename it",
+        )
+    if not path.name.isprintable():
+        raise bad_file(path, "the name has unprintable characters", "Rename it")
+    return Entry(path, person, camera)
+
+
+def require_identities(entries: Iterable[Entry], *, where: object, expected: str):
+    """Refuses a split in which there is no image of an identity.
+
+    Raises:
+      UserError: it names the folder or list `where`.
+    """
+    if not any(e.person > 0 for e in entries):
+        raise UserError(f"{where} has no image of an identity. {expected}")
+
+
+def read_lines(path: AnyPath) -> list[str]:
+    """The lines of a list file, without empty ones.
+
+    Raises:
+      UserError: it cannot be read as text.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The list {path} cannot be read ({error}).") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def bad_file(path: object, problem: str, remedy: str) -> UserError:
+    """A mistake in one file, named so that any terminal can show it."""
+    text = str(path).encode("unicode_escape").decode()
+    return UserError(f"{text}: {problem}. {remedy}. Nothing was stored.")
+
+
+def shown(names: Sequence[str], *, most: int = 6) -> str:
+    """The first few names and how many more there are; "nothing" for none."""
+    if not names:
+        return "nothing"
+    some = ", ".join(n.encode("unicode_escape").decode() for n in names[:most])
+    return some + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _holds(folder: AnyPath, layout: Sequence[str]) -> bool:
+    return all((folder / name).exists() for name in layout)
+
+
+def _open_zip(source: pathlib.Path) -> zipfile.Path:
+    try:
+        archive = zipfile.ZipFile(source)
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"--source={source} is neither a folder nor a whole zip file ({error}). "
+            "Download it again, or unpack it and name the folder."
+        ) from error
+    (name, count), *_ = collections.Counter(archive.namelist()).most_common(1) or [
+        ("", 0)
+    ]
+    if count > 1:
+        raise UserError(f"{source} holds {name} {count} times. Pack it again.")
+    return zipfile.Path(archive)

@@ -1,0 +1,174 @@
+"""Stores what a reader has listed: checks every image and writes TFDS records."""
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+
+from data_pipelines import labels, records
+from data_pipelines.sources import Entry, File, Split, bad_file
+
+MIN_SIDE = 16
+"""Images with a shorter side than a ViT patch are refused."""
+
+VERSION = tfds.core.Version("1.0.0")
+"""Version of the stored form; it is that of every data set read from a source."""
+
+_FORMATS = {"JPEG", "MPO", "PNG", "TIFF"}
+_AGAIN = "Copy or download it again, or remove it"
+# What Pillow and zipfile raise on damaged, encrypted and unsupported files.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+)
+
+Track = Callable[[Sequence[Entry], str], Iterable[Entry]]
+
+
+def builder(
+    splits: Mapping[str, Split],
+    *,
+    name: str,
+    title: str,
+    data_dir: str | os.PathLike,
+    track: Track,
+) -> tfds.core.DatasetBuilder:
+    """TFDS builder that stores scanned images under the data-set name `name`.
+
+    Args:
+      splits: from a reader.
+      name: snake-case name, also that of its folder.
+      title: what the data set is, for its description.
+      data_dir: where TFDS writes.
+      track: wraps the images of a split as they are read, to show progress.
+    """
+
+    class Named(_Builder, skip_registration=True):
+        """The builder under the name that was asked for."""
+
+    Named.name = name
+    return Named(splits=splits, title=title, track=track, data_dir=os.fspath(data_dir))
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Stores the images as they are, in the order of the reader."""
+
+    VERSION = VERSION
+
+    def __init__(
+        self, *, splits: Mapping[str, Split], title: str, track: Track, data_dir: str
+    ):
+        self._splits = splits
+        self._title = title
+        self._track = track
+        self._with_parts = any(e.parts for s in splits.values() for e in s.entries)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self._title}, for person re-identification.",
+            features=records.features(with_parts=self._with_parts),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(**_metadata(self._splits)),
+        )
+
+    def _split_generators(self, _: Any) -> dict[str, Iterator]:
+        return {name: self._generate_examples(name) for name in self._splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        entries = self._splits[split].entries
+        for key, entry in enumerate(self._track(entries, split)):
+            yield key, self._record(entry)
+
+    def _record(self, entry: Entry) -> dict[str, Any]:
+        data, size = read_image(entry.path)
+        record = {
+            "image": io.BytesIO(data),
+            "person": np.int32(entry.person),
+            "camera": np.int32(entry.camera),
+            "filename": entry.path.name,
+        }
+        if self._with_parts:
+            make = entry.parts or labels.unlabelled
+            record["parts"] = io.BytesIO(make(*size))
+        return record
+
+
+def _metadata(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """What is stored beside the records, as JSON."""
+    remarks = [line for split in splits.values() for line in split.remarks]
+    names = {k: v for split in splits.values() for k, v in split.person_names.items()}
+    found = {
+        "junk_dropped": {name: split.junk for name, split in splits.items()},
+        "remarks": remarks + labels.report(splits),
+        **labels.metadata(splits),
+    }
+    if names:
+        found["person_names"] = {str(k): v for k, v in sorted(names.items())}
+    return found
+
+
+def read_image(path: File) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of an image that decodes in full to three channels.
+
+    A TIFF becomes a PNG of the same pixels, since the decoder that training uses
+    cannot be relied on to read every TIFF; other formats stay as they are.
+
+    Returns:
+      The encoded image, and its height and width.
+
+    Raises:
+      UserError: it is damaged, of another kind or too small; the file is named.
+    """
+    try:
+        data = path.read_bytes()
+        if not data:
+            raise ValueError("the file is empty")
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except _UNREADABLE as error:
+        reason = _reason(error)
+        raise bad_file(path, f"it cannot be read ({reason})", _AGAIN) from error
+    if image.format not in _FORMATS:
+        raise bad_file(path, f"it is a {image.format} file", "Save it as JPEG")
+    if image.mode != "RGB":
+        raise bad_file(
+            path,
+            f"it is not an RGB image of 3 channels but has mode {image.mode}",
+            "Save it as an RGB JPEG",
+        )
+    if min(image.size) < MIN_SIDE:
+        raise bad_file(
+            path,
+            f"{image.width} x {image.height} pixels are less than a patch "
+            f"({MIN_SIDE} x {MIN_SIDE})",
+            "Remove it",
+        )
+    if image.format == "TIFF":
+        data = png(np.asarray(image))
+    return data, (image.height, image.width)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 `[H, W, 3]` or `[H, W]` pixels."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _reason(error: Exception) -> str:
+    # Pillow's own message would print the address of a buffer.
+    unknown = isinstance(error, PIL.UnidentifiedImageError)
+    return "it is no image" if unknown else str(error)
