@@ -114,15 +114,14 @@ class Ranker:
         ap: str = "rectangle",
         max_rank: int = 50,
     ) -> None:
-        if ap not in ("rectangle", "trapezoid"):
-            raise UserError(f"ap={ap!r}: choose 'rectangle' or 'trapezoid'")
+        check_ap(ap)
         self._query, self._gallery = query, gallery
         self._camera_filter, self._ap, self._max_rank = camera_filter, ap, max_rank
-        self._index = _Index(query, gallery, camera_filter=camera_filter)
+        self._index = MatchIndex(query, gallery, camera_filter=camera_filter)
         self._matches = [self._index.matches(row) for row in range(len(query))]
         self._counts = np.array([len(match) for match in self._matches], np.int32)
         if not self._counts.any():
-            raise UserError(_why_no_match(query, gallery))
+            raise UserError(why_no_match(query, gallery))
         self._seen = np.zeros(len(query), bool)
         self._first = np.zeros(len(query), np.int32)
         self._average_precision = np.zeros(len(query))
@@ -147,13 +146,7 @@ class Ranker:
         rows = np.arange(start, min(start + keys.shape[0], len(self._query)))
         count_ranks = self._ranks_device if on_accelerator(keys) else self._ranks_host
         ranks, undefined = count_ranks(rows, keys)
-        if undefined.any():
-            raise UserError(
-                f"the distances of {undefined.sum()} of the queries {start} to "
-                f"{rows[-1]} contain NaN, first for query {rows[undefined.argmax()]}; "
-                "the embeddings are not finite: check the checkpoint and the loss of "
-                "the run"
-            )
+        check_defined(rows, undefined)
         self._score(rows, np.sort(ranks, axis=1))
 
     def result(self) -> RankingResult:
@@ -253,7 +246,7 @@ def top_matches(
       where fewer than k images count.
     """
     keys = np.asarray(keys)
-    index = _Index(query, gallery, camera_filter=camera_filter)
+    index = MatchIndex(query, gallery, camera_filter=camera_filter)
     lists = np.full((len(rows), k), -1, np.int32)
     for found, values, row in zip(lists, keys, rows, strict=True):
         kept = np.delete(np.arange(len(gallery)), index.junk(row))
@@ -275,7 +268,7 @@ def smallest(values: np.ndarray, k: int) -> np.ndarray:
     return chosen[np.lexsort((chosen, values[chosen]))]
 
 
-class _Index:
+class MatchIndex:
     """Finds the gallery images of a query's person without a pass over the gallery."""
 
     def __init__(self, query: Labels, gallery: Labels, *, camera_filter: bool) -> None:
@@ -355,6 +348,23 @@ def _count_on_device(
     return ranks, jnp.isnan(keys).any(axis=1)
 
 
+def check_ap(ap: str) -> None:
+    """Raises UserError unless `ap` names an average precision."""
+    if ap not in ("rectangle", "trapezoid"):
+        raise UserError(f"ap={ap!r}: choose 'rectangle' or 'trapezoid'")
+
+
+def check_defined(rows: np.ndarray, undefined: np.ndarray) -> None:
+    """Raises UserError if distances of the queries `rows` [q] are NaN, bool [q]."""
+    if undefined.any():
+        raise UserError(
+            f"the distances of {undefined.sum()} of the queries {rows[0]} to "
+            f"{rows[-1]} contain NaN, first for query {rows[undefined.argmax()]}; "
+            "the embeddings are not finite: check the checkpoint and the loss of "
+            "the run"
+        )
+
+
 def on_accelerator(keys: np.ndarray | jax.Array) -> bool:
     """Whether the array lies on a GPU or TPU, where the device should count."""
     if not isinstance(keys, jax.Array):
@@ -362,7 +372,7 @@ def on_accelerator(keys: np.ndarray | jax.Array) -> bool:
     return any(device.platform != "cpu" for device in keys.devices())
 
 
-def _why_no_match(query: Labels, gallery: Labels) -> str:
+def why_no_match(query: Labels, gallery: Labels) -> str:
     """Says why no query can be scored, each reason with its number of queries."""
     labelled = query.person > 0
     present = labelled & np.isin(query.person, gallery.person)
@@ -372,7 +382,7 @@ def _why_no_match(query: Labels, gallery: Labels) -> str:
         "gallery images:\n"
         f"  {absent} show a person who is not in the "
         "gallery: check that query and gallery come from one data set and number "
-        "their persons alike\n"
+        "their persons in the same way\n"
         f"  {one_camera} show a person whom only the query's own camera saw: if the "
         "cameras are unknown or all the same, evaluate with camera_filter=False "
         "(--config.evaluation.camera_filter=False)\n"
