@@ -72,15 +72,18 @@ class _Reader:
         try:
             image = transforms.decode(record["image"])
             image = transforms.resize(image, self.image_size)
-            if not self.with_parts or not self.records.has_parts:
+            if not self.with_parts or "parts" not in record:
                 return image, None
             parts = transforms.decode_parts(record["parts"])
-            return image, transforms.resize_parts(parts, self.image_size)
         except ValueError as error:
             raise UserError(
                 f"The stored image {record['filename']} (record {index}) is damaged: "
                 f"{error}. Prepare the data set again with --overwrite."
             ) from error
+        if (parts == UNLABELLED).all():
+            # As where there are no labels: erased pixels are not background either.
+            return image, None
+        return image, transforms.resize_parts(parts, self.image_size)
 
     def _unlabelled(self) -> np.ndarray:
         return np.full(self.image_size, UNLABELLED, np.uint8)
@@ -198,13 +201,16 @@ def train_loader(
       process_index: this host.
       process_count: number of hosts, each with an equal share of the rows.
       num_workers: processes that decode; 0 reads in threads of this process.
-      with_parts: adds `parts`; 255 throughout where the records have none.
+      with_parts: adds `parts`; 255 throughout where a record has none.
 
     Raises:
-      UserError: the hosts do not divide the batch; later, from `next`, a stored image
-        that is damaged.
+      UserError: the hosts do not divide the batch, or parts are asked for and joined
+        records number theirs differently; later, from `next`, a stored image that is
+        damaged.
     """
     rows = _host_rows(plan.batch_size, process_index, process_count)
+    if with_parts and records.has_parts:
+        augment = augment.for_parts(records.parts_kind)
     reader = _Reader(records, tuple(image_size), with_parts, augment)
     row = _TrainRow(reader, plan, int(seed), int(stage_index), int(start_step), rows)
     return TrainLoader(row, num_workers)
@@ -243,7 +249,7 @@ def eval_batches(
       batch_size: rows of a global batch, shared equally by the hosts.
       process_index: this host.
       process_count: number of hosts; each gets the same number of batches.
-      with_parts: adds `parts`; 255 throughout where the records have none.
+      with_parts: adds `parts`; 255 throughout where a record has none.
 
     Returns:
       Iterator over `image` uint8 [b, H, W, 3], `person`, `camera` and `index` int32

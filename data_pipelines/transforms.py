@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.parts import flip_classes
+from data_pipelines.parts import check_kind, flip_classes
 from reid_jax.errors import UserError
 
 # Grain runs several readers; OpenCV's own threads would only compete with them.
@@ -67,12 +67,19 @@ def resize_parts(parts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Mirrors the image with probability `p`; left and right parts change places."""
+    """Mirrors the image with probability `p`; left and right parts change places.
+
+    Attributes:
+      p: probability of mirroring.
+      parts_kind: numbering of the part labels; loaders set it from the records.
+    """
 
     p: float = 0.5
+    parts_kind: str = "parts"
 
     def __post_init__(self):
         _require(0 <= self.p <= 1, "p must lie in [0, 1]")
+        check_kind(self.parts_kind)
 
     def __call__(
         self, image: np.ndarray, parts: np.ndarray | None, rng: np.random.Generator
@@ -80,8 +87,9 @@ class Flip:
         """Mirrors both arrays, or returns them as they are."""
         if rng.random() >= self.p:
             return image, parts
-        flipped = None if parts is None else flip_classes(cv2.flip(parts, 1))
-        return cv2.flip(image, 1), flipped
+        if parts is not None:
+            parts = flip_classes(cv2.flip(parts, 1), self.parts_kind)
+        return cv2.flip(image, 1), parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +214,17 @@ class Augment:
         for step in self.steps:
             image, parts = step(image, parts, rng)
         return image, parts
+
+    def for_parts(self, kind: str) -> "Augment":
+        """The same steps for part labels in the numbering of `kind`."""
+        return Augment(
+            tuple(
+                dataclasses.replace(step, parts_kind=kind)
+                if isinstance(step, Flip)
+                else step
+                for step in self.steps
+            )
+        )
 
 
 def build(

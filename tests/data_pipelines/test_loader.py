@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines import loader, market1501, records, transforms
+from data_pipelines import loader, market1501, records, store, transforms
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError
 
@@ -22,6 +22,8 @@ SIZE = (32, 16)
 
 class MemoryRecords:
     """Stands in for `records.Records`, with or without part labels."""
+
+    parts_kind = "parts"
 
     def __init__(self, count=30, has_parts=False, images_each=5):
         rng = np.random.default_rng(0)
@@ -200,8 +202,12 @@ def prepared(tmp_path_factory):
             path = folder / "source" / name / f"{person:04}_c{shot % 3 + 1}s_{shot}.jpg"
             path.write_bytes(encoded(rng.integers(0, 256, (32, 16, 3)), ".jpg"))
     splits = market1501.scan(folder / "source")
-    builder = market1501.builder(
-        splits, name="tiny", data_dir=folder, track=lambda entries, _: entries
+    builder = store.builder(
+        splits,
+        name="tiny",
+        title="tiny",
+        data_dir=folder,
+        track=lambda entries, _: entries,
     )
     builder.download_and_prepare()
     return folder

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import parts
+from reid_jax.errors import UserError
 
 
 def test_names_follow_the_numbering():
@@ -31,3 +32,33 @@ def test_flip_keeps_shape_unlabelled_and_its_argument():
 def test_flip_refuses_other_types():
     with pytest.raises(TypeError, match="uint8"):
         parts.flip_classes(np.zeros(3, np.int32))
+
+
+# Channels that change places, by number: COCO's joints, then the limbs between them.
+PIFPAF_SWAPS = {
+    (1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16),
+    (17, 19), (18, 20), (22, 23), (25, 26), (27, 28), (30, 31), (32, 33), (34, 35),
+}  # fmt: skip
+
+
+def test_flip_of_pifpaf_swaps_the_channels_of_the_sides():
+    labels = np.arange(256, dtype=np.uint8)
+    flipped = parts.flip_classes(labels, "pifpaf")
+    expected = labels.copy()
+    for left, right in PIFPAF_SWAPS:
+        expected[[left + 1, right + 1]] = [right + 1, left + 1]
+    np.testing.assert_array_equal(flipped, expected)
+
+
+@pytest.mark.parametrize("kind", parts.KINDS)
+def test_flipping_twice_changes_nothing(kind):
+    labels = np.arange(256, dtype=np.uint8)
+    once = parts.flip_classes(labels, kind)
+    np.testing.assert_array_equal(parts.flip_classes(once, kind), labels)
+    # Only HPNet's classes do not tell left from right.
+    assert (once == labels).all() == (kind == "hpnet")
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(UserError, match=r"'densepose'.*parts, pifpaf, hpnet"):
+        parts.flip_classes(np.zeros(3, np.uint8), "densepose")

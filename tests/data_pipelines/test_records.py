@@ -101,13 +101,32 @@ def test_numpy_indices_and_pickling(data_dir):
     np.testing.assert_array_equal(copy.person, opened.person)
 
 
-def test_missing_names_the_prepare_command(data_dir):
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("market1501", "--dataset=market1501 --source=FOLDER "),
+        ("synthetic/holistic_demo", "--dataset=synthetic/holistic_demo "),
+        (
+            "mine",
+            "--dataset=market1501 --source=FOLDER --allow_other_counts --name=mine ",
+        ),
+    ],
+)
+def test_missing_names_the_prepare_command(data_dir, name, arguments):
     with pytest.raises(UserError) as error:
-        records.open_records("market1501", "train", data_dir)
-    command = (
-        f"python -m data_pipelines.prepare --dataset=market1501 --data_dir={data_dir}"
-    )
+        records.open_records(name, "train", data_dir)
+    command = f"python -m data_pipelines.prepare {arguments}--data_dir={data_dir}"
     assert command in str(error.value)
+
+
+def test_missing_lists_what_is_prepared(data_dir, tmp_path):
+    with pytest.raises(UserError) as error:
+        records.open_records("tiny/plane", "train", data_dir)
+    assert "Did you mean tiny/plain?" in str(error.value)
+    assert "Prepared there: tiny/parts, tiny/plain." in str(error.value)
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="Prepared there: nothing"):
+            records.open_records("market1501", "train", folder)
 
 
 def test_unfinished_preparation_counts_as_missing(tmp_path):

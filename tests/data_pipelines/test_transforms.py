@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from data_pipelines import transforms
-from data_pipelines.parts import flip_classes
+from data_pipelines.parts import KINDS, flip_classes
 from reid_jax.errors import UserError
 
 
@@ -98,6 +98,17 @@ def test_flip_mirrors_pixels_and_swaps_sides(pair):
     again = flip(flipped, labels, np.random.default_rng(0))
     np.testing.assert_array_equal(again[0], image)
     np.testing.assert_array_equal(again[1], parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flip_knows_the_numbering(kind):
+    parts = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = np.zeros((3, 4, 3), np.uint8)
+    steps = transforms.build(["pad_crop", "flip"], {"flip": {"p": 1.0}})
+    steps = transforms.Augment(steps.steps[1:]).for_parts(kind)
+    _, flipped = steps(image, parts, np.random.default_rng(0))
+    np.testing.assert_array_equal(flipped, flip_classes(parts[:, ::-1], kind))
+    assert steps.steps[0].p == 1.0
 
 
 def test_flip_happens_about_half_of_the_time(pair):

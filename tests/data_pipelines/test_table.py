@@ -1,0 +1,310 @@
+"""One's own data from a CSV or Parquet table."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import prepare, records, table
+from reid_jax.errors import UserError
+from tests.data_pipelines.market_folder import jpeg
+
+ROWS = [
+    ("a/1.jpg", "anna", "door", "train"),
+    ("a/2.jpg", "anna", "hall", "train"),
+    ("a/3.jpg", "Bert", "door", "train"),
+    ("b/1.jpg", "carl", "door", "query"),
+    ("b/2.jpg", "carl", "hall", "gallery"),
+    ("b/3.jpg", "0", "hall", "gallery"),
+    ("b/4.jpg", "-1", "hall", "gallery"),
+]
+HEAD = ("path", "person", "camera", "split")
+NUMBERS = {"anna": "12", "Bert": "0007", "carl": "40"}
+
+
+def numbered(rows=ROWS):
+    return [(p, NUMBERS.get(person, person), c, s) for p, person, c, s in rows]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n, (path, *_) in enumerate(ROWS):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(jpeg(seed=n))
+    return tmp_path
+
+
+def save(folder, rows, head=HEAD, name="my.csv", **options):
+    path = folder / name
+    if name.endswith(".parquet"):
+        columns = {h: [row[i] for row in rows] for i, h in enumerate(head)}
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, **options).writerows([head, *rows])
+    return path
+
+
+def found(path):
+    return {
+        name: [(e.path.name, e.person, e.camera) for e in split.entries]
+        for name, split in table.scan(path).items()
+    }
+
+
+NAMED = {
+    "train": [("a/1.jpg", 2, 0), ("a/2.jpg", 2, 1), ("a/3.jpg", 1, 0)],
+    "query": [("b/1.jpg", 3, 0)],
+    "gallery": [("b/2.jpg", 3, 1), ("b/3.jpg", 0, 1)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("my.csv", {}),
+        ("my.CSV", {"delimiter": ";"}),
+        ("my.tsv", {"delimiter": "\t", "lineterminator": "\n"}),
+        ("my.txt", {"quoting": csv.QUOTE_ALL}),
+        ("my.parquet", {}),
+    ],
+)
+def test_names_of_persons_are_numbered_in_sorted_order(folder, name, options):
+    path = save(folder, ROWS, name=name, **options)
+    assert found(path) == NAMED
+    splits = table.scan(path)
+    assert splits["train"].person_names == {1: "Bert", 2: "anna", 3: "carl"}
+    assert splits["gallery"].junk == 1
+    remarks = " ".join(splits["train"].remarks)
+    assert "Bert = 1, anna = 2, carl = 3" in remarks
+    assert "door = 0, hall = 1" in remarks
+
+
+def test_whole_numbers_stay(folder):
+    splits = table.scan(save(folder, numbered()))
+    assert [e.person for e in splits["train"].entries] == [12, 12, 7]
+    assert not splits["train"].person_names
+
+
+@pytest.mark.parametrize("kind", [int, float, "category"])
+def test_parquet_types_mean_the_same(folder, kind):
+    path = folder / "my.parquet"
+    persons = [int(p) for _, p, _, _ in numbered()]
+    columns = {
+        "path": [row[0] for row in ROWS],
+        "person": list(map(float, persons)) if kind is float else persons,
+        "camera": [row[2] for row in ROWS],
+        "split": [row[3] for row in ROWS],
+        "note": [None] * len(ROWS),
+    }
+    stored = pyarrow.table(columns)
+    if kind == "category":
+        stored = stored.set_column(3, "split", stored["split"].dictionary_encode())
+    pyarrow.parquet.write_table(stored, path)
+    assert found(path) == found(save(folder, numbered()))
+
+
+def test_cameras_are_numbered_by_value_not_by_text(folder):
+    cameras = ("10", "9", "10", "010", "9", "9", "9")
+    rows = [(p, i, c, s) for (p, i, _, s), c in zip(ROWS, cameras, strict=True)]
+    got = found(save(folder, rows))
+    assert [camera for _, _, camera in got["train"]] == [1, 0, 1]
+    assert [camera for _, _, camera in got["query"]] == [1]
+
+
+def test_without_cameras_no_gallery_image_has_the_querys_camera(folder):
+    rows = [(p, i, s) for p, i, _, s in ROWS]
+    splits = table.scan(save(folder, rows, head=("path", "person", "split")))
+    query = {e.camera for e in splits["query"].entries}
+    gallery = {e.camera for e in splits["gallery"].entries}
+    assert query.isdisjoint(gallery)
+    assert any("no camera column" in r for r in splits["train"].remarks)
+
+
+def test_forgiving_what_spreadsheets_do(folder):
+    text = "\ufeff Path ,PERSON,camera,Split,note\r\n"
+    text += "".join(f" {p} ,{i},{c}, {s.upper()},\r\n\r\n" for p, i, c, s in ROWS)
+    path = folder / "my.csv"
+    path.write_text(text, newline="")
+    assert found(path) == NAMED
+    assert any("not used: note" in r for r in table.scan(path)["train"].remarks)
+
+
+def test_train_alone_and_test_alone(folder):
+    assert set(found(save(folder, ROWS[:3]))) == {"train"}
+    assert set(found(save(folder, ROWS[3:]))) == {"query", "gallery"}
+
+
+def changed(row, column, value):
+    rows = [list(r) for r in ROWS]
+    rows[row][HEAD.index(column)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (changed(1, "path", ""), "row 3, column path: it is empty"),
+        (changed(1, "person", " "), "row 3, column person: it is empty"),
+        (changed(2, "camera", ""), "row 4, column camera: it is empty"),
+        (changed(0, "split", "test"), "row 2, column split: 'test' is none of train"),
+        (changed(0, "path", "a/9.jpg"), "row 2, column path: there is no file"),
+        (changed(0, "path", "a"), "row 2, column path: there is no file"),
+        (changed(0, "path", "a/\x001.jpg"), r"'a/\x001.jpg' has unprintable"),
+        (changed(0, "path", "x" * 5000), "row 2, column path: there is no file"),
+        (changed(2, "path", "a/1.jpg"), "row 4, column path: a/1.jpg is in row 2"),
+        (changed(0, "person", "0"), "row 2, column person: 0, a distractor"),
+        (changed(3, "person", "0"), "row 5, column person: 0, a distractor"),
+        (ROWS[:4], "identities in query but none in gallery"),
+        (ROWS[:3] + ROWS[4:5], "identities in gallery but none in query"),
+        (ROWS[6:], "no image of an identity"),
+        ([], "no image of an identity"),
+        ([r if n else r[:3] for n, r in enumerate(ROWS)], "row 2 has 3 cells"),
+    ],
+)
+def test_errors_name_row_and_column(folder, rows, words):
+    path = save(folder, rows)
+    with pytest.raises(UserError) as error:
+        table.scan(path)
+    assert words in str(error.value)
+    assert "my.csv" in str(error.value)
+
+
+def test_a_negative_number_is_named(folder):
+    rows = [
+        (p, "-7" if n == 4 else i, c, s) for n, (p, i, c, s) in enumerate(numbered())
+    ]
+    with pytest.raises(UserError, match=r"row 6, column person: -7 is negative"):
+        table.scan(save(folder, rows))
+
+
+@pytest.mark.parametrize("large", ["2147483648", "9" * 30])
+def test_numbers_too_large_to_store_count_as_names(folder, large):
+    rows = [(p, large if i == "12" else i, c, s) for p, i, c, s in numbered()]
+    names = table.scan(save(folder, rows))["train"].person_names
+    assert names == dict(enumerate(sorted(["0007", "40", large]), start=1))
+
+
+def test_many_errors_are_counted(folder):
+    rows = [(f"no{n}.jpg", "1", "1", "train") for n in range(50)]
+    with pytest.raises(UserError, match=r"row 7, column path.*and 44 more") as error:
+        table.scan(save(folder, rows))
+    assert "row 8," not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (("path", "id", "camera", "split"), "no column person. Its columns: path, id"),
+        (("path", "persn", "camera", "split"), "Is it 'persn'?"),
+        (("path", "person", "camra", "split"), "no column camera. Is it 'camra'?"),
+        (("path", "person", "person", "split"), "has the column person twice"),
+    ],
+)
+def test_wrong_columns(folder, head, words):
+    with pytest.raises(UserError) as error:
+        table.scan(save(folder, ROWS, head=head))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("my.csv", b"", "no column path"),
+        ("my.csv", b"path\xff,person", "UTF-8"),
+        ("my.csv", b'path,person,split\n"a,1,train\n', "row 2"),
+        ("my.csv", b"path,person,split\n" + b"a" * 200_000 + b",1,train", "row 2"),
+        ("my.parquet", b"", "Parquet"),
+        ("my.parquet", b"PAR1 and no more PAR1", "Parquet"),
+    ],
+)
+def test_unreadable_tables(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        table.scan(tmp_path / name)
+    assert words in str(error.value)
+    assert name in str(error.value)
+
+
+def test_a_missing_table(tmp_path):
+    with pytest.raises(UserError, match=r"is not a file.*path, person, split"):
+        table.scan(tmp_path)
+
+
+CELL = st.one_of(
+    st.sampled_from(["", "a/1.jpg", "a/2.jpg", "train", "query", "gallery", "-1", "0"]),
+    st.text(max_size=6),
+    st.integers(-(10**20), 10**20).map(str),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(
+    columns=st.permutations([*HEAD, "parts"]).flatmap(
+        lambda names: st.integers(3, 5).map(lambda n: names[:n])
+    ),
+    cells=st.lists(st.lists(CELL, min_size=3, max_size=5), max_size=5),
+    noise=st.binary(max_size=3),
+)
+def test_any_table_gives_splits_or_a_user_error(folder, columns, cells, noise):
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *cells])
+    path = folder / "my.csv"
+    path.write_bytes(text.getvalue().encode("utf-8", "surrogatepass") + noise)
+    message = ""
+    try:
+        splits = table.scan(path)
+    except UserError as error:
+        message = str(error)
+    if message:
+        assert str(path) in message
+    else:
+        assert all(split.entries for split in splits.values())
+        assert all(e.camera >= 0 for s in splits.values() for e in s.entries)
+
+
+def test_prepared_from_the_command_line(folder, capsys):
+    path = save(folder, ROWS)
+    data_dir = folder / "data"
+    arguments = ["--dataset=table", f"--source={path}", f"--data_dir={data_dir}"]
+    assert prepare.main([*arguments, "--name=mine"]) == 0
+    out = capsys.readouterr().out
+    assert "Bert = 1, anna = 2, carl = 3" in out
+    for split, expected in NAMED.items():
+        stored = records.open_records("mine", split, data_dir)
+        got = [
+            (stored.filename(i), stored.person[i], stored.camera[i])
+            for i in range(len(stored))
+        ]
+        assert got == expected
+        assert stored[0]["image"] == (folder / expected[0][0]).read_bytes()
+    info = tfds.builder_from_directory(data_dir / "mine" / "1.0.0").info
+    assert json.loads(json.dumps(info.metadata["person_names"]))["2"] == "anna"
+
+
+def test_a_column_of_part_labels(folder, capsys):
+    np.save(folder / "x.npy", np.full((36, 2, 1), 0.9, np.float32))
+    rows = [(*row, "x.npy" if n == 1 else "") for n, row in enumerate(ROWS)]
+    path = save(folder, rows, head=(*HEAD, "parts"))
+    data_dir = folder / "data"
+    arguments = [
+        "--dataset=table",
+        f"--source={path}",
+        f"--data_dir={data_dir}",
+        "--name=mine",
+    ]
+    assert prepare.main(arguments) == 2
+    assert "--parts_kind" in capsys.readouterr().err
+    assert prepare.main([*arguments, "--parts_kind=pifpaf"]) == 0
+    assert "train: 1 of 3 images have part labels" in capsys.readouterr().out
+    assert records.open_records("mine", "train", data_dir).parts_kind == "pifpaf"
+    rows[1] = (*ROWS[1], "gone.npy")
+    with pytest.raises(UserError, match="row 3, column parts: there is no file"):
+        table.scan(save(folder, rows, head=(*HEAD, "parts")))
