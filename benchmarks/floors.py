@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app
+from absl import app, logging
 from ml_collections import config_flags
 
 from reid_jax import evaluate, experiment
@@ -70,6 +70,7 @@ class ColourHistogram(Method):
 def main(argv: Sequence[str]) -> None:
     """Prints the floors of `--config`."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
     mesh = sharding.make_mesh()
     (protocol, *_) = experiment.build_protocols(config)

@@ -54,9 +54,10 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # One entry for each of the method's stages.
     config.stages = ConfigDict({"train": stage()})
 
+    # Protocols by name, such as ("market1501", "partial_reid:single_shot"); () is the
+    # training data set's own.
+    config.evaluate_on = ()
     config.evaluation = ConfigDict()
-    # Protocols by name; () is the training data set's own.
-    config.evaluation.evaluate_on = ()
     # "rectangle" (all tables since about 2018) or "trapezoid" (Market-1501's own code).
     config.evaluation.ap = "rectangle"
     # False keeps gallery images of the query's own camera, for data whose cameras are

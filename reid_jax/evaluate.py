@@ -23,13 +23,11 @@ from data_pipelines.records import Records
 from reid_jax import experiment, pictures
 from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.pairs import PairRescorer
-from reid_jax.retrieval.ranking import Labels, Ranker, top_matches
 from reid_jax.retrieval.rescoring import MapStore
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
+from reid_jax.scoring import Ranking, describe, spread
 
-PICTURED_QUERIES = 10
-PICTURED_RANKS = 10
 PICTURED_MAPS = 8
 
 
@@ -86,16 +84,16 @@ class Evaluator:
             for split in (protocol.query_split, protocol.gallery_split)
         )
         # First of all, because it fails where no query has a match.
-        ranking = _Ranking(protocol, query, gallery)
+        ranking = Ranking(protocol, query, gallery)
         query_embedding = self.embed_records(variables, query, "query")
         gallery_embedding = jax.device_put(
             self.embed_records(variables, gallery, "gallery"), jax.local_devices()[0]
         )
-        entry = _describe(protocol, query, gallery, step)
+        entry = describe(protocol, query, gallery, step)
         if jax.process_index() != 0:
             return entry
         with self._rescorer(variables, stage, query, gallery) as rescorer:
-            before = _Ranking(protocol, query, gallery) if rescorer else None
+            before = Ranking(protocol, query, gallery) if rescorer else None
             for rows, keys in self._blocks(query_embedding, gallery_embedding):
                 if before and rescorer:
                     before.update(rows, keys)
@@ -108,6 +106,17 @@ class Evaluator:
             ranking.draw(picture_dir / "ranking.png", entry, self._size)
             self._draw_method(variables, query, picture_dir)
         return entry
+
+    def check(self, protocol: Protocol) -> None:
+        """Raises UserError for a protocol that has no data, or no match to find."""
+        splits = (protocol.query_split, protocol.gallery_split)
+        Ranking(
+            protocol,
+            *(
+                experiment.open_split(self._config, protocol.dataset, split)
+                for split in splits
+            ),
+        )
 
     def embed_records(
         self, variables: Variables, records: Records, what: str
@@ -189,75 +198,12 @@ class Evaluator:
     ) -> None:
         """The pictures that are particular to the method, over some queries."""
         local = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
-        indices = _spread(np.arange(len(query)), PICTURED_MAPS)
+        indices = spread(np.arange(len(query)), PICTURED_MAPS)
         batch = loader.image_batch(
             query, indices, image_size=self._size, with_parts=True
         )
         for name, item in self._method.pictures(local, batch).items():
             pictures.draw(folder / f"{name}.png", batch["image"], item)
-
-
-class _Ranking:
-    """Metrics and ranking lists of one protocol, block by block."""
-
-    def __init__(self, protocol: Protocol, query: Records, gallery: Records):
-        self._protocol = protocol
-        self._query, self._gallery = query, gallery
-        self._labels = [Labels(r.person, r.camera) for r in (query, gallery)]
-        self._ranker = Ranker(
-            *self._labels, camera_filter=protocol.camera_filter, ap=protocol.ap
-        )
-        valid = np.flatnonzero(query.person > 0)
-        self._pictured = _spread(valid, PICTURED_QUERIES)
-        self._lists: dict[int, np.ndarray] = {}
-
-    def update(self, rows: np.ndarray, keys: jax.Array | np.ndarray) -> None:
-        """Takes keys [>= q, G] of the queries `rows` [q]."""
-        self._ranker.update(int(rows[0]), keys)
-        shown = np.intersect1d(rows, self._pictured)
-        if len(shown):
-            nearest = top_matches(
-                np.asarray(keys)[shown - rows[0]],
-                shown,
-                *self._labels,
-                k=PICTURED_RANKS,
-                camera_filter=self._protocol.camera_filter,
-            )
-            self._lists |= dict(zip(shown.tolist(), nearest, strict=True))
-
-    def figures(self) -> dict[str, Any]:
-        """Metrics as fractions, and how many queries they are the mean of."""
-        result = self._ranker.result()
-        return {
-            "metrics": result.metrics(self._protocol.ranks),
-            "valid_queries": result.valid_queries,
-        }
-
-    def draw(
-        self, path: pathlib.Path, entry: dict[str, Any], size: tuple[int, int]
-    ) -> None:
-        """One row per pictured query: the query and its nearest gallery images."""
-        rows = sorted(self._lists)
-        nearest = np.stack([self._lists[row] for row in rows])
-        query = loader.image_batch(self._query, np.array(rows), image_size=size)
-        gallery = loader.image_batch(
-            self._gallery, np.maximum(nearest, 0).ravel(), image_size=size
-        )
-        shape = nearest.shape
-        metrics = entry["metrics"]
-        pictures.ranking_lists(
-            path,
-            query["image"],
-            gallery["image"].reshape(*shape, *size, 3),
-            correct=gallery["person"].reshape(shape) == query["person"][:, None],
-            present=nearest >= 0,
-            captions=[
-                f"person {p}, camera {c}"
-                for p, c in zip(query["person"], query["camera"], strict=True)
-            ],
-            title=f"{entry['protocol']}, step {entry['step']}: "
-            f"rank-1 {metrics['rank1']:.1%}, mAP {metrics['mAP']:.1%}",
-        )
 
 
 def evaluate_checkpoint(
@@ -266,27 +212,32 @@ def evaluate_checkpoint(
     """`--mode=evaluate`: evaluates any checkpoint and writes `results.json`.
 
     Args:
-      config: of the run; `evaluation.evaluate_on` may name other protocols.
+      config: of the run; `evaluate_on` may name other protocols.
       path: a run's folder, or one step's.
       workdir: where `results.json` and `pictures/` go.
 
     Raises:
       UserError: no checkpoint, another model's checkpoint, or data that are missing.
     """
+    experiment.check_numbers(config)
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
+    workdirs.check_writable(workdir)
     mesh = sharding.make_mesh()
     method, variables = experiment.restore(config, folder, mesh)
-    evaluator = Evaluator(config, method, mesh)
+    changed = experiment.changed_fields(config, meta["config"])
+    pictured = pathlib.Path(workdir) / "pictures"
     entries = evaluate_protocols(
-        evaluator,
+        Evaluator(config, method, mesh),
         experiment.build_protocols(config),
         variables,
         stage=meta["stage"],
         step=meta["global_step"],
-        picture_root=pathlib.Path(workdir) / "pictures",
+        picture_root=pictured / "changed" if changed else pictured,
     )
-    write_results(workdir, entries, keep=True)
+    if changed:
+        entries = [{**entry, "changed": changed} for entry in entries]
+    write_results(workdir, entries)
     return entries
 
 
@@ -306,55 +257,43 @@ def evaluate_protocols(
             protocol,
             stage=stage,
             step=step,
-            picture_dir=picture_root / protocol.name if picture_root else None,
+            picture_dir=picture_root / protocol.name.replace(":", "-")
+            if picture_root
+            else None,
         )
         for protocol in protocols
     ]
 
 
-def write_results(
-    workdir: str, entries: list[dict[str, Any]], *, keep: bool = False
-) -> None:
+def write_results(workdir: str, entries: list[dict[str, Any]]) -> None:
     """Writes `results.json` (process 0 only).
 
-    Args:
-      workdir: of the run.
-      entries: one per protocol.
-      keep: keep the entries of other protocols and steps that are there.
+    Entries of other protocols, steps and model fields that are there stay; one of the
+    same is replaced, but keeps the `best` of its run.
     """
     if jax.process_index() != 0:
         return
     path = pathlib.Path(workdir) / "results.json"
-    new = {(entry["protocol"], entry["step"]) for entry in entries}
-    old = json.loads(path.read_text()) if keep and path.exists() else []
-    kept = [entry for entry in old if (entry["protocol"], entry["step"]) not in new]
-    workdirs.write_json(path, kept + entries)
+    old = workdirs.read_json(path) if path.exists() else []
+    merged = {_identity(entry): entry for entry in old}
+    for entry in entries:
+        before = merged.pop(_identity(entry), {})
+        best = {"best": before["best"]} if "best" in before else {}
+        merged[_identity(entry)] = best | entry
+    workdirs.write_json(path, list(merged.values()))
+
+
+def _identity(entry: dict[str, Any]) -> str:
+    """What makes an entry of the results another one."""
+    names = ("protocol", "step", "ap", "camera_filter", "changed")
+    return json.dumps([entry.get(name) for name in names])
 
 
 def summary(entry: dict[str, Any]) -> str:
     """One line for the terminal."""
     figures = ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
-    return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries)"
-
-
-def _describe(
-    protocol: Protocol, query: Records, gallery: Records, step: int
-) -> dict[str, Any]:
-    return {
-        "dataset": protocol.dataset,
-        "protocol": protocol.name,
-        "step": step,
-        "ap": protocol.ap,
-        "camera_filter": protocol.camera_filter,
-        "query_images": len(query),
-        "gallery_images": len(gallery),
-    }
-
-
-def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    """`count` values from first to last, evenly; the same ones in every evaluation."""
-    places = np.linspace(0, len(values) - 1, min(count, len(values)))
-    return values[places.round().astype(int)]
+    note = f"; {entry['note']}" if "note" in entry else ""
+    return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries{note})"
 
 
 def _bar(total: int, what: str) -> tqdm:

@@ -91,18 +91,20 @@ def open_split(config: Any, dataset: str, split: str) -> records.Records:
     Raises:
       UserError: if it is not prepared; the message names the command.
     """
-    if dataset.startswith("synthetic/"):
-        if jax.process_index() == 0:
-            prepare.prepare(dataset, data_dir=config.data.data_dir)
+    rendered = [n for n in records.joined_names(dataset) if n.startswith("synthetic/")]
+    if rendered:
+        for name in rendered if jax.process_index() == 0 else ():
+            prepare.prepare(name, data_dir=config.data.data_dir)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("data prepared")
     return records.open_records(dataset, split, config.data.data_dir)
 
 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:
-    """The protocols to evaluate on: `evaluate_on`, or the training set's own."""
+    """The protocols to evaluate on: `evaluate_on`, or the first training set's own."""
     chosen = config.evaluation
-    named = map(protocols.protocol, chosen.evaluate_on or (config.data.dataset,))
+    first = records.joined_names(config.data.dataset)[0]
+    named = map(protocols.protocol, config.evaluate_on or (first,))
     return tuple(
         dataclasses.replace(
             protocol,
@@ -130,7 +132,10 @@ def restore(
             f"{folder} holds a model of {meta['method']}, but config.method is "
             f"{config.method}; use the config that trained it"
         )
-    _tell_differences(config, meta["config"])
+    for field, value in changed_fields(config, meta["config"]).items():
+        if jax.process_index() == 0:
+            trained = meta["config"].get(field)
+            print(f"note: config.{field} is {value}; it was trained with {trained}")
     method = build_method(config, num_classes=meta["num_classes"])
     shapes = jax.eval_shape(method.init, jax.random.key(0), example_batch(config, 2))
     layout = sharding.replicated(mesh)
@@ -140,17 +145,67 @@ def restore(
     return method, checkpoint.read_variables(folder, abstract)
 
 
-def _tell_differences(config: Any, trained: dict[str, Any]) -> None:
-    """Says which fields of the model differ from those that it was trained with.
+def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the model whose values differ from those that it was trained with.
 
     They may differ on purpose (another test feature, another image size) where the
     parameters' shapes allow it.
     """
     now = workdir.flatten(config.to_dict())
-    for field in sorted(now):
-        named = field.startswith("model.") or field in ("data.height", "data.width")
-        if named and now[field] != trained.get(field) and jax.process_index() == 0:
-            print(f"note: config.{field} is {now[field]}; trained {trained.get(field)}")
+    return {
+        field: value
+        for field, value in sorted(now.items())
+        if (field.startswith("model.") or field in ("data.height", "data.width"))
+        and value != trained.get(field)
+    }
+
+
+LEAST = {
+    "seed": 0,
+    "data.height": 1,
+    "data.width": 1,
+    "data.num_workers": 0,
+    "evaluation.every_epochs": 0,
+    "evaluation.batch_size": 1,
+    "evaluation.query_block": 1,
+    "evaluation.pair_block": 1,
+    "evaluation.map_cache_bytes": 0,
+    "checkpoint.every_epochs": 0,
+    "checkpoint.keep": 1,
+    "log_every_steps": 1,
+    "max_steps": 0,
+}
+"""Fields of a config and the least value that makes sense."""
+
+LEAST_OF_STAGE = {
+    # Fewer leave batch-hard mining without a negative or a positive.
+    "identities": 2,
+    "images_per_identity": 2,
+    "epochs": 1e-6,
+    "optimizer.learning_rate": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.warmup_from": 0,
+}
+
+
+def check_numbers(config: Any) -> None:
+    """Raises UserError for numbers that make no sense; names all of them."""
+    fields = workdir.flatten(config.to_dict())
+    least = dict(LEAST)
+    for stage in config.stages:
+        least |= {f"stages.{stage}.{name}": x for name, x in LEAST_OF_STAGE.items()}
+    wrong = [
+        f"config.{name} is {fields[name]}; it must be "
+        + ("more than 0" if limit == 1e-6 else f"at least {limit}")
+        for name, limit in least.items()
+        if fields[name] < limit
+    ]
+    for name, stage in config.stages.items():
+        if stage.optimizer.warmup_epochs > stage.epochs:
+            print(f"note: config.stages.{name} ends before its warm-up does")
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def example_batch(config: Any, batch_size: int) -> Batch:
@@ -184,6 +239,14 @@ def open_training_data(config: Any) -> records.Records:
     Raises:
       UserError: if it is not prepared; says how to, and where weights come from.
     """
+    for name in records.joined_names(config.data.dataset):
+        paired = protocols.protocol(name).train_dataset
+        if paired != name:
+            raise UserError(
+                f"{name} has no training images; by its protocol, models are trained "
+                f"on {paired}: --config.data.dataset={paired} "
+                f"--config.evaluate_on={name}"
+            )
     try:
         return open_split(config, config.data.dataset, "train")
     except UserError as error:

@@ -76,9 +76,9 @@ def export_checkpoint(
     """
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
+    workdirs.check_writable(str(directory.parent))
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     method, variables = experiment.restore(config, folder, mesh)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as new:
         staging = pathlib.Path(new) / "export"
         staging.mkdir()
@@ -222,6 +222,10 @@ def _about(
 ) -> dict[str, Any]:
     height, width = experiment.image_size(config)
     best = meta["best"] or {"entries": []}
+    kinds = {
+        "camera": "int32 [b], the training set's number of the camera",
+        "parts": f"uint8 [b, {height}, {width}], part classes",
+    }
     return {
         "method": config.method,
         "stage": meta["stage"],
@@ -231,13 +235,9 @@ def _about(
         "training_identities": meta["num_classes"],
         "input": {
             "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
-            **{name: "int32 [b]" for name in method.embed_inputs if name == "camera"},
-            **{
-                name: f"uint8 [b, {height}, {width}], part classes"
-                for name in method.embed_inputs
-                if name == "parts"
-            },
+            **{name: kinds[name] for name in method.embed_inputs},
         },
+        "output": _output(config, method, variables),
         "platforms": list(PLATFORMS),
         "versions": {"jax": jax.__version__},
         "results": [
@@ -249,6 +249,22 @@ def _about(
     }
 
 
+def _output(config: Any, method: Method, variables: Variables) -> dict[str, str]:
+    """The arrays of an Embedding: type and shape, b for the batch."""
+    batch = experiment.example_batch(config, 1)
+    rest = {name: batch[name] for name in method.embed_inputs}
+    shapes = jax.eval_shape(
+        lambda v, image, rest: method.embed(v, image, **rest),
+        variables,
+        batch["image"],
+        rest,
+    )
+    return {
+        name: f"{x.dtype} [b{''.join(f', {n}' for n in x.shape[1:])}]"
+        for name, x in shapes.items()
+    }
+
+
 def _card(about: dict[str, Any], meta: dict[str, Any]) -> str:
     """The model card."""
     rows = [
@@ -257,12 +273,22 @@ def _card(about: dict[str, Any], meta: dict[str, Any]) -> str:
         + f" | {entry['valid_queries']} |"
         for entry in about["results"]
     ] or ["| (this step was not evaluated) | | |"]
-    shape = about["input"]["images"]
+    height, width = (meta["config"][f"data.{side}"] for side in ("height", "width"))
+    further = [name for name in about["input"] if name != "images"]
+    arguments = ", ".join(["images", *further])
+    notes = "".join(f"`{name}`: {about['input'][name]}. " for name in further)
+    outputs = ", ".join(f"{name} {kind}" for name, kind in about["output"].items())
     return f"""# {about["method"].rsplit(".", 1)[-1]}, trained on {about["trained_on"]}
 
-A person re-identification extractor: {about["parameters"]:,} parameters, step
-{about["step"]} of stage `{about["stage"]}`, {about["training_identities"]} training
-identities, seed {meta["config"]["seed"]}.
+A person re-identification extractor.
+
+| | |
+|---|---|
+| parameters | {about["parameters"]:,} |
+| trained on | {about["trained_on"]}, {about["training_identities"]} identities |
+| step | {about["step"]}, stage `{about["stage"]}`, seed {meta["config"]["seed"]} |
+| input | {about["input"]["images"]}; normalised inside |
+| embedding | a dict: {outputs} |
 
 | protocol | result | valid queries |
 |---|---|---|
@@ -270,21 +296,31 @@ identities, seed {meta["config"]["seed"]}.
 
 ## Use
 
+With `pip install jax flatbuffers opencv-python-headless`, in this folder:
+
 ```python
 import pathlib
+import cv2
 import jax
+import numpy as np
 from jax import export
+
+def load(path):
+    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    return cv2.resize(image, ({width}, {height}))  # bilinear
 
 embed = export.deserialize(pathlib.Path("embed.jaxexport").read_bytes())
 distance = export.deserialize(pathlib.Path("distance.jaxexport").read_bytes())
-embedding = jax.jit(embed.call)(images)  # {shape}
-jax.jit(distance.call)(query_embedding, gallery_embedding)  # smaller is more alike
+
+images = np.stack([load(path) for path in ["a.jpg", "b.jpg"]])
+embedding = jax.jit(embed.call)({arguments})
+print(jax.jit(distance.call)(embedding, embedding))  # smaller is more alike
 ```
 
-Normalisation is inside. The artifacts run on {", ".join(about["platforms"])} with any
-batch size; they were written by jax {about["versions"]["jax"]} and checked against the
-model in a fresh process. JAX promises to read them for six months; `params/` is the
-lasting record (Orbax), to be used with reid_jax and the config in `export.json`.
+{notes}The artifacts run on {", ".join(about["platforms"])} with any batch size. They
+were written by jax {about["versions"]["jax"]} and checked against the model in a fresh
+process. JAX promises to read them for six months; `params/` is the lasting record
+(Orbax), to be used with reid_jax and the config in `export.json`.
 
 ## Limits
 

@@ -7,7 +7,9 @@ python -m reid_jax.main --config=configs/aaformer.py:demo --mode=export
 
 from __future__ import annotations
 
+import difflib
 import pathlib
+import runpy
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from reid_jax import evaluate, export, train
 from reid_jax.errors import UserError
+from reid_jax.runtime import workdir as workdirs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -56,7 +59,12 @@ def main(argv: Sequence[str]) -> None:
             "python -m reid_jax.main --config=configs/aaformer.py:demo"
         )
     _initialize_processes()
-    config = _load_config()
+    if CHECKPOINT.value and MODE.value == "train":
+        raise UserError(
+            "--checkpoint is for evaluate and export; to start from a run's backbone, "
+            f"--config.pretrained={CHECKPOINT.value}"
+        )
+    config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.name}-{config.variant}"
     checkpoint = CHECKPOINT.value or workdir
     match MODE.value:
@@ -77,12 +85,19 @@ def main(argv: Sequence[str]) -> None:
             print(f"results in {workdir}/results.json, pictures in {workdir}/pictures")
 
 
-def _load_config() -> ConfigDict:
-    """The config; a file that could not be read shows only when it is first used."""
+def _load_config() -> None:
+    """Raises UserError for a file that cannot be read: it shows when it is used."""
     try:
-        _ = CONFIG.value.name
+        if CONFIG.value is not None:
+            _ = CONFIG.value.name
     except OSError as error:
-        raise UserError(f"--config: {error}") from error
+        path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+        folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
+        there = sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem != "common")
+        raise UserError(
+            f"--config={path} cannot be read; in {folder} there are: "
+            f"{', '.join(there) or 'no configs'}"
+        ) from error
     return CONFIG.value
 
 
@@ -103,14 +118,43 @@ def _initialize_processes() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with config mistakes as one message."""
+    """absl's parser, with the config's mistakes as messages of their own."""
+    if "--help" in argv:
+        print(f"{__doc__}\nFields of a config: configs/common.py.\n")
+        print(flags.FLAGS.main_module_help())
+        sys.exit(0)
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = error.args[0] if error.args else error
-        raise UserError(f"--config: {text}") from error
+        rest = flags.FLAGS(argv)
+        _load_config()
+        return rest
+    except (AttributeError, KeyError) as error:
+        for arg in argv:
+            if arg.startswith("--config."):
+                _check_field(arg, _plain_config(argv))
+        raise UserError(f"--config: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config: {error}") from error
     except flags.Error as error:
         raise UserError(str(error)) from error
+
+
+def _plain_config(argv: list[str]) -> ConfigDict:
+    """The config of the command line without its overrides."""
+    (value,) = (a.removeprefix("--config=") for a in argv if a.startswith("--config="))
+    path, _, argument = value.partition(":")
+    return runpy.run_path(path)["get_config"](argument)
+
+
+def _check_field(override: str, config: ConfigDict) -> None:
+    """Raises UserError if `--config.a.b=value` names no field; says which is near."""
+    name = override.removeprefix("--config.").partition("=")[0]
+    known = workdirs.flatten(config.to_dict())
+    stem = name.partition("[")[0]
+    if stem in known or any(field.startswith(stem + ".") for field in known):
+        return
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"the config has no field {name}{hint}")
 
 
 def _run() -> None:
@@ -121,6 +165,9 @@ def _run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint stands", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

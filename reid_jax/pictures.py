@@ -195,7 +195,7 @@ def _heat_scale() -> np.ndarray:
 
 def _group_legend(groups: np.ndarray) -> Legend:
     shown = range(min(int(groups.max(initial=-1)) + 1, _LEGEND_GROUPS))
-    return [(_swatch(group_colour(group)), str(group)) for group in shown]
+    return [(_swatch(group_colour(group)), f"part {group + 1}") for group in shown]
 
 
 def _sheet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -49,9 +50,16 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
     Raises:
       UserError: anything that the user can mend, including a loss that is not finite.
     """
+    experiment.check_numbers(config)
     records = experiment.open_training_data(config)
     if not workdirs.has_checkpoint(workdir):
         experiment.check_pretrained(config)
+    only_once = workdirs.held(workdir) if jax.process_index() == 0 else nullcontext()
+    with only_once:
+        return _train(config, workdir, records)
+
+
+def _train(config: Any, workdir: str, records: Records) -> list[dict[str, Any]]:
     run = _Run.build(config, workdir, records)
     try:
         with PreemptionNotice() as notice:
@@ -105,6 +113,8 @@ class _Run:
         _augment(config)
         evaluator = evaluate.Evaluator(config, method, mesh)
         protocols = experiment.build_protocols(config)
+        for protocol in protocols:
+            evaluator.check(protocol)
         first = jax.process_index() == 0
         if first:
             workdirs.claim(workdir, config.to_dict())
@@ -289,7 +299,8 @@ class _StageLoop:
         finally:
             data.close()
         if self._end < self._total:
-            self._stop(max(self._start, self._end))
+            limit = f"config.max_steps={self._config.max_steps}"
+            self._stop(max(self._start, self._end), f"raise {limit} to go on")
         return state
 
     def _after_step(
@@ -307,14 +318,11 @@ class _StageLoop:
             with log.paused():
                 self._save(step, state, data)
         if told:
-            self._stop(step)
+            self._stop(step, "the same command goes on from there")
 
-    def _stop(self, step: int) -> None:
+    def _stop(self, step: int, how_on: str) -> None:
         self._run.checkpoints.wait()
-        raise _Stopped(
-            f"stopped at step {self._offset + step}, saved; the same command goes on "
-            "from there"
-        )
+        raise _Stopped(f"stopped at step {self._offset + step}, saved; {how_on}")
 
     def _due(self, step: int, every_epochs: float) -> bool:
         every = round(every_epochs * self._plan.steps_per_epoch)

@@ -91,7 +91,7 @@ def test_the_config_chooses_camera_filter_and_average_precision(toy_config):
     assert (plain.ap, plain.camera_filter) == ("rectangle", True)
     toy_config.evaluation.ap = "trapezoid"
     toy_config.evaluation.camera_filter = False
-    toy_config.evaluation.evaluate_on = ("tiny", "synthetic/partial_demo")
+    toy_config.evaluate_on = ("tiny", "synthetic/partial_demo")
     first, second = experiment.build_protocols(toy_config)
     assert (first.ap, first.camera_filter, first.dataset) == (
         "trapezoid",
@@ -101,13 +101,16 @@ def test_the_config_chooses_camera_filter_and_average_precision(toy_config):
     assert second.ranks == (1, 3, 5, 10)
 
 
-def test_results_of_other_steps_and_protocols_are_kept(tmp_path):
-    first = [{"protocol": "a", "step": 1, "metrics": {"mAP": 0.1}}]
-    again = [{"protocol": "a", "step": 1, "metrics": {"mAP": 0.2}}]
-    other = [{"protocol": "b", "step": 1, "metrics": {"mAP": 0.3}}]
-    for entries in (first, other, again):
-        evaluate.write_results(str(tmp_path), entries, keep=True)
-    assert json.loads((tmp_path / "results.json").read_text()) == other + again
+def test_results_of_other_steps_protocols_and_fields_are_kept(tmp_path):
+    def entry(protocol, value, **fields):
+        return {"protocol": protocol, "step": 1, "metrics": {"mAP": value}, **fields}
+
+    first, other = entry("a", 0.1, best={"step": 1}), entry("b", 0.3)
+    changed = entry("a", 0.4, changed={"model.assignment": "nn"})
+    for written in (first, other, changed, entry("a", 0.2)):
+        evaluate.write_results(str(tmp_path), [written])
+    wanted = [other, changed, entry("a", 0.2, best={"step": 1})]
+    assert json.loads((tmp_path / "results.json").read_text()) == wanted
 
 
 def test_embeddings_do_not_depend_on_the_batch_size(toy_config, toy):

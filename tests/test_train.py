@@ -203,7 +203,7 @@ class TestMistakes:
         toy_config.stages.second.identities = 10
         with pytest.raises(UserError, match="needs 10 identities"):
             train.train_and_evaluate(toy_config, str(tmp_path))
-        assert not list(tmp_path.iterdir())
+        assert not (tmp_path / "config.json").exists()
 
     def test_a_batch_that_the_devices_do_not_divide(self, toy_config, tmp_path):
         toy_config.stages.first.identities = 3
@@ -214,13 +214,49 @@ class TestMistakes:
         toy_config.pretrained = "vit_base_patch17"
         with pytest.raises(UserError, match=r"(?s)known are.*:demo.*pretrained=none"):
             train.train_and_evaluate(toy_config, str(tmp_path))
-        assert not list(tmp_path.iterdir())
+        assert not (tmp_path / "config.json").exists()
+
+    def test_numbers_that_make_no_sense(self, toy_config, tmp_path):
+        toy_config.checkpoint.keep = 0
+        toy_config.stages.second.identities = 1
+        toy_config.stages.first.epochs = 0.0
+        with pytest.raises(UserError) as raised:
+            train.train_and_evaluate(toy_config, str(tmp_path))
+        assert str(raised.value).splitlines() == [
+            "config.checkpoint.keep is 0; it must be at least 1",
+            "config.stages.first.epochs is 0.0; it must be more than 0",
+            "config.stages.second.identities is 1; it must be at least 2",
+        ]
+
+    def test_a_protocol_that_cannot_be_evaluated_stops_before_training(
+        self, toy_config, tmp_path, on_devices
+    ):
+        on_devices(1)
+        toy_config.evaluate_on = ("tiny", "absent")
+        with pytest.raises(UserError, match="absent"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+        assert not (tmp_path / "config.json").exists()
+
+    def test_a_damaged_checkpoint_is_named_with_the_one_before(
+        self, toy_config, tmp_path, on_devices
+    ):
+        on_devices(1)
+        toy_config.checkpoint.every_epochs = 1 / 6
+        toy_config.max_steps = 3
+        train.train_and_evaluate(toy_config, str(tmp_path))
+        folder = tmp_path / "checkpoints" / "last" / "3" / "state"
+        for path in folder.rglob("*"):
+            if path.is_file() and path.stat().st_size > 100:
+                path.write_bytes(path.read_bytes()[:50])
+        toy_config.max_steps = 4
+        with pytest.raises(UserError, match=r"last/3 cannot be read.*from step 2"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
 
     def test_an_unknown_augmentation(self, toy_config, tmp_path):
         toy_config.augment.steps = ("flip", "pad_corp")
         with pytest.raises(UserError, match="pad_crop"):
             train.train_and_evaluate(toy_config, str(tmp_path))
-        assert not list(tmp_path.iterdir())
+        assert not (tmp_path / "config.json").exists()
 
 
 def _command(data_dir, workdir, *extra):
@@ -276,7 +312,7 @@ def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_pa
     long = ("stages.train.epochs=40.0", "checkpoint.every_epochs=0.17")  # every step
     process = _start(_command(tiny_data, tmp_path, *long))
     _wait_for_step(process, tmp_path, 3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # Ctrl-C; SIGTERM below, with two processes
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "saved; the same command goes on from there" in output

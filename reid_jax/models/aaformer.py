@@ -238,7 +238,8 @@ class Method(method.Method):
       epsilon, sinkhorn_iterations: of Eqs 3-5.
       normalise_scores: compare PARTs and patches by direction in the assignment.
       parts_visible: CLS and patches attend to the PARTs.
-      part_groups: part classes of each part, for assignment="parsing".
+      part_groups: part classes of each part, for assignment="parsing", as the data
+        set's kind of labels numbers them (`data_pipelines.groupings`).
       label_smoothing, margin: of Eqs 6 and 7.
       feature: the feature to test with: "after" or "before" BNNeck's normalisation.
       bn_groups, mining_groups: statistics and mining per group of rows, as on that

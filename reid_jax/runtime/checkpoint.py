@@ -8,8 +8,9 @@ the earlier checkpoints as they were.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax
@@ -98,10 +99,11 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest state, laid out as `abstract` (shapes, dtypes, shardings)."""
         step = self._last.latest_step()
-        return self._last.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-        ).state
+        with _readable(pathlib.Path(self._last.directory) / str(step)):
+            return self._last.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+            ).state
 
     def restore_data(self, data: grain.DatasetIterator) -> None:
         """Sets a Grain iterator to the newest checkpoint's position."""
@@ -159,7 +161,8 @@ def find(path: str) -> pathlib.Path:
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     """The `meta` item of one checkpoint folder."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    with reader, _readable(checkpoint):
         return reader.restore(checkpoint / "meta")
 
 
@@ -173,10 +176,12 @@ def read_variables(checkpoint: pathlib.Path, abstract: Any) -> Any:
     Raises:
       UserError: if the checkpoint's tree or shapes are another model's.
     """
-    stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
+    with _readable(checkpoint):
+        stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
     wanted = {"params": abstract["params"], "collections": _rest(abstract)}
     _check_same({k: stored[k] for k in wanted}, wanted, checkpoint)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    with reader, _readable(checkpoint):
         state = reader.restore(
             checkpoint / "state",
             args=ocp.args.PyTreeRestore(
@@ -186,6 +191,29 @@ def read_variables(checkpoint: pathlib.Path, abstract: Any) -> Any:
             ),
         )
     return {"params": state["params"], **state["collections"]}
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Orbax raises on damaged files into one message."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+        others = sorted(
+            int(folder.name)
+            for folder in checkpoint.parent.glob("*")
+            if folder.name.isdigit() and folder.name != checkpoint.name
+        )
+        remedy = (
+            f"Remove that folder to go on from step {others[-1]}."
+            if others
+            else "There is no other step beside it."
+        )
+        first = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"the checkpoint {checkpoint} cannot be read: it is damaged or incomplete "
+            f"({type(error).__name__}: {first[0][:200]}). {remedy}"
+        ) from error
 
 
 def _rest(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,5 +239,5 @@ def _check_same(stored: Any, wanted: Any, checkpoint: pathlib.Path) -> None:
     lines += [f"  only there: {name}" for name in unexpected[:5]]
     lines += [f"  {k}: {a[k]} there, {b[k]} here" for k in reshaped[:5]]
     total = len(missing) + len(unexpected) + len(reshaped)
-    lines.append(f"  ({total} differences)  Use the config that trained it.")
+    lines.append(f"  (differences: {total})  Use the config that trained it.")
     raise UserError("\n".join(lines))

@@ -1,4 +1,4 @@
-"""A notice to stop (SIGTERM) that lets every host save the same step first."""
+"""A notice to stop (SIGTERM, Ctrl-C) that lets every host save the same step first."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ class PreemptionNotice:
 
     def __init__(self) -> None:
         self._flag = threading.Event()
-        self._previous = None
+        self._previous: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> PreemptionNotice:
         main_thread = threading.current_thread() is threading.main_thread()
         if jax.process_count() == 1 and main_thread:
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         self._flag.set()
+        if number == signal.SIGINT:
+            # Once more stops at once.
+            signal.signal(number, signal.default_int_handler)
 
     def received(self, step: int) -> bool:
         """Whether to save at `step` and stop; the same answer on every process."""

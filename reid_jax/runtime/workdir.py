@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ PACKAGES = (
 # Fields that do not change what is computed; a resumed run may differ in them.
 FREE_FIELDS = (
     *("data.data_dir", "data.num_workers", "max_steps", "log_every_steps"),
-    *("checkpoint", "evaluation"),
+    *("checkpoint", "evaluation", "evaluate_on"),
 )
 
 
@@ -44,6 +46,55 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads JSON.
+
+    Raises:
+      UserError: if the file is damaged; names it.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove or mend that file"
+        ) from error
+
+
+@contextlib.contextmanager
+def held(workdir: str) -> Iterator[None]:
+    """Holds a work directory against other processes of this machine.
+
+    Raises:
+      UserError: if another process holds it, or nothing can be written there.
+    """
+    check_writable(workdir)
+    with (pathlib.Path(workdir) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {workdir}; wait for it, stop it, or "
+                "name another --workdir"
+            ) from None
+        yield
+
+
+def check_writable(workdir: str) -> None:
+    """Makes the folder.
+
+    Raises:
+      UserError: if nothing can be written there.
+    """
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {workdir} ({error.strerror}); name another --workdir"
+        ) from error
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -72,15 +123,13 @@ def claim(workdir: str, config: Mapping[str, Any]) -> None:
     """
     path = pathlib.Path(workdir) / "config.json"
     if path.exists() and has_checkpoint(workdir):
-        differences = _differences(json.loads(path.read_text()), config)
+        differences = _differences(read_json(path), config)
         if differences:
             raise UserError(
                 f"{workdir} holds a run with another config:\n"
                 + "\n".join(f"  {line}" for line in differences)
                 + "\nResume it with its own config, or name another --workdir."
             )
-    elif pathlib.Path(workdir).is_file():
-        raise UserError(f"--workdir={workdir} is a file; name a folder")
     write_json(path, config)
 
 
@@ -100,7 +149,7 @@ def write_manifest(workdir: str, config: Mapping[str, Any]) -> None:
     One entry for every start of the run, the first one first.
     """
     path = pathlib.Path(workdir) / "manifest.json"
-    entries = json.loads(path.read_text()) if path.exists() else []
+    entries = read_json(path) if path.exists() else []
     write_json(path, [*entries, manifest(config)])
 
 

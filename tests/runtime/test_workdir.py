@@ -33,8 +33,25 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
 
 def test_a_file_is_no_workdir(tmp_path):
     (tmp_path / "f").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        workdir.claim(str(tmp_path / "f"), CONFIG)
+    with pytest.raises(UserError, match="cannot write to"):
+        workdir.check_writable(str(tmp_path / "f"))
+
+
+def test_a_workdir_is_held_by_one(tmp_path):
+    with (
+        workdir.held(str(tmp_path)),
+        pytest.raises(UserError, match="another process is training"),
+        workdir.held(str(tmp_path)),
+    ):
+        pass
+    with workdir.held(str(tmp_path)):
+        pass
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text("[{")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        workdir.write_manifest(str(tmp_path), CONFIG)
 
 
 def test_write_text_keeps_the_old_content_when_it_fails(tmp_path):
