@@ -343,6 +343,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_dir = pathlib.Path(args.pop("data_dir")).expanduser()
     overwrite = args.pop("overwrite")
     try:
+        if args["allow_other_counts"] and not args["name"]:
+            raise UserError(
+                "--allow_other_counts needs --name=<its_name>: other images must not "
+                f"be taken for {args['dataset']}."
+            )
         plan = _plan(
             options={"lists": args.pop("lists")},
             part_labels=(args.pop("parts"), args.pop("parts_kind")),

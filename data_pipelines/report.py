@@ -37,7 +37,7 @@ def report(dataset: str, path: str | os.PathLike) -> str:
 def next_command(dataset: str, path: str | os.PathLike) -> str:
     """The command that trains on a prepared data set or, lacking that, evaluates."""
     train = protocols.protocol(dataset).train_dataset
-    config = f"configs/baseline.py:dataset={train}"
+    config = f"configs/aaformer.py:demo,dataset={train}"
     command = (
         f"Next: python -m reid_jax.main --config={config} "
         f"--config.data.data_dir={_data_dir(dataset, path)}"

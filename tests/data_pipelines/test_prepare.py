@@ -346,3 +346,12 @@ def test_real_photographs_go_through(shared_data, data_dir):
     assert counts == [4572, 220, 472]
     lines = report.report("grocery", path).splitlines()
     assert ["query", "220", "15", "1"] in [x.split() for x in lines]
+
+
+def test_other_images_cannot_take_a_published_name(tmp_path, capsys):
+    code = prepare.main(
+        [*OWN[:2], f"--source={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    )
+    assert code == 2
+    assert "--allow_other_counts needs --name" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
