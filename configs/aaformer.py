@@ -23,6 +23,7 @@ SGD, 120 epochs. Rows of its ablation tables are reached by these fields:
 from ml_collections import ConfigDict
 
 from configs import common
+from reid_jax.models.aaformer import SPREID_REGIONS
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -35,6 +36,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.tokens = "part"
     model.assignment = "ot"
     model.granularities = (2, 3)
+    # For assignment="parsing": which part classes each part joins (SPReID's foreground,
+    # head, upper body, lower body, shoes), in the numbers of this kind of labels.
+    model.part_groups = SPREID_REGIONS
+    model.part_kind = "parts"
     model.epsilon = 0.05
     model.sinkhorn_iterations = 3
     model.normalise_scores = True

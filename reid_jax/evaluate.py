@@ -79,10 +79,7 @@ class Evaluator:
         Raises:
           UserError: if no query has a valid match.
         """
-        query, gallery = (
-            experiment.open_split(self._config, protocol.dataset, split)
-            for split in (protocol.query_split, protocol.gallery_split)
-        )
+        query, gallery = self._open(protocol)
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery)
         query_embedding = self.embed_records(variables, query, "query")
@@ -108,15 +105,22 @@ class Evaluator:
         return entry
 
     def check(self, protocol: Protocol) -> None:
-        """Raises UserError for a protocol that has no data, or no match to find."""
-        splits = (protocol.query_split, protocol.gallery_split)
-        Ranking(
-            protocol,
-            *(
-                experiment.open_split(self._config, protocol.dataset, split)
-                for split in splits
-            ),
+        """Raises UserError for a protocol that cannot be evaluated.
+
+        No data, no match to find, or no part labels where the method needs them.
+        """
+        query, gallery = self._open(protocol)
+        Ranking(protocol, query, gallery)
+
+    def _open(self, protocol: Protocol) -> tuple[Records, Records]:
+        """Query and gallery, with what the method needs of them."""
+        query, gallery = (
+            experiment.open_split(self._config, protocol.dataset, split)
+            for split in (protocol.query_split, protocol.gallery_split)
         )
+        for split in (query, gallery):
+            experiment.check_parts(self._method, split, self._method.embed_inputs)
+        return query, gallery
 
     def embed_records(
         self, variables: Variables, records: Records, what: str

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import pathlib
 import pkgutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -98,6 +99,24 @@ def open_split(config: Any, dataset: str, split: str) -> records.Records:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("data prepared")
     return records.open_records(dataset, split, config.data.data_dir)
+
+
+def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) -> None:
+    """Raises UserError if a method reads part labels that a split cannot give it."""
+    if "parts" not in inputs:
+        return
+    if not stored.has_parts:
+        raise UserError(
+            "this method reads part labels, and the data set has none: prepare it with "
+            "--parts=FOLDER --parts_kind=KIND, take one that has them, such as "
+            "synthetic/holistic_demo, or configure the method without them"
+        )
+    if stored.parts_kind != method.part_kind:
+        raise UserError(
+            f"the data set's part labels are of kind {stored.parts_kind!r}, but the "
+            f"method's classes are numbered as in {method.part_kind!r}: set its "
+            "classes and config.model.part_kind together (data_pipelines/groupings.py)"
+        )
 
 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:

@@ -105,6 +105,7 @@ class _Run:
         mesh = sharding.make_mesh()
         num_classes = len(np.unique(records.person[records.person > 0]))
         method = experiment.build_method(config, num_classes=num_classes)
+        experiment.check_parts(method, records, method.train_inputs)
         stages = experiment.build_stages(config, method)
         for stage in stages:
             field = f"config.stages.{stage.name}.identities"

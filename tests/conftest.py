@@ -31,9 +31,8 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> pathlib.Path:
     """A data_dir with `tiny`: 9 training and 5 test identities in Market's layout."""
-    source, data_dir = (
-        tmp_path_factory.mktemp("source"),
-        tmp_path_factory.mktemp("data"),
+    source, labels, data_dir = map(
+        tmp_path_factory.mktemp, ("source", "labels", "data")
     )
     rng = np.random.default_rng(0)
     folders = {"bounding_box_train": range(1, 10), "query": (), "bounding_box_test": ()}
@@ -49,12 +48,16 @@ def tiny_data(tmp_path_factory) -> pathlib.Path:
                     small = np.clip(look + noise, 0, 255).astype(np.uint8)
                     image = cv2.resize(small, (16, 32), interpolation=cv2.INTER_LINEAR)
                     cv2.imwrite(str(source / folder / name), image)
+                    parts = rng.integers(0, 9, (32, 16), np.uint8)
+                    cv2.imwrite(str(labels / name.replace(".jpg", ".png")), parts)
     prepare.prepare(
         "market1501",
         source=source,
         data_dir=data_dir,
         name="tiny",
         allow_other_counts=True,
+        parts=labels,
+        parts_kind="parts",
         progress=False,
     )
     return data_dir

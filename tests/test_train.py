@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from reid_jax import train
+from reid_jax import experiment, train
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint, sharding
 from tests import toy_method
@@ -251,6 +252,20 @@ class TestMistakes:
         toy_config.max_steps = 4
         with pytest.raises(UserError, match=r"last/3 cannot be read.*from step 2"):
             train.train_and_evaluate(toy_config, str(tmp_path))
+
+    def test_part_labels_of_another_kind(self, aaformer_config, tmp_path, on_devices):
+        on_devices(1)
+        aaformer_config.model.assignment = "parsing"
+        aaformer_config.model.part_kind = "pifpaf"
+        with pytest.raises(UserError, match=r"kind 'parts', but .*'pifpaf'"):
+            train.train_and_evaluate(aaformer_config, str(tmp_path))
+
+    def test_no_part_labels(self, aaformer_config):
+        method = experiment.build_method(aaformer_config, num_classes=3)
+        none = types.SimpleNamespace(has_parts=False)
+        experiment.check_parts(method, none, ())
+        with pytest.raises(UserError, match="the data set has none"):
+            experiment.check_parts(method, none, ("parts",))
 
     def test_an_unknown_augmentation(self, toy_config, tmp_path):
         toy_config.augment.steps = ("flip", "pad_corp")

@@ -238,8 +238,9 @@ class Method(method.Method):
       epsilon, sinkhorn_iterations: of Eqs 3-5.
       normalise_scores: compare PARTs and patches by direction in the assignment.
       parts_visible: CLS and patches attend to the PARTs.
-      part_groups: part classes of each part, for assignment="parsing", as the data
-        set's kind of labels numbers them (`data_pipelines.groupings`).
+      part_groups: part classes of each part, for assignment="parsing".
+      part_kind: the kind of labels that these numbers are of: "parts", "pifpaf" or
+        "hpnet".
       label_smoothing, margin: of Eqs 6 and 7.
       feature: the feature to test with: "after" or "before" BNNeck's normalisation.
       bn_groups, mining_groups: statistics and mining per group of rows, as on that
@@ -268,6 +269,7 @@ class Method(method.Method):
         normalise_scores: bool = True,
         parts_visible: bool = True,
         part_groups: Sequence[Sequence[int]] = SPREID_REGIONS,
+        part_kind: str = "parts",
         label_smoothing: float = 0.1,
         margin: float = 0.3,
         feature: str = "after",
@@ -282,6 +284,7 @@ class Method(method.Method):
         self.partition = assignment if fixed else None
         self.granularities = tuple(granularities)
         self.part_groups = tuple(map(tuple, part_groups))
+        self.part_kind = part_kind
         if self.partition == "parsing":
             self.granularities = (len(self.part_groups),)
             self.train_inputs = self.embed_inputs = ("parts",)

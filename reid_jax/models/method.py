@@ -82,6 +82,9 @@ class Method:
     train_inputs: tuple[str, ...] = ()
     """Batch fields beside the ones always served that `objective` reads: `parts`."""
 
+    part_kind: str = "parts"
+    """Kind of part labels whose class numbers the method means, where it reads them."""
+
     stages: tuple[str, ...] = ("train",)
     """Training stages in order; `config.stages.<name>` has their numbers."""
 
