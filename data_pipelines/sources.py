@@ -252,7 +252,9 @@ def make_entry(
     return Entry(path, person, camera)
 
 
-def require_identities(entries: Iterable[Entry], *, where: object, expected: str):
+def require_identities(
+    entries: Iterable[Entry], *, where: object, expected: str
+) -> None:
     """Refuses a split in which there is no image of an identity.
 
     Raises:
