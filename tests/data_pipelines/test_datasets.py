@@ -190,7 +190,8 @@ def test_every_data_set_says_what_it_wants(tmp_path):
 def test_a_note_is_printed(tmp_path, capsys):
     source = trees.write(tmp_path / "source", trees.images(trees.DUKE))
     arguments = ["--dataset=dukemtmc", "--allow_other_counts", f"--source={source}"]
-    assert prepare.main([*arguments, f"--data_dir={tmp_path / 'data'}"]) == 0
+    arguments += ["--name=mine", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare.main(arguments) == 0
     assert "withdrawn by its authors" in capsys.readouterr().out
 
 
