@@ -159,7 +159,8 @@ def some_subsets():
 def test_a_part_depends_on_its_subset_only():
     query, key, value = qkv()
     run = jax.jit(align)
-    before = run(query, key, value, some_subsets())[0]
+    # Waits: the arrays changed below may be what the device reads.
+    before = np.asarray(run(query, key, value, some_subsets())[0])
     outside = 1 + 3 + 7
     for array in (query, key, value):
         array[:, outside] += 1
