@@ -243,6 +243,11 @@ def _checked_name(data_set: DataSet, name: str | None) -> str:
                 f"{data_set.name} is a data set of your own: add --name=<its_name>."
             )
         name = data_set.name
+    if name != data_set.name and name in DATASETS:
+        raise UserError(
+            f"--name={name} is the name of a published data set; choose another, so "
+            "that results cannot be taken for its."
+        )
     if not _NAME.fullmatch(name) or name == "synthetic":
         raise UserError(
             f"--name={name!r} cannot be used. A name has at most 64 small letters, "
@@ -366,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Prepared {plan.name} in {path}")
     else:
         print(f"{plan.name} is already prepared in {path}; nothing was done.")
-        print("--overwrite prepares it again.")
+        print("The source was not read; --overwrite prepares it again.")
     notes = [DATASETS[args["dataset"]].note] if args["dataset"] in DATASETS else []
     print(text, *filter(None, notes), next_command(plan.name, path), sep="\n")
     return 0

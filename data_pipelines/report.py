@@ -37,6 +37,15 @@ def report(dataset: str, path: str | os.PathLike) -> str:
 def next_command(dataset: str, path: str | os.PathLike) -> str:
     """The command that trains on a prepared data set or, lacking that, evaluates."""
     train = protocols.protocol(dataset).train_dataset
+    if train == dataset and "train" not in records.split_names(
+        dataset, _data_dir(dataset, path)
+    ):
+        return (
+            "Next, with a trained run: python -m reid_jax.main "
+            "--config=configs/aaformer.py:demo --mode=evaluate "
+            f"--config.data.data_dir={_data_dir(dataset, path)} "
+            f"--config.evaluate_on=\"('{dataset}',)\""
+        )
     config = f"configs/aaformer.py:demo,dataset={train}"
     command = (
         f"Next: python -m reid_jax.main --config={config} "

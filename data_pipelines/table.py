@@ -48,6 +48,7 @@ _REQUIRED = ("path", "person", "split")
 _OPTIONAL = ("camera", "parts")
 _PARQUET = (".parquet", ".pq")
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
+_WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+$", re.ASCII)
 _CAMERA_OF_SPLIT = {"train": 0, "query": 0, "gallery": 1}
 _PROBLEMS_SHOWN = 6
 
@@ -281,12 +282,17 @@ def _check_splits(table: pathlib.Path, present: Collection[str]) -> None:
 
 def _persons(rows: Sequence[_Row]) -> tuple[dict[str, int], bool]:
     """The person cells and what they are stored as; whether they are names."""
-    texts = {row["person"] for row in rows}
-    if _are_numbers(texts):
-        return {text: int(text) for text in texts}, False
-    names = sorted(texts - {"-1", "0"})
-    numbers = {name: n for n, name in enumerate(names, start=1)}
-    return {"-1": -1, "0": 0} | numbers, True
+    # A column that held a gap comes out of many tools as 1.0, 2.0, ...
+    whole = {row["person"]: _WHOLE_FLOAT.sub(r"\1", row["person"]) for row in rows}
+    if _are_numbers(whole.values()):
+        return {text: int(number) for text, number in whole.items()}, False
+    special = {
+        text: int(number)
+        for text, number in whole.items()
+        if _WHOLE.fullmatch(number) and int(number) in (-1, 0)
+    }
+    names = sorted(whole.keys() - special.keys())
+    return special | {name: n for n, name in enumerate(names, start=1)}, True
 
 
 def _are_numbers(texts: Iterable[str]) -> bool:

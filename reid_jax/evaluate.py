@@ -21,6 +21,7 @@ from data_pipelines import loader
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import experiment, pictures
+from reid_jax.errors import UserError
 from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.pairs import PairRescorer
 from reid_jax.retrieval.rescoring import MapStore
@@ -110,7 +111,10 @@ class Evaluator:
         No data, no match to find, or no part labels where the method needs them.
         """
         query, gallery = self._open(protocol)
-        Ranking(protocol, query, gallery)
+        try:
+            Ranking(protocol, query, gallery)
+        except UserError as error:
+            raise UserError(f"{protocol.name}: {error}") from error
 
     def _open(self, protocol: Protocol) -> tuple[Records, Records]:
         """Query and gallery, with what the method needs of them."""
@@ -231,9 +235,13 @@ def evaluate_checkpoint(
     method, variables = experiment.restore(config, folder, mesh)
     changed = experiment.changed_fields(config, meta["config"])
     pictured = pathlib.Path(workdir) / "pictures"
+    evaluator = Evaluator(config, method, mesh)
+    protocols = experiment.build_protocols(config)
+    for protocol in protocols:
+        evaluator.check(protocol)
     entries = evaluate_protocols(
-        Evaluator(config, method, mesh),
-        experiment.build_protocols(config),
+        evaluator,
+        protocols,
         variables,
         stage=meta["stage"],
         step=meta["global_step"],

@@ -241,10 +241,14 @@ def example_batch(config: Any, batch_size: int) -> Batch:
     }
 
 
-DEMO_HINT = (
-    "To see it work without any of this, append ':demo' to the config's path; "
-    "--config.pretrained=none trains from scratch."
-)
+def _hint(config: Any) -> str:
+    """What to try first, unless it is that already."""
+    if config.variant.endswith("demo") or "demo-" in config.variant:
+        return ""
+    return (
+        "\nTo see it work without any of this, append ':demo' to the config's path; "
+        "--config.pretrained=none trains from scratch."
+    )
 
 
 def wants_pretrained(config: Any) -> bool:
@@ -271,7 +275,7 @@ def open_training_data(config: Any) -> records.Records:
     except UserError as error:
         known = weights.KNOWN.get(config.pretrained)
         source = f"\nIts pretrained weights come from {known.url}." if known else ""
-        raise UserError(f"{error}{source}\n{DEMO_HINT}") from error
+        raise UserError(f"{error}{source}{_hint(config)}") from error
 
 
 def check_pretrained(config: Any) -> None:
@@ -285,7 +289,7 @@ def check_pretrained(config: Any) -> None:
     try:
         weights.locate(config.pretrained)
     except UserError as error:
-        raise UserError(f"{error}\n{DEMO_HINT}") from error
+        raise UserError(f"{error}{_hint(config)}") from error
 
 
 def load_pretrained(config: Any, method: Method, variables: Variables) -> Variables:

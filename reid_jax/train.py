@@ -19,6 +19,7 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
 from reid_jax import evaluate, experiment
+from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
@@ -301,7 +302,10 @@ class _StageLoop:
             data.close()
         if self._end < self._total:
             limit = f"config.max_steps={self._config.max_steps}"
-            self._stop(max(self._start, self._end), f"raise {limit} to go on")
+            self._stop(
+                max(self._start, self._end),
+                f"raise {limit} to go on, or evaluate it with --mode=evaluate",
+            )
         return state
 
     def _after_step(
@@ -372,13 +376,16 @@ class _StageLoop:
 
 
 def _plan(records: Records, stage: Stage, seed: int) -> PKPlan:
-    return PKPlan(
-        records.person,
-        identities=stage.identities,
-        images_per_identity=stage.images_per_identity,
-        # Stages draw different batches.
-        seed=seed + (stage.index << 20),
-    )
+    try:
+        return PKPlan(
+            records.person,
+            identities=stage.identities,
+            images_per_identity=stage.images_per_identity,
+            # Stages draw different batches.
+            seed=seed + (stage.index << 20),
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("<stage>", stage.name)) from error
 
 
 def _augment(config: Any) -> transforms.Augment:

@@ -202,7 +202,7 @@ class TestMistakes:
     def test_too_few_identities(self, toy_config, tmp_path, on_devices):
         on_devices(1)
         toy_config.stages.second.identities = 10
-        with pytest.raises(UserError, match="needs 10 identities"):
+        with pytest.raises(UserError, match=r"needs 10 identities.*stages\.second\."):
             train.train_and_evaluate(toy_config, str(tmp_path))
         assert not (tmp_path / "config.json").exists()
 
@@ -212,7 +212,7 @@ class TestMistakes:
             train.train_and_evaluate(toy_config, str(tmp_path))
 
     def test_pretrained_weights(self, toy_config, tmp_path):
-        toy_config.pretrained = "vit_base_patch17"
+        toy_config.pretrained, toy_config.variant = "vit_base_patch17", "market1501"
         with pytest.raises(UserError, match=r"(?s)known are.*:demo.*pretrained=none"):
             train.train_and_evaluate(toy_config, str(tmp_path))
         assert not (tmp_path / "config.json").exists()

@@ -355,3 +355,8 @@ def test_other_images_cannot_take_a_published_name(tmp_path, capsys):
     assert code == 2
     assert "--allow_other_counts needs --name" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+    code = prepare.main(
+        [*OWN[:2], "--name=dukemtmc", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
+    )
+    assert code == 2
+    assert "is the name of a published data set" in capsys.readouterr().err

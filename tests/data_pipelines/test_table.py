@@ -308,3 +308,13 @@ def test_a_column_of_part_labels(folder, capsys):
     rows[1] = (*ROWS[1], "gone.npy")
     with pytest.raises(UserError, match="row 3, column parts: there is no file"):
         table.scan(save(folder, rows, head=(*HEAD, "parts")))
+
+
+def test_whole_floats_are_numbers(folder):
+    rows = [(p, f"{int(person)}.0", c, s) for p, person, c, s in numbered()]
+    assert found(save(folder, rows)) == found(save(folder, numbered(), name="b.csv"))
+
+
+def test_a_padded_zero_is_a_distractor_among_names_too(folder):
+    padded = [(p, {"0": "0000"}.get(n, n), c, s) for p, n, c, s in ROWS]
+    assert found(save(folder, padded)) == found(save(folder, ROWS, name="b.csv"))
