@@ -5,19 +5,10 @@
     python -m reid_jax.main --config=configs/aaformer.py:demo
 
 The paper's setting is ViT-B/16 with five part tokens at 256 x 128, batches of 16 x 4,
-SGD, 120 epochs. Rows of its ablation tables are reached by these fields:
+SGD, 120 epochs. A row of the paper's ablation tables is an argument, too, alone or with
+`:demo`; `ROWS` below has their names and the fields that each changes:
 
-    Table IV
-      +MGN, PT      --config.model.assignment=stripes
-      +PCB, PT      the same with --config.model.granularities="(6,)"
-      +SPReID, PT   --config.model.assignment=parsing
-      Pool          each of these with --config.model.tokens=pool
-      6*CLS         --config.model.tokens=cls
-      ViT-baseline  --config.model.tokens=none
-    Table V
-      Nearest Neighbor  --config.model.assignment=nn
-    Table VI
-      --config.model.granularities="(4,)", "(5,)", "(6,)", "(3,4)" or "(2,3,4)"
+    python -m reid_jax.main --config=configs/aaformer.py:dataset=msmt17,row=table5-nn
 """
 
 from ml_collections import ConfigDict
@@ -25,10 +16,35 @@ from ml_collections import ConfigDict
 from configs import common
 from reid_jax.models.aaformer import SPREID_REGIONS
 
+_POOL = {"model.tokens": "pool"}
+_PCB = {"model.assignment": "stripes", "model.granularities": (6,)}
+_MGN = {"model.assignment": "stripes"}
+_SPREID = {"model.assignment": "parsing"}
+
+ROWS: common.Rows = {
+    "table4-vit": {"model.tokens": "none"},
+    "table4-pool-pcb": _POOL | _PCB,
+    "table4-pool-mgn": _POOL | _MGN,
+    "table4-pool-spreid": _POOL | _SPREID,
+    "table4-pt-pcb": _PCB,
+    "table4-pt-mgn": _MGN,
+    "table4-pt-spreid": _SPREID,
+    "table4-6cls": {"model.tokens": "cls"},
+    "table5-nn": {"model.assignment": "nn"},
+    "table6-4": {"model.granularities": (4,)},
+    "table6-5": {"model.granularities": (5,)},
+    "table6-6": {"model.granularities": (6,)},
+    "table6-34": {"model.granularities": (3, 4)},
+    "table6-234": {"model.granularities": (2, 3, 4)},
+}
+
+LADDER = ("table4-vit", "table4-pt-mgn", "table5-nn", "")
+"""Rows that `benchmarks/ladder.py` trains; the empty name is the paper's system."""
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`:demo`, or `:dataset=NAME` for another training set."""
-    arguments = common.parse(arg)
+    """`:demo`, `:dataset=NAME` for another training set, `:row=NAME` of the tables."""
+    arguments = common.parse(arg, row="")
     config = common.base("aaformer", arguments)
     config.pretrained = "vit_base_patch16_224"
 
@@ -68,4 +84,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model.heads = 6
         model.drop_path = 0.0
         common.shrink_for_demo(config)
+    common.apply_row(config, ROWS, arguments)
     return config

@@ -149,10 +149,36 @@ def choice(arguments: dict[str, Any], name: str, known: Iterable[str]) -> str:
 
 def variant(arguments: dict[str, Any]) -> str:
     """Short name of the arguments, for the run's default folder."""
-    dataset = arguments["dataset"].replace("/", "-")
-    if not arguments["demo"]:
-        return dataset
-    return "demo" if arguments["dataset"] == DEMO_DATASET else f"demo-{dataset}"
+    words = ["demo"] if arguments["demo"] else []
+    if not arguments["demo"] or arguments["dataset"] != DEMO_DATASET:
+        words.append(arguments["dataset"].replace("/", "-"))
+    if arguments.get("row"):
+        words.append(arguments["row"])
+    return "-".join(words)
+
+
+Rows = dict[str, dict[str, Any]]
+"""Rows of a paper's ablation tables: name -> {field of the config: value}."""
+
+
+def apply_row(config: ConfigDict, rows: Rows, arguments: dict[str, Any]) -> None:
+    """Sets the fields of the row that `:row=NAME` names, if any; to be called last.
+
+    The config needs `parse(arg, row="")`.
+
+    Raises:
+      UserError: if there is no such row.
+    """
+    if not arguments["row"]:
+        return
+    for path, value in rows[choice(arguments, "row", rows)].items():
+        *parents, field = path.split(".")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        if field not in place:
+            raise KeyError(f"row {arguments['row']}: there is no config.{path}")
+        place[field] = value
 
 
 def shrink_for_demo(config: ConfigDict) -> None:

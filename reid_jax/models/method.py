@@ -59,10 +59,60 @@ class Segments:
     Attributes:
       values: int [B, K, h, w], group index in 0..n-1, or -1 for none; K partitions.
       titles: one caption for each of the K partitions.
+      groups: names of the n groups for the legend; "part 1", ... where not given.
     """
 
     values: jax.Array
     titles: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """Ways through a grid of cells to draw beside images: L layers of S scales.
+
+    Attributes:
+      activity: float [B, L, S], weight of each cell; NaN where there is no cell.
+      paths: float [B, L - 1, S, S], weight of the path from a layer's scale to the
+        next layer's scale; NaN where there is no path.
+      scales: one caption for each of the S scales.
+    """
+
+    activity: jax.Array
+    paths: jax.Array
+    scales: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMaps:
+    """Heat maps of two images that depend on both, for Q queries and K candidates.
+
+    Attributes:
+      query: float [Q, K, h, w] in [0, 1], over the query, given each candidate.
+      candidate: float [Q, K, h, w], over each candidate, given the query.
+    """
+
+    query: jax.Array
+    candidate: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Correspondences:
+    """Places of two images that belong together, drawn as lines between them.
+
+    Attributes:
+      query, candidate: float [Q, K, M, 2], row and column as fractions of the image's
+        height and width, of M places each; strongest first.
+      strength: float [Q, K, M] in [0, 1].
+    """
+
+    query: jax.Array
+    candidate: jax.Array
+    strength: jax.Array
+
+
+Picture = Maps | Segments | Routes
+PairPicture = PairMaps | Correspondences
 
 
 class Method:
@@ -91,6 +141,10 @@ class Method:
     position_grid: tuple[int, int] | None = None
     """Rows and columns of the position embedding, if there is one: what pretrained
     embeddings are resized to."""
+
+    row_axes: Mapping[str, int] = types.MappingProxyType({})
+    """Collections beside `params` whose arrays have an axis of batch rows, and which
+    axis, such as {"bank": 1}: it is sharded over the devices as the batch is."""
 
     pretrained_copies: Mapping[str, str] = types.MappingProxyType({})
     """Modules that start as copies of pretrained ones, by path in a collection, such
@@ -155,9 +209,7 @@ class Method:
         del stage
         return None
 
-    def pictures(
-        self, variables: Variables, batch: Batch
-    ) -> dict[str, Maps | Segments]:
+    def pictures(self, variables: Variables, batch: Batch) -> dict[str, Picture]:
         """Arrays behind the pictures particular to this paper, by file name."""
         del variables, batch
         return {}
@@ -169,7 +221,16 @@ class PairScorer:
     top_k: int | None = None
     """Candidates per query to score, or None for the whole gallery."""
 
-    def pair_maps(self, variables: Variables, images: jax.Array) -> Any:
+    inputs: tuple[str, ...] = ()
+    """Batch fields beside `image` that `pair_maps` reads: any of `camera`, `parts`."""
+
+    def pair_maps(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        camera: jax.Array | None = None,
+        parts: jax.Array | None = None,
+    ) -> Any:
         """What two images are compared by: a pytree with leading axis B."""
         raise NotImplementedError
 
@@ -190,6 +251,13 @@ class PairScorer:
           scores: [Q, K] from `score_pairs`.
         """
         raise NotImplementedError
+
+    def pictures(
+        self, variables: Variables, query_maps: Any, candidate_maps: Any
+    ) -> dict[str, PairPicture]:
+        """Arrays behind pictures of pairs, by file name; arguments as `score_pairs`."""
+        del variables, query_maps, candidate_maps
+        return {}
 
 
 def parameter_count(variables: Variables) -> int:

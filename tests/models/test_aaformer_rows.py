@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import configs.aaformer
+from reid_jax import experiment
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
 from reid_jax.runtime.flops import count_flops
@@ -23,27 +25,23 @@ HEAD = D + D * CLASSES
 VIT = (16 * 16 * 3 * D + D) + D + (1 + N) * D + LAYERS * BLOCK + 2 * D
 """Patch projection, CLS, positions, blocks, final LayerNorm."""
 
-# row: fields, tokens beside CLS, parts (heads beside the first), pooled or aligned
+# row of the config: tokens beside CLS, parts (heads beside the first)
 ROWS = {
-    "IV ViT-baseline": ({"tokens": "none"}, 0, 0),
-    "IV Pool PCB": (
-        {"tokens": "pool", "assignment": "stripes", "granularities": (6,)},
-        0,
-        6,
-    ),
-    "IV Pool MGN": ({"tokens": "pool", "assignment": "stripes"}, 0, 5),
-    "IV Pool SPReID": ({"tokens": "pool", "assignment": "parsing"}, 0, 5),
-    "IV PT PCB": ({"assignment": "stripes", "granularities": (6,)}, 6, 6),
-    "IV PT MGN": ({"assignment": "stripes"}, 5, 5),
-    "IV PT SPReID": ({"assignment": "parsing"}, 5, 5),
-    "IV 6*CLS": ({"tokens": "cls"}, 5, 5),
-    "IV AAformer": ({}, 5, 5),
-    "V Nearest Neighbor": ({"assignment": "nn"}, 5, 5),
-    "VI {4}": ({"granularities": (4,)}, 4, 4),
-    "VI {5}": ({"granularities": (5,)}, 5, 5),
-    "VI {6}": ({"granularities": (6,)}, 6, 6),
-    "VI {3,4}": ({"granularities": (3, 4)}, 7, 7),
-    "VI {2,3,4}": ({"granularities": (2, 3, 4)}, 9, 9),
+    "": (5, 5),
+    "table4-vit": (0, 0),
+    "table4-pool-pcb": (0, 6),
+    "table4-pool-mgn": (0, 5),
+    "table4-pool-spreid": (0, 5),
+    "table4-pt-pcb": (6, 6),
+    "table4-pt-mgn": (5, 5),
+    "table4-pt-spreid": (5, 5),
+    "table4-6cls": (5, 5),
+    "table5-nn": (5, 5),
+    "table6-4": (4, 4),
+    "table6-5": (5, 5),
+    "table6-6": (6, 6),
+    "table6-34": (7, 7),
+    "table6-234": (9, 9),
 }
 
 
@@ -84,19 +82,25 @@ def transformer_flops(patches, tokens):
 
 def alignment_flops(fields, patches, parts):
     """What parts add: their scores, attention, or pooling."""
-    if fields.get("tokens") == "pool":
+    if fields["tokens"] == "pool":
         return 2 * parts * patches * D
-    if fields.get("tokens", "part") != "part":
+    if fields["tokens"] != "part":
         return 0
-    assignment = fields.get("assignment", "ot")
+    assignment = fields["assignment"]
     scores = 2 * parts * patches * D if assignment in ("ot", "nn") else 0
     return LAYERS * (4 * parts * patches * D + scores)
 
 
+def test_every_row_of_the_config_is_here():
+    assert {*ROWS} == {"", *configs.aaformer.ROWS}
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row):
-    fields, tokens, parts = ROWS[row]
-    method = aaformer.Method(CLASSES, **fields)
+    tokens, parts = ROWS[row]
+    config = configs.aaformer.get_config(f"row={row}")
+    method = experiment.build_method(config, num_classes=CLASSES)
+    fields = config.model.to_dict()
     variables, vector = trace(method, abstract_batch())
     assert vector.shape == (64, (1 + parts) * D)
     assert parameter_count(variables) == VIT + 2 * tokens * D + (1 + parts) * HEAD
