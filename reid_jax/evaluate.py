@@ -7,10 +7,11 @@ of both splits and one block of queries x gallery distances.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -23,13 +24,25 @@ from data_pipelines.records import Records
 from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
 from reid_jax.models.method import Embedding, Method, Variables
-from reid_jax.pairs import PairRescorer
+from reid_jax.pairs import PairNetwork, PairRescorer
 from reid_jax.retrieval.rescoring import MapStore
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.scoring import Ranking, describe, spread
+from reid_jax.scoring import Ranking, Visibility, describe, spread
 
 PICTURED_MAPS = 8
+PICTURED_PAIRS = 4
+"""Queries of a picture of pairs, and candidates of each."""
+
+
+def embed_function(
+    method: Method, mesh: jax.sharding.Mesh
+) -> Callable[[Variables, jax.Array, dict[str, jax.Array]], Embedding]:
+    """The jitted (variables, images, other inputs by name) -> Embedding, replicated."""
+    return jax.jit(
+        lambda variables, image, rest: method.embed(variables, image, **rest),
+        out_shardings=sharding.replicated(mesh),
+    )
 
 
 class Evaluator:
@@ -53,11 +66,12 @@ class Evaluator:
         sharding.check_divides(
             self._batch_size, mesh, field="config.evaluation.batch_size"
         )
-        self._embed = jax.jit(
-            lambda variables, image, rest: method.embed(variables, image, **rest),
-            out_shardings=sharding.replicated(mesh),
-        )
+        self._embed = embed_function(method, mesh)
         self._distance = jax.jit(method.distance)
+        scorers = {stage: method.pair_scorer(stage) for stage in method.stages}
+        self._pair_networks = {
+            stage: PairNetwork(scorer) for stage, scorer in scorers.items() if scorer
+        }
 
     def evaluate(
         self,
@@ -80,7 +94,7 @@ class Evaluator:
         Raises:
           UserError: if no query has a valid match.
         """
-        query, gallery = self._open(protocol)
+        query, gallery = self._open(protocol, (stage,))
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery)
         query_embedding = self.embed_records(variables, query, "query")
@@ -95,35 +109,48 @@ class Evaluator:
             for rows, keys in self._blocks(query_embedding, gallery_embedding):
                 if before and rescorer:
                     before.update(rows, keys)
-                    keys = rescorer.keys(rows, keys[: len(rows)])
+                    keys = rescorer.keys(rows, keys)
                 ranking.update(rows, keys)
         entry |= ranking.figures()
         if before:
             entry["metrics_before_pairs"] = before.figures()["metrics"]
         if picture_dir is not None:
-            ranking.draw(picture_dir / "ranking.png", entry, self._size)
+            seen = _visibility(query_embedding, gallery_embedding)
+            ranking.draw(picture_dir / "ranking.png", entry, self._size, seen)
             self._draw_method(variables, query, picture_dir)
+            if before:
+                path = picture_dir / "ranking_pairs.png"
+                ranking.draw_beside(before, path, entry, self._size, seen)
+                self._draw_pairs(
+                    variables, stage, ranking, query, gallery, entry, picture_dir
+                )
         return entry
 
-    def check(self, protocol: Protocol) -> None:
+    def check(self, protocol: Protocol, stages: Iterable[str] | None = None) -> None:
         """Raises UserError for a protocol that cannot be evaluated.
 
-        No data, no match to find, or no part labels where the method needs them.
+        No data, no match to find, or no part labels where the method needs them: in
+        `stages`, or in any of its stages.
         """
-        query, gallery = self._open(protocol)
+        stages = self._method.stages if stages is None else stages
+        query, gallery = self._open(protocol, stages)
         try:
             Ranking(protocol, query, gallery)
         except UserError as error:
             raise UserError(f"{protocol.name}: {error}") from error
 
-    def _open(self, protocol: Protocol) -> tuple[Records, Records]:
+    def _open(
+        self, protocol: Protocol, stages: Iterable[str]
+    ) -> tuple[Records, Records]:
         """Query and gallery, with what the method needs of them."""
         query, gallery = (
             experiment.open_split(self._config, protocol.dataset, split)
             for split in (protocol.query_split, protocol.gallery_split)
         )
+        networks = [self._pair_networks[s] for s in stages if s in self._pair_networks]
+        inputs = [self._method.embed_inputs, *(n.scorer.inputs for n in networks)]
         for split in (query, gallery):
-            experiment.check_parts(self._method, split, self._method.embed_inputs)
+            experiment.check_parts(self._method, split, itertools.chain(*inputs))
         return query, gallery
 
     def embed_records(
@@ -167,51 +194,87 @@ class Evaluator:
         self, variables: Variables, stage: str, query: Records, gallery: Records
     ) -> Iterator[PairRescorer | None]:
         """The method's second look at pairs, if the stage has learned one."""
-        scorer = self._method.pair_scorer(stage)
-        if scorer is None:
+        network = self._pair_networks.get(stage)
+        if network is None:
             yield None
             return
-        local = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
-        pair_maps = jax.jit(scorer.pair_maps)
-        block = self._config.evaluation.pair_block
-
-        def maps(records: Records, indices: np.ndarray) -> Any:
-            blocks = []
-            for start in range(0, len(indices), block):
-                rows = indices[start : start + block]
-                batch = loader.image_batch(
-                    records, np.resize(rows, block), image_size=self._size
-                )
-                blocks.append(sharding.fetch(pair_maps(local, batch["image"])))
-            return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *blocks)
-
+        local = _local(variables)
+        limit, block = network.scorer.top_k, self._config.evaluation.pair_block
+        pairs = len(query) * min(limit or len(gallery), len(gallery))
         with (
             tempfile.TemporaryDirectory() as folder,
             MapStore(
-                lambda indices: maps(gallery, indices),
+                lambda indices: self._pair_maps(network, local, gallery, indices),
                 directory=folder,
                 max_bytes=self._config.evaluation.map_cache_bytes,
+                batch_size=block,
             ) as store,
+            _bar(pairs, "scoring pairs", unit="pair") as bar,
         ):
             yield PairRescorer(
-                scorer,
+                network,
                 local,
-                query_maps=lambda indices: maps(query, indices),
+                query_maps=lambda rows: self._pair_maps(network, local, query, rows),
                 gallery_maps=store,
                 pair_block=block,
+                progress=bar.update,
             )
+
+    def _pair_maps(
+        self,
+        network: PairNetwork,
+        variables: Variables,
+        records: Records,
+        indices: np.ndarray,
+    ) -> Any:
+        """Maps of some images, a pytree of NumPy arrays of leading axis n."""
+        inputs, block = network.scorer.inputs, self._config.evaluation.pair_block
+        blocks = []
+        for start in range(0, len(indices), block):
+            batch = loader.image_batch(
+                records,
+                # Repeating rows fills the last block: one shape, one compilation.
+                np.resize(indices[start : start + block], block),
+                image_size=self._size,
+                with_parts="parts" in inputs,
+            )
+            rest = {name: batch[name] for name in inputs}
+            maps = network.pair_maps(variables, batch["image"], rest)
+            blocks.append(jax.tree.map(np.asarray, maps))
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *blocks)
 
     def _draw_method(
         self, variables: Variables, query: Records, folder: pathlib.Path
     ) -> None:
         """The pictures that are particular to the method, over some queries."""
-        local = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
         indices = spread(np.arange(len(query)), PICTURED_MAPS)
         batch = loader.image_batch(
             query, indices, image_size=self._size, with_parts=True
         )
-        for name, item in self._method.pictures(local, batch).items():
+        for name, item in self._method.pictures(_local(variables), batch).items():
             pictures.draw(folder / f"{name}.png", batch["image"], item)
+
+    def _draw_pairs(
+        self,
+        variables: Variables,
+        stage: str,
+        ranking: Ranking,
+        query: Records,
+        gallery: Records,
+        entry: dict[str, Any],
+        folder: pathlib.Path,
+    ) -> None:
+        """The pair scorer's pictures, over the first candidates of some queries."""
+        network, local = self._pair_networks[stage], _local(variables)
+        chosen = ranking.examples(PICTURED_PAIRS, PICTURED_PAIRS)
+        query_maps = self._pair_maps(network, local, query, chosen.rows)
+        flat = self._pair_maps(network, local, gallery, chosen.gallery.ravel())
+        maps = jax.tree.map(
+            lambda m: m.reshape(*chosen.gallery.shape, *m.shape[1:]), flat
+        )
+        for name, item in network.scorer.pictures(local, query_maps, maps).items():
+            path = folder / f"{name}.png"
+            ranking.draw_pairs(path, chosen, item, entry, self._size)
 
 
 def evaluate_checkpoint(
@@ -238,7 +301,7 @@ def evaluate_checkpoint(
     evaluator = Evaluator(config, method, mesh)
     protocols = experiment.build_protocols(config)
     for protocol in protocols:
-        evaluator.check(protocol)
+        evaluator.check(protocol, (meta["stage"],))
     entries = evaluate_protocols(
         evaluator,
         protocols,
@@ -308,6 +371,18 @@ def summary(entry: dict[str, Any]) -> str:
     return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries{note})"
 
 
-def _bar(total: int, what: str) -> tqdm:
+def _local(variables: Variables) -> Variables:
+    """The variables on this process's first device."""
+    return jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
+
+
+def _visibility(query: Embedding, gallery: Embedding) -> Visibility | None:
+    """Which parts are visible, on the host, where the method knows it."""
+    if "visibility" not in query:
+        return None
+    return np.asarray(query["visibility"]), np.asarray(gallery["visibility"])
+
+
+def _bar(total: int, what: str, unit: str = "img") -> tqdm:
     hidden = jax.process_index() != 0
-    return tqdm(total=total, desc=what, unit="img", leave=False, disable=hidden)
+    return tqdm(total=total, desc=what, unit=unit, leave=False, disable=hidden)

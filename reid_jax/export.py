@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from reid_jax import experiment
 from reid_jax.errors import UserError
-from reid_jax.models.method import Method, Variables, parameter_count
+from reid_jax.models.method import Method, PairScorer, Variables, parameter_count
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
 
@@ -106,24 +106,23 @@ def _write_artifacts(
         "camera": np.zeros(CHECKED_IMAGES, np.int32),
         "parts": rng.integers(0, 9, (CHECKED_IMAGES, height, width), np.uint8),
     }
-    extra = [inputs[name] for name in method.embed_inputs]
 
-    def embed(images: jax.Array, *rest: jax.Array) -> Any:
-        named = dict(zip(method.embed_inputs, rest, strict=True))
-        return method.embed(variables, images, **named)
+    def add_images(
+        name: str, function: Callable[..., Any], names: Sequence[str]
+    ) -> Any:
+        def named(images: jax.Array, *rest: jax.Array) -> Any:
+            return function(variables, images, **dict(zip(names, rest, strict=True)))
+
+        given = [images, *(inputs[name] for name in names)]
+        return recorder.add(name, named, ["b"] * len(given), *given)
 
     recorder = _Recorder(folder)
-    embedding = recorder.add("embed", embed, ["b"] * (1 + len(extra)), images, *extra)
+    embedding = add_images("embed", method.embed, method.embed_inputs)
     one = jax.tree.map(lambda x: x[:1], embedding)
     recorder.add("distance", method.distance, ["q", "g"], one, embedding)
     scorer = method.pair_scorer(stage)
     if scorer is not None:
-        maps = recorder.add(
-            "pair_maps",
-            lambda images: scorer.pair_maps(variables, images),
-            ["b"],
-            images,
-        )
+        maps = add_images("pair_maps", scorer.pair_maps, scorer.inputs)
         query = jax.tree.map(lambda x: x[:1], maps)
         candidates = jax.tree.map(lambda x: x[None], maps)
         recorder.add(
@@ -223,6 +222,7 @@ def _about(
     height, width = experiment.image_size(config)
     best = meta["best"] or {"entries": []}
     kinds = {
+        "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
         "camera": "int32 [b], the training set's number of the camera",
         "parts": f"uint8 [b, {height}, {width}], part classes",
     }
@@ -233,11 +233,9 @@ def _about(
         "parameters": parameter_count(variables),
         "trained_on": meta["config"]["data.dataset"],
         "training_identities": meta["num_classes"],
-        "input": {
-            "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
-            **{name: kinds[name] for name in method.embed_inputs},
-        },
+        "input": {name: kinds[name] for name in ("images", *method.embed_inputs)},
         "output": _output(config, method, variables),
+        **_pairs(method.pair_scorer(meta["stage"]), kinds),
         "platforms": list(PLATFORMS),
         "versions": {"jax": jax.__version__},
         "results": [
@@ -246,6 +244,16 @@ def _about(
             if entry["step"] == meta["global_step"] and "metrics" in entry
         ],
         "config": meta["config"],
+    }
+
+
+def _pairs(scorer: PairScorer | None, kinds: dict[str, str]) -> dict[str, Any]:
+    """What is said of a pair model beside."""
+    if scorer is None:
+        return {}
+    return {
+        "pair_input": {name: kinds[name] for name in ("images", *scorer.inputs)},
+        "pair_candidates": scorer.top_k or "all",
     }
 
 
@@ -274,9 +282,9 @@ def _card(about: dict[str, Any], meta: dict[str, Any]) -> str:
         for entry in about["results"]
     ] or ["| (this step was not evaluated) | | |"]
     height, width = (meta["config"][f"data.{side}"] for side in ("height", "width"))
-    further = [name for name in about["input"] if name != "images"]
-    arguments = ", ".join(["images", *further])
-    notes = "".join(f"`{name}`: {about['input'][name]}. " for name in further)
+    arguments = ", ".join(about["input"])
+    notes = _notes(about["input"])
+    platforms = ", ".join(about["platforms"])
     outputs = ", ".join(f"{name} {kind}" for name, kind in about["output"].items())
     return f"""# {about["method"].rsplit(".", 1)[-1]}, trained on {about["trained_on"]}
 
@@ -317,9 +325,9 @@ embedding = jax.jit(embed.call)({arguments})
 print(jax.jit(distance.call)(embedding, embedding))  # smaller is more alike
 ```
 
-{notes}The artifacts run on {", ".join(about["platforms"])} with any batch size. They
-were written by jax {about["versions"]["jax"]} and checked against the model in a fresh
-process. JAX promises to read them for six months; `params/` is the lasting record
+{notes}{_pairs_of_card(about)}The artifacts run on {platforms} with any batch size.
+They were written by jax {about["versions"]["jax"]} and checked against the model in a
+fresh process. JAX promises to read them for six months; `params/` is the lasting record
 (Orbax), to be used with reid_jax and the config in `export.json`.
 
 ## Limits
@@ -328,4 +336,35 @@ Trained and measured on the data named above, and on nothing else. Re-identifica
 surveillance technology: similarity is no proof of identity, errors differ between
 groups of people and between cameras, and most places regulate its use. Decide whether
 it may be used before deciding how.
+"""
+
+
+def _notes(inputs: dict[str, str]) -> str:
+    """What the inputs beside the images are."""
+    further = {name: kind for name, kind in inputs.items() if name != "images"}
+    return "".join(f"`{name}`: {kind}. " for name, kind in further.items())
+
+
+def _pairs_of_card(about: dict[str, Any]) -> str:
+    """How a pair model's second look at pairs is used; "" for other models."""
+    if "pair_input" not in about:
+        return ""
+    candidates, inputs = about["pair_candidates"], about["pair_input"]
+    which = "all of the gallery" if candidates == "all" else f"the {candidates} nearest"
+    return f"""The results above include a second look at pairs of images: {which}
+of each query. It compares maps of images, which are larger than embeddings:
+
+```python
+pair_maps = export.deserialize(pathlib.Path("pair_maps.jaxexport").read_bytes())
+score_pairs = export.deserialize(pathlib.Path("score_pairs.jaxexport").read_bytes())
+
+maps = jax.jit(pair_maps.call)({", ".join(inputs)})
+query = jax.tree.map(lambda x: x[:1], maps)  # [q, ...]
+candidates = jax.tree.map(lambda x: x[None], maps)  # [q, k, ...]
+print(jax.jit(score_pairs.call)(query, candidates))  # [q, k]
+```
+
+{_notes(inputs)}How the scores change a ranking by distance is the method's `fuse`, in
+reid_jax.
+
 """

@@ -3,14 +3,16 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines import loader
 from data_pipelines.records import open_records
-from reid_jax import evaluate, experiment
+from reid_jax import evaluate, experiment, pictures, scoring
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding
+from tests import toy_method
 from tests.variables import random_variables
 
 
@@ -24,7 +26,7 @@ def toy(toy_config):
 def _images(config, split):
     records = open_records("tiny", split, config.data.data_dir)
     return records, loader.image_batch(
-        records, range(len(records)), image_size=(32, 16)
+        records, range(len(records)), image_size=(32, 16), with_parts=True
     )
 
 
@@ -42,10 +44,18 @@ def _rank1_and_map(keys, query, gallery):
 
 
 @pytest.mark.parametrize(
-    ("stage", "top_k"), [("first", 3), ("second", 3), ("second", 100), ("second", None)]
+    ("stage", "top_k", "inputs", "devices"),
+    [
+        ("first", 3, (), 8),
+        ("second", 3, ("parts", "camera"), 8),
+        ("second", 100, ("camera",), 1),
+        ("second", None, ("camera", "parts"), 8),
+        ("second", None, (), 1),
+    ],
 )
-def test_metrics_are_those_of_the_definition(toy_config, stage, top_k):
+def test_metrics_are_those_of_the_definition(toy_config, stage, top_k, inputs, devices):
     toy_config.model.top_k = top_k
+    toy_config.model.pair_inputs = inputs
     method = experiment.build_method(toy_config, num_classes=9)
     batch = {"image": np.zeros((8, 32, 16, 3), np.uint8)}
     variables = random_variables(method.init, batch)
@@ -59,17 +69,20 @@ def test_metrics_are_those_of_the_definition(toy_config, stage, top_k):
     before = _rank1_and_map(keys, query, gallery)
     if stage == "second":
         scorer = method.pair_scorer(stage)
-        maps = scorer.pair_maps(variables, gallery_batch["image"])
-        tiled = jax.tree.map(lambda m: np.broadcast_to(m, (len(q), *m.shape)), maps)
-        scores = scorer.score_pairs(
-            variables, scorer.pair_maps(variables, query_batch["image"]), tiled
+        query_maps, maps = (
+            scorer.pair_maps(
+                variables, b["image"], **{name: b[name] for name in inputs}
+            )
+            for b in (query_batch, gallery_batch)
         )
+        tiled = jax.tree.map(lambda m: np.broadcast_to(m, (len(q), *m.shape)), maps)
+        scores = scorer.score_pairs(variables, query_maps, tiled)
         nearest = np.argsort(keys, axis=1, kind="stable")[:, :top_k]
         for row, candidates in enumerate(nearest):
             keys[row, candidates] = np.asarray(scores)[row, candidates] - 1e3
     wanted = _rank1_and_map(keys, query, gallery)
 
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     evaluator = evaluate.Evaluator(toy_config, method, mesh)
     (entry,) = evaluate.evaluate_protocols(
         evaluator,
@@ -125,6 +138,175 @@ def test_embeddings_do_not_depend_on_the_batch_size(toy_config, toy):
     assert rows[0].shape == (len(records), 6)
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-6)
     np.testing.assert_allclose(rows[2], rows[0], atol=1e-6)
+
+
+def _evaluate(config, method, variables, *, stage="second", **options):
+    mesh = sharding.make_mesh()
+    evaluator = evaluate.Evaluator(config, method, mesh)
+    (protocol,) = experiment.build_protocols(config)
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    return evaluator.evaluate(variables, protocol, stage=stage, step=7, **options)
+
+
+def test_pair_networks_are_compiled_once(toy_config, toy, monkeypatch):
+    traced = []
+    for name in ("pair_maps", "score_pairs", "fuse"):
+        real = getattr(toy_method.Scorer, name)
+
+        def spy(*args, name=name, real=real, **rest):
+            traced.append(name)
+            return real(*args, **rest)
+
+        monkeypatch.setattr(toy_method.Scorer, name, spy)
+    method, variables = toy
+    mesh = sharding.make_mesh()
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    evaluator = evaluate.Evaluator(toy_config, method, mesh)
+    (protocol,) = experiment.build_protocols(toy_config)
+    first, again = (
+        evaluator.evaluate(variables, protocol, stage="second", step=step)
+        for step in (1, 2)
+    )
+    assert first["metrics"] == again["metrics"]
+    # 15 queries in blocks of 8, 3 candidates each in blocks of up to 4.
+    assert sorted(traced) == ["fuse", "pair_maps", "score_pairs"]
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_pictures_of_a_stage(toy_config, toy, tmp_path, stage):
+    _evaluate(toy_config, *toy, stage=stage, picture_dir=tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    wanted = {"ranking.png", "routes.png"}
+    if stage == "second":
+        wanted |= {"ranking_pairs.png", "pair_maps.png", "correspondences.png"}
+    assert names == wanted
+
+
+@pytest.fixture
+def drawn(toy_config, tmp_path, monkeypatch):
+    """What an evaluation that scores all pairs gives to be drawn, and what it should.
+
+    Calls by function; images, embeddings and maps of query and gallery; keys.
+    """
+    toy_config.model.top_k = None
+    calls = {"ranking_lists": [], "draw_pairs": []}
+    for name, kept in calls.items():
+        monkeypatch.setattr(
+            pictures, name, lambda *args, kept=kept, **rest: kept.append((args, rest))
+        )
+    method = experiment.build_method(toy_config, num_classes=9)
+    variables = random_variables(method.init, {"image": np.zeros((8, 32, 16, 3))})
+    _evaluate(toy_config, method, variables, picture_dir=tmp_path)
+    batches = [_images(toy_config, split)[1] for split in ("query", "gallery")]
+    seen = [method.embed(variables, b["image"]) for b in batches]
+    q, g = (np.asarray(e["vector"]) for e in seen)
+    scorer = method.pair_scorer("second")
+    maps = [
+        scorer.pair_maps(variables, b["image"], camera=b["camera"]) for b in batches
+    ]
+    tiled = {"map": jnp.tile(maps[1]["map"], (len(q), 1, 1, 1, 1))}
+    scores = scorer.score_pairs(variables, maps[0], tiled)
+    distances = np.abs(q[:, None] - g[None]).sum(-1)
+    keys = distances, np.asarray(scores) - np.float32(1e3)
+    return calls, batches, seen, maps, keys
+
+
+def _best(keys, row, batches, count):
+    """Gallery indices of a ranking list, by the definition."""
+    query, gallery = batches
+    kept = gallery["person"] != query["person"][row]
+    kept |= gallery["camera"] != query["camera"][row]
+    return np.argsort(np.where(kept, keys[row], np.inf), kind="stable")[:count]
+
+
+def test_lists_before_and_after_pairs_are_scored(drawn, tmp_path):
+    calls, batches, seen, _, keys = drawn
+    (_, (args, rest)) = calls["ranking_lists"]
+    assert args[0] == tmp_path / "ranking_pairs.png"
+    rows = [0, 3, 6, 11, 14]  # five of the ten of ranking.png
+    nearest = np.stack([_best(k, i, batches, 10) for i in rows for k in keys])
+    assert (nearest[::2] != nearest[1::2]).any()
+    rows = np.repeat(rows, 2)
+    query, gallery = batches
+    np.testing.assert_array_equal(args[1], query["image"][rows])
+    np.testing.assert_array_equal(args[2], gallery["image"][nearest])
+    right = gallery["person"][nearest] == query["person"][rows][:, None]
+    np.testing.assert_array_equal(rest["correct"], right)
+    q, g = (np.asarray(e["visibility"]) for e in seen)
+    np.testing.assert_array_equal(rest["query_visibility"], q[rows])
+    np.testing.assert_array_equal(rest["gallery_visibility"], g[nearest])
+    assert rest["row_group"] == 2
+    assert [c.split("; ")[1] for c in rest["captions"]] == 5 * ["before", "after"]
+
+
+def test_pairs_that_are_drawn(drawn, tmp_path):
+    calls, batches, _, maps, (_, scores) = drawn
+    names = [args[0].name for args, _ in calls["draw_pairs"]]
+    assert names == ["pair_maps.png", "correspondences.png"]
+    ((_, query_images, images, item), rest) = calls["draw_pairs"][0]
+    rows, ranks = np.array([0, 5, 9, 14]), rest["ranks"]
+    assert ranks.shape == (4, 4)
+    lists = np.stack([_best(scores, i, batches, 10) for i in rows])
+    nearest = np.take_along_axis(lists, ranks - 1, axis=1)
+    query, gallery = batches
+    np.testing.assert_array_equal(query_images, query["image"][rows])
+    np.testing.assert_array_equal(images, gallery["image"][nearest])
+    right = gallery["person"][nearest] == query["person"][rows][:, None]
+    np.testing.assert_array_equal(rest["correct"], right)
+    q, g = (np.asarray(m["map"]) for m in maps)
+    gap = np.abs(q[rows][:, None] - g[nearest]).mean(-1)
+    np.testing.assert_allclose(item.query, gap, atol=1e-6)
+
+
+def _ranking(toy_config, keys):
+    protocol = experiment.build_protocols(toy_config)[0]
+    query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
+    ranking = scoring.Ranking(protocol, query, gallery)
+    ranking.update(np.arange(len(query)), keys)
+    return ranking, query, gallery
+
+
+def test_a_right_match_is_among_the_examples(toy_config):
+    query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
+    right = gallery.person == query.person[:, None]
+    # Right ones last; then the first query's best one at rank 7, the last one's at 2.
+    keys = right * 100.0 + np.arange(len(gallery))
+    for row, rank in ((0, 7), (len(query) - 1, 2)):
+        valid = right[row] & (gallery.camera != query.camera[row])
+        keys[row, valid.argmax()] = np.sort(keys[row])[rank - 1] - 0.5
+    ranking, query, gallery = _ranking(toy_config, keys)
+    chosen = ranking.examples(4, 4)
+    np.testing.assert_array_equal(chosen.rows, [0, 5, 9, 14])
+    np.testing.assert_array_equal(
+        chosen.ranks, [[1, 2, 3, 7], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]]
+    )
+    found = gallery.person[chosen.gallery] == query.person[chosen.rows][:, None]
+    wanted = np.zeros((4, 4), bool)
+    wanted[0, 3] = wanted[3, 1] = True
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_examples_of_short_lists(toy_config, monkeypatch):
+    """Fewer gallery images count than a list has places."""
+    query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
+    monkeypatch.setattr(scoring, "PICTURED_RANKS", 50)
+    keys = np.tile(np.arange(len(gallery), dtype=np.float32), (len(query), 1))
+    chosen = _ranking(toy_config, keys)[0].examples(2, 40)
+    assert (chosen.gallery >= 0).all()
+    counted = [27, 27]  # of 30, without 3 of the query's own camera
+    np.testing.assert_array_equal((chosen.ranks > 0).sum(1), counted)
+
+
+def test_a_camera_filter_without_common_cameras_is_reported_as_none(toy_config):
+    (protocol,) = experiment.build_protocols(toy_config)
+    query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
+    entry = scoring.describe(protocol, query, gallery, 7)
+    assert entry["camera_filter"] is True
+    # As a table without cameras is stored: one for queries, another for the gallery.
+    query.camera, gallery.camera = 0 * query.camera, 0 * gallery.camera + 1
+    entry = scoring.describe(protocol, query, gallery, 7)
+    assert entry["camera_filter"] is False
+    json.dumps(entry)
 
 
 def test_no_checkpoint(toy_config, tmp_path):

@@ -102,6 +102,19 @@ def test_other_numbers_of_queries_are_noted(config):
     assert "note" not in own
 
 
+def test_part_labels_that_pairs_need_are_checked_for(config):
+    config.model.pair_inputs = ("parts",)
+    config.evaluate_on = ("tiny", "occluded_reid")
+    method = experiment.build_method(config, num_classes=9)
+    evaluator = evaluate.Evaluator(config, method, sharding.make_mesh())
+    labelled, bare = experiment.build_protocols(config)
+    evaluator.check(labelled)
+    evaluator.check(bare, ("first",))  # no pairs there
+    for stages in (None, ("second",)):
+        with pytest.raises(UserError, match="reads part labels"):
+            evaluator.check(bare, stages)
+
+
 def test_a_trained_model_on_two_protocols(config, tmp_path):
     """Both of another data set than it was trained on, with pairs scored."""
     run, after = tmp_path / "run", tmp_path / "after"

@@ -2,7 +2,10 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
+import cv2
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -23,7 +26,8 @@ def one_device(monkeypatch):
 
 @pytest.fixture
 def toy_run(toy_config, tmp_path, one_device):
-    """A finished run of the toy method."""
+    """A finished run of the toy method, whose pairs take all inputs there are."""
+    toy_config.model.pair_inputs = ("parts", "camera")
     train.train_and_evaluate(toy_config, str(tmp_path / "run"))
     return toy_config, tmp_path / "run"
 
@@ -40,6 +44,7 @@ def test_pair_model(toy_run, tmp_path):
     method, variables = experiment.restore(
         config, checkpoint.find(str(run)), sharding.make_mesh()
     )
+    scorer = method.pair_scorer("second")
     for count in (1, 5):  # any batch size
         images = np.random.default_rng(count).integers(
             0, 256, (count, 32, 16, 3), np.uint8
@@ -49,14 +54,18 @@ def test_pair_model(toy_run, tmp_path):
         np.testing.assert_allclose(got["vector"], wanted["vector"], rtol=1e-5)
         distances = _call(folder, "distance", got, wanted)
         assert distances.shape == (count, count)
-        maps = _call(folder, "pair_maps", images)
+        rng = np.random.default_rng(count)
+        camera = rng.integers(0, 3, count, np.int32)
+        parts = rng.integers(0, 9, (count, 32, 16), np.uint8)
+        maps = _call(folder, "pair_maps", images, parts, camera)
+        wanted = scorer.pair_maps(variables, images, camera=camera, parts=parts)
+        np.testing.assert_allclose(maps["map"], wanted["map"], rtol=1e-5, atol=1e-6)
         scores = _call(
             folder,
             "score_pairs",
             jax.tree.map(lambda x: x[:1], maps),
             jax.tree.map(lambda x: x[None], maps),
         )
-        scorer = method.pair_scorer("second")
         wanted = scorer.score_pairs(
             variables, {"map": maps["map"][:1]}, {"map": maps["map"][None]}
         )
@@ -74,7 +83,29 @@ def test_pair_model(toy_run, tmp_path):
     best = json.loads((run / "results.json").read_text())[0]["best"]
     assert about["step"] == best["step"]
     assert about["results"][0]["metrics"] == best["metrics"]
-    assert f"mAP {best['metrics']['mAP']:.1%}" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"mAP {best['metrics']['mAP']:.1%}" in card
+    assert list(about["input"]) == ["images"]
+    assert list(about["pair_input"]) == ["images", "parts", "camera"]
+    assert about["pair_candidates"] == 3
+    assert "the 3 nearest" in card
+    _run_card(folder, card)
+
+
+def _run_card(folder: pathlib.Path, card: str) -> None:
+    """Does what the model card shows, with images of its own."""
+    shown = "\n".join(card.split("```python\n")[i].split("```")[0] for i in (1, 2))
+    given = "parts, camera = np.zeros((2, 32, 16), np.uint8), np.zeros(2, np.int32)\n"
+    for name in ("a.jpg", "b.jpg"):
+        cv2.imwrite(str(folder / name), np.full((40, 20, 3), 90, np.uint8))
+    done = subprocess.run(
+        [sys.executable, "-c", "import numpy as np\n" + given + shown],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch):

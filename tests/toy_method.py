@@ -57,11 +57,22 @@ class Method(method.Method):
     stages = ("first", "second")
     train_inputs = ("parts",)
 
-    def __init__(self, num_classes, image_size, *, width, rows, top_k, explode_at=-1):
+    def __init__(
+        self,
+        num_classes,
+        image_size,
+        *,
+        width,
+        rows,
+        top_k,
+        explode_at=-1,
+        pair_inputs=("camera",),
+    ):
         del image_size
         self.module = Toy(num_classes, width, rows)
         self.top_k = top_k
         self.explode_at = explode_at
+        self.pair_inputs = tuple(pair_inputs)
 
     def init(self, rng, batch):
         return self.module.init(rng, batch["image"][:1])
@@ -108,22 +119,39 @@ class Method(method.Method):
     def embed(self, variables, images, camera=None, parts=None):
         del camera, parts
         feature = self.module.apply(variables, images, method="embed")
-        return {"vector": feature}
+        # Three bands, of which a dark one counts as hidden.
+        bands = images.reshape(images.shape[0], 4, -1)[:, :3].mean(-1) / 255
+        return {"vector": feature, "visibility": bands > 0.5}
 
     def distance(self, query, gallery):
         return jnp.abs(query["vector"][:, None] - gallery["vector"][None]).sum(-1)
 
     def pair_scorer(self, stage):
-        return Scorer(top_k=self.top_k, toy=self.module) if stage == "second" else None
+        if stage == "first":
+            return None
+        return Scorer(self.top_k, self.pair_inputs, self.module)
+
+    def pictures(self, variables, batch):
+        del variables
+        light = batch["image"].mean((2, 3)).reshape(-1, 4, 8).mean(-1) / 255
+        activity = jnp.stack([light, 1 - light], -1)
+        paths = activity[:, :-1, :, None] * activity[:, 1:, None]
+        return {"routes": method.Routes(activity, paths, ("fine", "coarse"))}
 
 
 class Scorer(method.PairScorer):
-    def __init__(self, top_k, toy):
+    def __init__(self, top_k, inputs, toy):
         self.top_k = top_k
+        self.inputs = inputs
         self.toy = toy
 
-    def pair_maps(self, variables, images):
-        return {"map": self.toy.apply(variables, images, method="maps")}
+    def pair_maps(self, variables, images, camera=None, parts=None):
+        maps = self.toy.apply(variables, images, method="maps")
+        if camera is not None:
+            maps += 0.1 * (1 + camera[:, None, None, None])
+        if parts is not None:
+            maps *= 1 + (parts > 4).mean((1, 2), keepdims=True)[..., None]
+        return {"map": maps}
 
     def score_pairs(self, variables, query_maps, candidate_maps):
         return self.toy.apply(
@@ -134,3 +162,13 @@ class Scorer(method.PairScorer):
         # Candidates first, by score; the rest keep their distances.
         rows = jnp.arange(distances.shape[0])[:, None]
         return distances.at[rows, candidates].set(scores - 1e3)
+
+    def pictures(self, variables, query_maps, candidate_maps):
+        del variables
+        gap = jnp.abs(query_maps["map"][:, None] - candidate_maps["map"]).mean(-1)
+        places = jnp.broadcast_to(jnp.array([[0.25, 0.5]]), (*gap.shape[:2], 1, 2))
+        strength = 1 - jnp.clip(gap.mean((2, 3)), 0, 1)[..., None]
+        return {
+            "pair_maps": method.PairMaps(gap, 1 - gap),
+            "correspondences": method.Correspondences(places, places, strength),
+        }

@@ -247,7 +247,8 @@ class PairScorer:
 
         Args:
           distances: [Q, G] from `Method.distance`.
-          candidates: int32 [Q, K], gallery indices that were scored, nearest first.
+          candidates: int32 [Q, K], gallery indices that were scored: the `top_k`
+            nearest, nearest first; where it is None, all of them in gallery order.
           scores: [Q, K] from `score_pairs`.
         """
         raise NotImplementedError

@@ -1,0 +1,184 @@
+"""Pictures of single images: heat maps, partitions, and routes through a grid."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from reid_jax.models.method import Maps, Picture, Routes, Segments
+from reid_jax.pictures import overlays, sheet
+from reid_jax.pictures.overlays import MAP_HEIGHT
+from reid_jax.pictures.sheet import Colour, Legend, Tile
+
+ACTIVE = (20, 70, 170)
+"""Fill of a cell of full activity; one of none is white."""
+_LINE = (205, 205, 205)
+_OUTLINE = (110, 110, 110)
+_PITCH = 58
+"""Pixels from layer to layer."""
+_NUMBERS = 18
+"""Pixels under the cells for the numbers of the layers."""
+_FINE = 4
+"""Lines are drawn so many times larger, and then reduced: smooth edges."""
+
+
+def draw(
+    path: str | os.PathLike[str],
+    images: np.ndarray,
+    item: Picture,
+    *,
+    title: str = "",
+) -> None:
+    """Draws one row per image: the image, then its maps, partitions or routes.
+
+    Heat maps run from blue (0) to red (1) and are black where they are NaN. Groups of a
+    partition have one colour each, the same in all tiles; a place without a group
+    shows the bare image. Routes are a diagram: layers from left to right, scales from
+    top to bottom; cells are the fuller, and paths the wider and darker, the larger
+    their weight. The scale ends at 1, or at the largest weight in the picture.
+
+    Args:
+      path: of the PNG; its folder is created.
+      images: uint8 [B, H, W, 3].
+      item: what to draw for each image, of any resolution.
+      title: a line above the picture.
+    """
+    resized = [sheet.resize(image, MAP_HEIGHT) for image in np.asarray(images)]
+    kinds = {Maps: _maps, Segments: _segments, Routes: _routes}
+    beside, headers, legend = kinds[type(item)](resized, item)
+    rows = [[Tile(image), *tiles] for image, tiles in zip(resized, beside, strict=True)]
+    sheet.write(path, rows, ["image", *headers], legend=legend, title=title)
+
+
+_Drawn = tuple[list[list[Tile]], tuple[str, ...], Legend]
+"""Tiles of each image, the headers of their columns, and the legend."""
+
+
+def _maps(images: list[np.ndarray], item: Maps) -> _Drawn:
+    values = np.asarray(item.values)
+    tiles = [
+        [Tile(overlays.heat(image, one)) for one in maps]
+        for image, maps in zip(images, values, strict=True)
+    ]
+    return tiles, item.titles, overlays.heat_legend(values)
+
+
+def _segments(images: list[np.ndarray], item: Segments) -> _Drawn:
+    values = np.asarray(item.values)
+    tiles = [
+        [Tile(overlays.regions(image, one)) for one in maps]
+        for image, maps in zip(images, values, strict=True)
+    ]
+    return tiles, item.titles, overlays.group_legend(values, item.groups)
+
+
+def _routes(images: list[np.ndarray], item: Routes) -> _Drawn:
+    activity, paths = np.asarray(item.activity), np.asarray(item.paths)
+    most = [_largest(activity), _largest(paths)]
+    tiles = [
+        [Tile(_diagram(cells / most[0], ways / most[1], item.scales))]
+        for _, cells, ways in zip(images, activity, paths, strict=True)
+    ]
+    levels = np.broadcast_to(np.linspace(0, 1, 64)[None, :, None], (12, 64, 1))
+    shades = (255 + levels * (np.array(ACTIVE) - 255)).astype(np.uint8)
+    legend = [
+        (shades, f"activity of a cell, 0 to {most[0]:.3g}"),
+        (_wedge(), f"weight of a path, 0 to {most[1]:.3g}"),
+    ]
+    return tiles, ("layers and scales",), legend
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest of the numbers that are there, at least 1."""
+    return max(1.0, float(np.nan_to_num(values).max(initial=0)))
+
+
+def cell_place(layer: int, scale: int, scales: tuple[str, ...]) -> tuple[float, float]:
+    """Row and column, in pixels, of the centre of a cell in its diagram."""
+    row = (MAP_HEIGHT - _NUMBERS) * (scale + 0.5) / len(scales)
+    return row, _caption_width(scales) + _PITCH * (layer + 0.5)
+
+
+def _caption_width(scales: tuple[str, ...]) -> int:
+    return math.ceil(max(map(_font().getlength, scales))) + 4
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(12)
+
+
+def _diagram(
+    activity: np.ndarray, paths: np.ndarray, scales: tuple[str, ...]
+) -> np.ndarray:
+    """Cells [L, S] and paths [L - 1, S, S] of one image, uint8 [MAP_HEIGHT, W, 3]."""
+    layers = len(activity)
+    width = _caption_width(scales) + _PITCH * layers
+    canvas = Image.new("RGB", (_FINE * width, _FINE * MAP_HEIGHT), "white")
+    _draw_paths(canvas, activity, paths, scales)
+    _draw_cells(canvas, activity, scales)
+    picture = canvas.reduce(_FINE)
+    pen, font = ImageDraw.Draw(picture), _font()
+    for scale, name in enumerate(scales):
+        row, _ = cell_place(0, scale, scales)
+        pen.text((0, row), name, fill=sheet.INK, font=font, anchor="lm")
+    for layer in range(layers):
+        _, column = cell_place(layer, 0, scales)
+        place = (column, MAP_HEIGHT - _NUMBERS / 2)
+        pen.text(place, str(layer + 1), fill=sheet.INK, font=font, anchor="mm")
+    return np.asarray(picture)
+
+
+def _draw_paths(
+    canvas: Image.Image,
+    activity: np.ndarray,
+    paths: np.ndarray,
+    scales: tuple[str, ...],
+) -> None:
+    """A thin line for every path there is, and its weight over it."""
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    cells = ~np.isnan(activity)
+    there = ~np.isnan(paths) & cells[:-1, :, None] & cells[1:, None, :]
+    lines = []
+    for layer, start, end in np.argwhere(there):
+        ends = cell_place(layer, start, scales), cell_place(layer + 1, end, scales)
+        line = [(_FINE * x, _FINE * y) for y, x in ends]
+        pen.line(line, fill=_LINE, width=_FINE)
+        lines.append((float(paths[layer, start, end]), line))
+    for weight, line in sorted(lines):  # the heaviest on top
+        shade = (*sheet.INK, round(255 * weight))
+        pen.line(line, fill=shade, width=round(_FINE * (1 + 4 * weight)))
+
+
+def _draw_cells(
+    canvas: Image.Image, activity: np.ndarray, scales: tuple[str, ...]
+) -> None:
+    pen = ImageDraw.Draw(canvas)
+    radius = min(15, 0.36 * (MAP_HEIGHT - _NUMBERS) / len(scales))
+    for layer, scale in np.argwhere(~np.isnan(activity)):
+        row, column = cell_place(layer, scale, scales)
+        box = (column - radius, row - radius, column + radius, row + radius)
+        pen.ellipse(
+            tuple(_FINE * side for side in box),
+            fill=_shade(float(activity[layer, scale])),
+            outline=_OUTLINE,
+            width=_FINE,
+        )
+
+
+def _shade(level: float) -> Colour:
+    """From white to `ACTIVE`."""
+    red, green, blue = (round(255 + level * (full - 255)) for full in ACTIVE)
+    return red, green, blue
+
+
+def _wedge() -> np.ndarray:
+    """A line that grows wider and darker from left to right."""
+    swatch = np.full((12, 64, 3), 255, np.uint8)
+    for column, weight in enumerate(np.linspace(0, 1, 64)):
+        half = (1 + 4 * weight) / 2
+        shade = 255 + weight * (np.array(sheet.INK) - 255)
+        swatch[round(6 - half) : round(6 + half), column] = shade
+    return swatch
