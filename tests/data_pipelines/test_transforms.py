@@ -232,7 +232,7 @@ def test_no_steps_change_nothing(pair):
 @pytest.mark.parametrize(
     ("steps", "params", "words"),
     [
-        (["flp"], {}, ["'flp'", "Did you mean 'flip'", "pad_crop, random_erasing"]),
+        (["flp"], {}, ["'flp'", "Did you mean 'flip'", "Known: flip, pad_crop"]),
         (["flip"], {"pad_crp": {}}, ["'pad_crp'", "'pad_crop'"]),
         (["flip"], {"flip": {"prob": 1}}, ["'prob'", "Known: p"]),
         (["flip"], {"flip": {"p": 1.5}}, ["'flip'", "p must lie"]),

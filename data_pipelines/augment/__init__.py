@@ -1,0 +1,1 @@
+"""The steps that `data_pipelines.transforms` builds augmentations from."""
