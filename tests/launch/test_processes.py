@@ -1,0 +1,108 @@
+"""Two processes with two simulated devices each are one process with four."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import CHECKOUT
+
+STEPS = 12
+# Processes that start together wait for one another as long; one that is silent for a
+# third of it is taken for dead.
+TIMEOUT = 45
+
+
+def _start(script, variables, data_dir, workdir):
+    return subprocess.Popen(
+        [
+            *(CHECKOUT / "launch" / script, "simulated"),
+            f"--config={CHECKOUT}/tests/launch/toy.py",
+            f"--config.data.data_dir={data_dir}",
+            f"--workdir={workdir}",
+            f"--process_timeout={TIMEOUT}",
+        ],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _start_two(data_dir, folder):
+    variables = {"PROCESSES": "2", "DEVICES": "2", "LOGS": str(folder / "logs")}
+    # Nothing here but JAX itself is to end a process whose partner died.
+    variables["GRACE"] = "1000"
+    return _start("processes.sh", variables, data_dir, folder / "two")
+
+
+def _losses(workdir):
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def _process_of(script, index):
+    """Id of one of the processes that a script started."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(script.pid)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = (
+        line
+        for line in listed.stdout.splitlines()
+        if f"--process_index={index}" in line
+    )
+    return int(line.split()[0])
+
+
+@pytest.fixture
+def ended():
+    """Ends the scripts of a test that failed."""
+    scripts = []
+    yield scripts
+    for script in scripts:
+        if script.poll() is None:
+            script.terminate()
+            script.wait(timeout=60)
+
+
+def test_a_run_of_two_processes_survives_the_death_of_one(tiny_data, tmp_path, ended):
+    alone = _start("local.sh", {"DEVICES": "4"}, tiny_data, tmp_path / "one")
+    ended.append(alone)
+    output, _ = alone.communicate(timeout=240)
+    assert alone.returncode == 0, output
+
+    both = _start_two(tiny_data, tmp_path)
+    ended.append(both)
+    while len(_losses(tmp_path / "two")) < 4:
+        assert both.poll() is None, both.stdout.read()
+        time.sleep(0.02)
+    os.kill(_process_of(both, 1), signal.SIGKILL)
+    output, _ = both.communicate(timeout=2 * TIMEOUT)
+    assert both.returncode == 128 + signal.SIGKILL, output
+    assert "process 1 ended with code 137" in output
+    before = _losses(tmp_path / "two")
+    assert 4 <= len(before) < STEPS
+
+    both = _start_two(tiny_data, tmp_path)
+    ended.append(both)
+    output, _ = both.communicate(timeout=240)
+    assert both.returncode == 0, output
+    assert f"resuming {tmp_path}/two at step " in output
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text())[0]["metrics"]
+        for name in ("one", "two")
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
