@@ -5,7 +5,8 @@ LayerNorm epsilon 1e-6, exact (erf) GELU, biases everywhere. Parameters are name
 laid out after timm's (`blocks.3.attn.qkv` is `blocks_3/attn/qkv`), so that its
 weights load by renaming and transposing. Added to it: patches that overlap (TransReID's
 sliding window) and its embedding of the camera, position embeddings resized to the
-image, further learnable tokens, and attention that a caller may replace.
+image, further learnable tokens, attention that a caller may replace, and a caller's own
+layers between the blocks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ Attend = Callable[
 ]
 """From query, key and value [B, L, heads, D/heads] to the output of the same shape,
 and whatever arrays of the layer are worth keeping, by name."""
+
+Between = Callable[[int, jax.Array], jax.Array]
+"""From a block's index and the tokens [B, L, D] that leave it to those that go on. It
+may call further modules of the network that the Transformer is part of."""
 
 SIZES = {
     "small": {"width": 384, "depth": 12, "heads": 6},
@@ -303,8 +308,9 @@ class VisionTransformer(nn.Module):
         train: bool,
         attend: Attend = attend_all,
         camera: jax.Array | None = None,
+        between: Between | None = None,
     ) -> dict[str, Any]:
-        """Runs standardised images [B, H, W, 3].
+        """Runs standardised images [B, H, W, 3]; `between` is called after each block.
 
         An image of another size than `image_size` gets the position embedding
         resized to its grid. `camera` int32 [B] is read where `cameras` is not 0; an
@@ -331,6 +337,8 @@ class VisionTransformer(nn.Module):
                 name=f"blocks_{index}",
             )
             tokens, layer = block(tokens, train=train, attend=attend)
+            if between is not None:
+                tokens = between(index, tokens)
             kept.append(layer)
         tokens = layer_norm("norm")(tokens)
         border = 1 + self.extra_tokens

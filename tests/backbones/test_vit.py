@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -269,6 +270,52 @@ def test_camera_embedding_is_added_to_every_token_and_unknown_is_the_mean():
     np.testing.assert_allclose(
         unknown, np.broadcast_to(3 * mean, unknown.shape), atol=1e-5
     )
+
+
+class Interrupted(nn.Module):
+    """A network whose own layer works between the blocks of its Transformer."""
+
+    backbone: vit.VisionTransformer
+
+    def setup(self):
+        self.scale = nn.Dense(12, name="scale")
+
+    def __call__(self, images):
+        seen = []
+
+        def between(index, tokens):
+            seen.append(index)
+            return self.scale(tokens) if index == 0 else tokens
+
+        outputs = self.backbone(images, train=False, between=between)
+        assert seen == [0, 1]
+        return outputs
+
+
+def test_a_layer_of_the_caller_between_blocks():
+    network = Interrupted(vit.VisionTransformer(**TINY))
+    variables = random_variables(network.init, pixels())
+    assert set(variables["params"]) == {"backbone", "scale"}
+    outputs = jax.jit(network.apply)(variables, pixels())
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables["params"])
+    backbone = params["backbone"]
+    blocks = [backbone.pop(f"blocks_{i}") for i in (0, 1)]
+    final = backbone.pop("norm")
+    patches = vit_in_numpy.patches(
+        pixels().astype(np.float64), backbone["patch_embed"]["proj"], 4, (4, 4)
+    )
+    first = [backbone["cls_token"][0] + backbone["pos_embed"][0, :1]]
+    first.append(backbone["extra_tokens"][0] + backbone["extra_pos_embed"][0])
+    tokens = np.stack(
+        [np.concatenate([*first, p + backbone["pos_embed"][0, 1:]]) for p in patches]
+    )
+    attend = vit_in_numpy.softmax_attention
+    tokens = vit_in_numpy.block(tokens, blocks[0], 3, attend)
+    tokens = vit_in_numpy.dense(tokens, params["scale"])
+    np.testing.assert_allclose(outputs["before_last"], tokens, rtol=1e-4, atol=1e-5)
+    tokens = vit_in_numpy.block(tokens, blocks[1], 3, attend)
+    expected = vit_in_numpy.layer_norm(tokens, final)
+    np.testing.assert_allclose(sequence(outputs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_camera_embedding_by_default():
