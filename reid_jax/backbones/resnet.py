@@ -5,7 +5,7 @@ stride in the 3x3 convolution; Pan et al., "Two at Once: Enhancing Learning and
 Generalization Capacities via IBN-Net", 2018, variant a. Parameters are named after
 torchvision's (`layer1.0.bn1.weight` is `layer1_0/bn1/scale`), so that its weights
 load by renaming and transposing. Padding is PyTorch's: the same on both sides, also
-where the stride is 2.
+where the stride is 2. Non-local blocks between the bottlenecks are an option.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from reid_jax.layers.norm import BatchNorm, InstanceNorm
 
 EXPANSION = 4
 """Channels of a bottleneck's output per channel of its 3x3 convolution."""
+
+NON_LOCAL = "nonlocal"
+"""How the names of non-local blocks begin; no pretrained file has them."""
+
+_COMPRESSION = 16
+"""Channels of a map per channel inside its non-local block."""
 
 # torchvision's: Kaiming, fan out, normal and not cut off.
 _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -104,6 +110,40 @@ class Bottleneck(nn.Module):
         return jax.nn.relu(branch + features)
 
 
+class NonLocal(nn.Module):
+    """Adds to each place of a map a weighted mean over all places, through attention.
+
+    Source: Wang et al., "Non-local Neural Networks", 2018, the embedded Gaussian form,
+    with 1/16 of the channels inside. The last convolution starts at zero, so that a
+    pretrained network starts as it was.
+
+    Attributes:
+      dtype: of the matrix products; the softmax is float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to the same shape, in `dtype`."""
+        batch, height, width, channels = features.shape
+        inner = max(channels // _COMPRESSION, 1)
+
+        def projected(name: str) -> jax.Array:
+            dense = nn.Dense(inner, dtype=self.dtype, kernel_init=_INIT, name=name)
+            return dense(features).reshape(batch, height * width, inner)
+
+        theta, phi, g = map(projected, ("theta", "phi", "g"))
+        scores = jnp.einsum(
+            "bnc,bmc->bnm", theta, phi, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(scores).astype(g.dtype)
+        mixed = jnp.einsum("bnm,bmc->bnc", weights, g)
+        zeros = nn.initializers.zeros
+        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")
+        return features + out(mixed).reshape(features.shape)
+
+
 class Stage(nn.Module):
     """One of the four layers of a ResNet on its own, for networks that repeat it.
 
@@ -153,6 +193,8 @@ class ResNet(nn.Module):
       last_stride: of layer4: 2 as for ImageNet, or 1, which keeps twice the height
         and width.
       ibn: whether layer1 to layer3 are IBN-a's.
+      non_local: whether a `NonLocal` block stands before the last bottleneck of each
+        of layer2, layer3 and layer4.
       bn_groups: see `BatchNorm.groups`.
       dtype: "float32" or "bfloat16", of the convolutions and the maps between them.
         Parameters and normalisation are float32.
@@ -162,6 +204,7 @@ class ResNet(nn.Module):
     width: int = 64
     last_stride: int = 1
     ibn: bool = False
+    non_local: bool = False
     bn_groups: int = 1
     dtype: str = "float32"
 
@@ -194,7 +237,7 @@ class ResNet(nn.Module):
         )
         maps = {"stem": features}
         for layer, blocks in enumerate(self.blocks, start=1):
-            for block in _bottlenecks(
+            bottlenecks = _bottlenecks(
                 layer,
                 blocks,
                 width=self.width * 2 ** (layer - 1),
@@ -202,7 +245,10 @@ class ResNet(nn.Module):
                 ibn=self.ibn and layer < 4,
                 bn_groups=self.bn_groups,
                 dtype=dtype,
-            ):
+            )
+            for block in bottlenecks:
+                if self.non_local and layer > 1 and block is bottlenecks[-1]:
+                    features = NonLocal(dtype, name=f"{NON_LOCAL}{layer}")(features)
                 features = block(features, train=train)
             maps[f"layer{layer}"] = features
         return maps

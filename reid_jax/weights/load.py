@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reid_jax.backbones.resnet import NON_LOCAL
 from reid_jax.backbones.vit import resize_position_embedding
 from reid_jax.errors import UserError
 from reid_jax.weights import fetch, files, mapping
 
 SHOWN_NAMES = 6
 
-EXTRAS = ("extra_tokens", "extra_pos_embed", "sie_embed")
+EXTRAS = re.compile(rf".*/(extra_tokens|extra_pos_embed|sie_embed|{NON_LOCAL}\d/.*)")
 """Parameters of backbones that no pretrained file has; they start as initialised."""
 
 
@@ -188,7 +189,7 @@ class _Loader:
             source = f"{collection}/{original}{rest.removeprefix(copy)}"
             if source in self.mapped.arrays:
                 return source
-        extra = path.rsplit("/", 1)[-1] in EXTRAS
+        extra = EXTRAS.fullmatch(path)
         needed = origins or (mapping.BACKBONE.match(path) and not extra)
         (self.lacking if needed else self.missing).append(path)
         return None

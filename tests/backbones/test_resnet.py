@@ -8,6 +8,7 @@ import pytest
 from reid_jax.backbones import resnet
 from reid_jax.errors import UserError
 from tests.goldens import filling, layout
+from tests.variables import random_variables
 
 SMALL = {"blocks": (2, 1, 1, 2), "width": 4}
 IBN = [("resnet", False), ("resnet_ibn_a", True)]
@@ -97,6 +98,72 @@ def test_parameter_counts_are_those_of_the_literature(ibn):
     assert trunk == 23_508_032
     assert layer4 == 14_964_736
     assert trunk + 4 * layer4 == 83_366_976
+
+
+def test_non_local_blocks_have_the_parameters_of_cacenets_code():
+    plain, with_blocks = shapes(resnet.ResNet()), shapes(resnet.ResNet(non_local=True))
+    added = with_blocks["params"].keys() - plain["params"].keys()
+    assert added == {"nonlocal2", "nonlocal3", "nonlocal4"}
+    assert count(resnet.ResNet(non_local=True)) == 23_508_032 + 1_380_512
+    assert with_blocks["batch_stats"] == plain["batch_stats"]
+
+
+def non_local_by_loops(features, params):
+    """Of one map [N, C] in float64."""
+    params = jax.tree.map(np.float64, params)
+
+    def dense(x, name):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    theta, phi, g = (dense(features, name) for name in ("theta", "phi", "g"))
+    mixed = np.zeros_like(g)
+    for i, row in enumerate(theta):
+        scores = np.exp(phi @ row - (phi @ row).max())
+        mixed[i] = scores @ g / scores.sum()
+    return features + dense(mixed, "out")
+
+
+def test_non_local_block_equals_loops():
+    features = np.random.default_rng(0).normal(size=(2, 3, 2, 32)).astype(np.float32)
+    block = resnet.NonLocal()
+    variables = random_variables(block.init, features, scale=0.5)
+    found = np.asarray(jax.jit(block.apply)(variables, features)).reshape(2, 6, 32)
+    for one, given in zip(found, features.reshape(2, 6, 32), strict=True):
+        expected = non_local_by_loops(np.float64(given), variables["params"])
+        np.testing.assert_allclose(one, expected, atol=1e-5)
+
+
+def test_non_local_blocks_start_as_if_absent_and_stand_before_the_last_bottleneck():
+    model = resnet.ResNet(**SMALL, non_local=True)
+    variables = {**layout.variables(resnet.ResNet(**SMALL), (40, 24))}
+    images = filling.images(40, 24)
+    block = resnet.NonLocal()
+    variables["params"] = dict(variables["params"])
+    channels = {2: 16, 3: 32, 4: 128}
+    for layer, width in channels.items():
+        fresh = block.init(jax.random.key(layer), jnp.zeros((1, 1, 1, width)))
+        variables["params"][f"nonlocal{layer}"] = fresh["params"]
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    maps, _ = outputs(False, train=False)
+    found = apply(variables, images)
+    layout.assert_equal(found["layer4"], maps["layer4"], 1e-6)
+    # A constant added before the last bottleneck of layer4 moves nothing above it.
+    moved = dict(variables["params"]["nonlocal4"])
+    moved["out"] = moved["out"] | {"bias": jnp.ones(channels[4])}
+    variables["params"]["nonlocal4"] = moved
+    after = apply(variables, images)
+    np.testing.assert_array_equal(after["layer3"], found["layer3"])
+    assert np.abs(after["layer4"] - found["layer4"]).max() > 0.1
+    # Its shortcut passes the constant on: it stands after the first bottleneck.
+    parts = {
+        kind: {k: v for k, v in variables[kind].items() if k.startswith("layer4_")}
+        for kind in ("params", "batch_stats")
+    }
+    first = resnet.Stage(blocks=1, width=32)
+    middle = first.apply(parts, maps["layer3"], train=False)
+    last = {kind: {"layer4_0": value["layer4_1"]} for kind, value in parts.items()}
+    wanted = resnet.Stage(blocks=1, width=32).apply(last, middle + 1, train=False)
+    layout.assert_equal(after["layer4"], wanted, 1e-5)
 
 
 @pytest.mark.parametrize(("last_stride", "place"), [(1, (24, 8)), (2, (12, 4))])

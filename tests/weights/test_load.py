@@ -7,9 +7,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from reid_jax import weights
 from reid_jax.errors import UserError
-from reid_jax.models import aaformer
+from reid_jax.models import aaformer, cacenet
 from reid_jax.runtime import sharding
-from reid_jax.weights import files
+from reid_jax.weights import files, mapping
 from tests.variables import random_variables
 from tests.weights import state_dicts, torch_writer
 
@@ -35,6 +35,10 @@ def write(tmp_path):
         return str(torch_writer.write(tmp_path / "w.pth", state))
 
     return write
+
+
+def resnet_method(**fields):
+    return cacenet.Method(5, SIZE, width=2, blocks=(1, 1, 1, 1), **fields)
 
 
 def load(path, variables=None, **options):
@@ -254,6 +258,26 @@ def test_a_parameter_that_the_file_lacks(write):
         UserError, match=r"missing in the file: params/backbone/blocks_1"
     ):
         load(path)
+
+
+def test_non_local_blocks_stay_as_initialised(tmp_path):
+    plain, extended = (
+        resnet_method(non_local=non_local) for non_local in (False, True)
+    )
+    trained = files.flatten(random_variables(plain.init, BATCH, seed=1))
+    path = tmp_path / "w.safetensors"
+    files.write_safetensors(path, mapping.to_pytorch(trained))
+    before = random_variables(extended.init, BATCH)
+    after, report = load(str(path), before, position_grid=None)
+    added = {p for p in files.flatten(before) if "/backbone/nonlocal" in p}
+    assert len(added) == 3 * 4 * 2
+    assert added <= set(report.missing)
+    assert "ResNet of 4 blocks" in report.source
+    flat_before, flat_after = files.flatten(before), files.flatten(after)
+    for name, value in flat_after.items():
+        if "/backbone/" in name:
+            wanted = flat_before if name in added else trained
+            np.testing.assert_array_equal(value, wanted[name])
 
 
 def test_other_shapes_name_both(write):

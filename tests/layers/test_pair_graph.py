@@ -1,0 +1,170 @@
+"""What the graph of a pair promises, whatever the network around it."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from reid_jax.layers.pair_graph import PairGraph, strongest
+
+GRID, CHANNELS, WIDTH, PARTS = (3, 2), 8, 4, 3
+PLACES = GRID[0] * GRID[1]
+VARIANTS = {
+    "paper": PairGraph("discrepancy", "correspondence", "diagonal", "linear", "avg"),
+    "normal": PairGraph("normal", "correspondence", "diagonal", "linear", "avg"),
+    "individual": PairGraph(
+        "individual", "correspondence", "diagonal", "linear", "avg"
+    ),
+    "part": PairGraph("discrepancy", "part", "diagonal", "linear", "avg"),
+    "similarity": PairGraph("discrepancy", "similarity", "diagonal", "linear", "avg"),
+    "full": PairGraph("discrepancy", "full", "diagonal", "linear", "avg"),
+    "semantic": PairGraph("discrepancy", "semantic", "diagonal", "linear", "avg"),
+    "residual": PairGraph(
+        "discrepancy", "correspondence", "embedded", "residual", "avg"
+    ),
+}
+
+
+def weights_of(graph, seed=0):
+    rng = np.random.default_rng(seed)
+    weights = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, (_, shape) in graph.shapes(CHANNELS, WIDTH).items()
+    }
+    for name in {"intra", "inter"} & weights.keys():
+        weights[name] = 1 + 0.1 * weights[name]
+    return weights
+
+
+def images(count=2, seed=1):
+    """Maps like those of a network, not negative, and places of parts."""
+    rng = np.random.default_rng(seed)
+    maps = np.maximum(rng.normal(size=(count, *GRID, CHANNELS)), 0)
+    return maps.astype(np.float32), rng.random((count, PARTS, PLACES)) < 0.3
+
+
+def nodes_of(graph, weights, maps, parts):
+    return jax.vmap(functools.partial(graph.nodes, weights))(maps, parts)
+
+
+@functools.cache
+def results(variant):
+    """Pooled vectors, folded and from full maps, of (u, v), (v, u) and (u, u)."""
+    graph = VARIANTS[variant]
+    weights = weights_of(graph)
+
+    @jax.jit
+    def run(maps, parts):
+        nodes = nodes_of(graph, weights, maps, parts)
+        u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))
+        return [
+            (graph.pooled(weights, *pair), graph.conditional_maps(weights, *pair))
+            for pair in ((u, v), (v, u), (u, u))
+        ]
+
+    return jax.tree.map(np.asarray, run(*images()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_folding_and_symmetry(variant):
+    for vectors, maps in results(variant):
+        for vector, places in zip(vectors, maps, strict=True):
+            np.testing.assert_allclose(places.mean(0), vector, atol=1e-5)
+    assert np.abs(results(variant)[0][1]).max() > 0.1
+    (of_u, of_v), _ = results(variant)[0]
+    (turned_v, turned_u), _ = results(variant)[1]
+    np.testing.assert_allclose(turned_u, of_u, atol=1e-5)
+    np.testing.assert_allclose(turned_v, of_v, atol=1e-5)
+    (self_u, self_v), _ = results(variant)[2]
+    np.testing.assert_allclose(self_u, self_v, atol=1e-5)
+
+
+def test_a_pair_with_itself_has_no_discrepancy_at_equal_places():
+    for variant in ("part", "similarity"):  # a place is most like itself
+        vectors, maps = results(variant)[2]
+        assert np.abs(vectors).max() < 1e-6
+        assert np.abs(maps).max() < 1e-6
+    vectors, maps = results("full")[2]  # each place differs from the mean, not all
+    assert np.abs(vectors).max() < 1e-5
+    assert np.abs(maps).max() > 0.1
+
+
+def test_part_and_full_leave_the_difference_of_means():
+    maps, _ = images()
+    means = maps.reshape(2, PLACES, -1).mean(1)
+    for variant, share in (("part", 1.0), ("full", 0.5)):
+        theta = weights_of(VARIANTS[variant])["theta"]
+        (of_u, of_v), _ = results(variant)[0]
+        wanted = share * (means[0] - means[1]) @ theta
+        np.testing.assert_allclose(of_u, wanted, atol=1e-5)
+        np.testing.assert_allclose(of_v, -wanted, atol=1e-5)
+
+
+def test_a_uniform_image_has_no_discrepancy_with_itself():
+    graph = VARIANTS["paper"]
+    weights = weights_of(graph)
+    uniform = np.broadcast_to(images()[0][:1, :1, :1], (1, *GRID, CHANNELS))
+    nodes = nodes_of(graph, weights, uniform, None)
+    u = jax.tree.map(lambda x: x[0], nodes)
+    for places in graph.conditional_maps(weights, u, u):
+        np.testing.assert_allclose(places, 0, atol=1e-5)
+
+
+def test_an_expansion_of_zeros_leaves_the_map_as_it_was():
+    graph = VARIANTS["residual"]
+    weights = weights_of(graph) | {"expand": np.zeros((WIDTH, CHANNELS), np.float32)}
+    maps, _ = images()
+    nodes = nodes_of(graph, weights, maps, None)
+    u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))
+    for places, wanted in zip(graph.conditional_maps(weights, u, v), maps, strict=True):
+        np.testing.assert_allclose(places, wanted.reshape(PLACES, -1), atol=1e-6)
+
+
+def test_an_image_without_features_is_finite():
+    maps, _ = images()
+    maps[1, 0] = 0  # places that no channel sees
+    for variant in ("paper", "residual", "similarity"):
+        graph = VARIANTS[variant]
+
+        def total(maps, weights, graph=graph):
+            nodes = nodes_of(graph, weights, maps, None)
+            u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))
+            return sum(x.sum() for x in graph.pooled(weights, u, v))
+
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(maps, weights_of(graph))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_alignment_is_the_weighted_mean_cosine():
+    graph = PairGraph("none", "correspondence", "diagonal", "linear", "avg")
+    weights, (maps, _) = weights_of(graph), images()
+    nodes = nodes_of(graph, weights, maps, None)
+    u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))
+    total = weight = 0.0
+    for x in maps[0].reshape(PLACES, -1).astype(np.float64):
+        for y in maps[1].reshape(PLACES, -1).astype(np.float64):
+            length = np.linalg.norm(x) * np.linalg.norm(y)
+            edge = max((x * weights["inter"]) @ y / length, 0)
+            total, weight = total + edge * (x @ y) / length, weight + edge
+    for gap in graph.alignment(weights, u, v):
+        np.testing.assert_allclose(gap, 1 - total / weight, rtol=1e-5)
+
+
+def test_strongest_places_and_their_partners():
+    strengths = np.random.default_rng(3).random((PLACES, PLACES)).astype(np.float32)
+    query, candidate, strength = strongest(strengths, GRID, count=4)
+    order = sorted(range(PLACES), key=lambda i: -strengths[i].max())[:4]
+
+    def centre(place):
+        row, column = divmod(int(place), GRID[1])
+        return [(row + 0.5) / GRID[0], (column + 0.5) / GRID[1]]
+
+    np.testing.assert_allclose(query, [centre(i) for i in order])
+    np.testing.assert_allclose(
+        candidate, [centre(strengths[i].argmax()) for i in order]
+    )
+    np.testing.assert_allclose(
+        strength, [strengths[i].max() / strengths.max() for i in order]
+    )
+    assert (np.asarray(strongest(0 * strengths, GRID, count=9)[2]) == 0).all()
