@@ -3,6 +3,7 @@
 python -m reid_jax.main --config=configs/aaformer.py:demo
 python -m reid_jax.main --config=configs/aaformer.py:demo --mode=evaluate
 python -m reid_jax.main --config=configs/aaformer.py:demo --mode=export
+python -m reid_jax.main --config=configs/aaformer.py:demo --mode=benchmark
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from reid_jax import evaluate, export, train
+from reid_jax import benchmark, evaluate, export, train
 from reid_jax.errors import UserError
+from reid_jax.runtime import processes
 from reid_jax.runtime import workdir as workdirs
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -31,7 +33,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default runs/<config>-<variant>."
 )
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "export"], "What to do."
+    "mode", "train", ["train", "evaluate", "export", "benchmark"], "What to do."
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -47,6 +49,37 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Processes of the run.")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "This process, from 0.")
+PROCESS_TIMEOUT = flags.DEFINE_integer(
+    "process_timeout",
+    300,
+    "Seconds to wait for the other processes at the start; one that is silent for a "
+    "third of it later is taken for dead.",
+)
+
+# For benchmark.
+MEASURE = flags.DEFINE_list(
+    "measure", list(benchmark.MEASURES), "What to measure; see reid_jax/benchmark.py."
+)
+DEVICES = flags.DEFINE_list("devices", [], "Numbers of devices, such as 1,2,4.")
+BATCH = flags.DEFINE_list(
+    "batch", [], "Images per step over all devices, such as 64,128 (strong scaling)."
+)
+BATCH_PER_DEVICE = flags.DEFINE_list(
+    "batch_per_device", [], "Images per step of each device (weak scaling)."
+)
+SWEEP = flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    "Values of a field of the config, such as model.dtype=float32,bfloat16; may be "
+    "given several times.",
+)
+PEAK_TFLOPS = flags.DEFINE_float(
+    "peak_tflops", None, "Dense bf16 peak of a device, for MFU; known for many."
+)
+WINDOWS = flags.DEFINE_integer("windows", 10, "Windows that a time is the median of.")
+BENCHMARK_FLAGS = (
+    *(MEASURE, DEVICES, BATCH, BATCH_PER_DEVICE, SWEEP, PEAK_TFLOPS, WINDOWS),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,12 +91,13 @@ def main(argv: Sequence[str]) -> None:
             "no --config; for a first run: "
             "python -m reid_jax.main --config=configs/aaformer.py:demo"
         )
-    _initialize_processes()
-    if CHECKPOINT.value and MODE.value == "train":
-        raise UserError(
-            "--checkpoint is for evaluate and export; to start from a run's backbone, "
-            f"--config.pretrained={CHECKPOINT.value}"
-        )
+    processes.join(
+        COORDINATOR.value,
+        count=PROCESS_COUNT.value,
+        index=PROCESS_INDEX.value,
+        timeout=PROCESS_TIMEOUT.value,
+    )
+    _check_flags()
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.name}-{config.variant}"
     checkpoint = CHECKPOINT.value or workdir
@@ -78,11 +112,49 @@ def main(argv: Sequence[str]) -> None:
                 config, checkpoint, directory=pathlib.Path(workdir) / "export"
             )
             print(f"exported to {folder}")
+        case "benchmark":
+            entries, folder = [], f"{workdir}/benchmark"
+            benchmark.benchmark(config, folder, _benchmark_request())
+            if jax.process_index() == 0:
+                print(f"benchmark.jsonl, table.md and benchmark.png in {folder}")
     if jax.process_index() == 0:
         for entry in entries:
             print(evaluate.summary(entry))
         if entries:
             print(f"results in {workdir}/results.json, pictures in {workdir}/pictures")
+
+
+def _check_flags() -> None:
+    """Raises UserError for a flag that another mode would need."""
+    if CHECKPOINT.value and MODE.value in ("train", "benchmark"):
+        raise UserError(
+            "--checkpoint is for evaluate and export; to start from a run's backbone, "
+            f"--config.pretrained={CHECKPOINT.value}"
+        )
+    given = [flag.name for flag in BENCHMARK_FLAGS if flag.present]
+    if given and MODE.value != "benchmark":
+        raise UserError(f"--{given[0]} is for --mode=benchmark")
+
+
+def _benchmark_request() -> benchmark.Request:
+    if BATCH.value and BATCH_PER_DEVICE.value:
+        raise UserError("give either --batch or --batch_per_device")
+    return benchmark.Request(
+        measures=MEASURE.value,
+        devices=_numbers(DEVICES),
+        batches=_numbers(BATCH) + _numbers(BATCH_PER_DEVICE),
+        per_device=bool(BATCH_PER_DEVICE.value),
+        sweeps=SWEEP.value,
+        peak_tflops=PEAK_TFLOPS.value,
+        windows=WINDOWS.value,
+    )
+
+
+def _numbers(flag: flags.FlagHolder) -> list[int]:
+    try:
+        return [int(text) for text in flag.value]
+    except ValueError as error:
+        raise UserError(f"--{flag.name}: {error}; write numbers as 1,2,4") from error
 
 
 def _load_config() -> None:
@@ -99,22 +171,6 @@ def _load_config() -> None:
             f"{', '.join(there) or 'no configs'}"
         ) from error
     return CONFIG.value
-
-
-def _initialize_processes() -> None:
-    """Joins the processes of one run, before anything touches a device."""
-    if COORDINATOR.value is None:
-        return
-    if COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-        return
-    if PROCESS_COUNT.value is None or PROCESS_INDEX.value is None:
-        raise UserError("--coordinator needs --process_count and --process_index")
-    jax.distributed.initialize(
-        coordinator_address=COORDINATOR.value,
-        num_processes=PROCESS_COUNT.value,
-        process_id=PROCESS_INDEX.value,
-    )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -1,0 +1,281 @@
+"""Measurements of speed as JSON lines, a table and a plot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reid_jax.errors import UserError
+from reid_jax.runtime import workdir as workdirs
+
+Line = dict[str, Any]
+
+# What makes a line another measurement, rather than the same one again.
+_IDENTITY = ("what", "sweep", "scaling", "devices", "processes", "device_kind", "batch")
+
+_COLUMNS = (
+    *("what", "fields", "devices", "batch", "ms", "per second", "per device"),
+    *("efficiency", "GFLOPs", "MFU", "peak memory", "compile"),
+)
+
+_CAPTION = """\
+ms: median over windows of back-to-back calls, without compilation, warm-up and input
+pipeline. per second: images, pairs or queries. efficiency: per device, relative to the
+fewest devices that were measured with the same batch (strong scaling) or the same
+batch per device (weak scaling). GFLOPs: of a call over all devices, matrix products
+and convolutions. peak memory: per device, from the allocator (a) or as the compiler
+plans it (c).
+"""
+
+
+class Report:
+    """The measurements of a folder, old and new.
+
+    Args:
+      folder: that they lie in.
+      config: whose measurements they are, before what a sweep changes.
+
+    Raises:
+      UserError: if there are measurements of another config.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]):
+        self._folder = pathlib.Path(folder)
+        text = json.dumps(workdirs.flatten(config), sort_keys=True)
+        self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.lines = read_lines(self._folder / "benchmark.jsonl")
+        if any(line["config_digest"] != self._digest for line in self.lines):
+            raise UserError(
+                f"{folder} has measurements of a config with other fields; name "
+                "another --workdir, or sweep over the field: --sweep=FIELD=VALUE,VALUE"
+            )
+
+    def add(self, line: Line) -> None:
+        """Writes a line, in place of an earlier one of the same measurement."""
+        line = {**line, "config_digest": self._digest}
+        kept = [old for old in self.lines if _identity(old) != _identity(line)]
+        self.lines = [*kept, line]
+        text = "".join(json.dumps(each) + "\n" for each in self.lines)
+        workdirs.write_text(self._folder / "benchmark.jsonl", text)
+
+    def finish(self) -> str:
+        """Writes `table.md` and `benchmark.png`; returns the table."""
+        text = table(self.lines)
+        workdirs.write_text(self._folder / "table.md", f"{text}\n{_notes(self.lines)}")
+        plot(self._folder / "benchmark.png", self.lines)
+        return text
+
+
+def read_lines(path: pathlib.Path) -> list[Line]:
+    """Lines of a JSONL file; none if there is no file.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove that file") from error
+
+
+def efficiencies(lines: Sequence[Line]) -> list[float | None]:
+    """How well each line's devices are used, relative to the fewest devices.
+
+    Strong scaling (one batch, shared by more and more devices) is compared at the same
+    batch, weak scaling (a batch for each device) at the same batch per device. Either
+    way, throughput per device over that of the fewest devices is the efficiency.
+
+    Returns:
+      for each line 1.0 or less where nothing is gained twice; None where there are no
+      two numbers of devices to compare, or nothing was measured.
+    """
+    groups: dict[str, list[Line]] = {}
+    for line in _measured(lines):
+        groups.setdefault(_series(line), []).append(line)
+    return [_efficiency(line, groups.get(_series(line), [])) for line in lines]
+
+
+def _efficiency(line: Line, group: Sequence[Line]) -> float | None:
+    if "error" in line or len({other["devices"] for other in group}) < 2:
+        return None
+    fewest = min(group, key=lambda other: other["devices"])
+    return line["per_second_per_device"] / fewest["per_second_per_device"]
+
+
+def _series(line: Line) -> str:
+    """What lines have in common that differ in the number of devices."""
+    batch = line["batch"]
+    if line["scaling"] == "weak" and batch is not None:
+        batch /= line["devices"]
+    names = ("what", "sweep", "scaling", "device_kind")
+    return json.dumps([*(line[name] for name in names), batch])
+
+
+def _identity(line: Line) -> str:
+    return json.dumps([line[name] for name in _IDENTITY])
+
+
+def _measured(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if "error" not in line]
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Measurements as a Markdown table, aligned for reading as text."""
+    shown = list(zip(lines, efficiencies(lines), strict=True))
+    rows = [_COLUMNS, *(_row(line, efficiency) for line, efficiency in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [
+        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in cells]
+        for cells in (enumerate(zip(row, widths, strict=True)) for row in rows)
+    ]
+    rules = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "".join(
+        "| " + " | ".join(row) + " |\n" for row in (padded[0], rules, *padded[1:])
+    )
+
+
+def _row(line: Line, efficiency: float | None) -> tuple[str, ...]:
+    named = (line["what"], label(line["sweep"]), str(line["devices"]))
+    if "error" in line:
+        return (*named, str(line["batch"]), line["error"], *[""] * 7)
+    return (
+        *named,
+        str(line["batch"]),
+        _short(line["seconds"] * 1e3),
+        _short(line["per_second"]),
+        _short(line["per_second_per_device"]),
+        _optional(efficiency, "{:.1%}"),
+        _short(line["flops"] / 1e9) if line["flops"] is not None else "",
+        _optional(line["mfu"], "{:.1%}"),
+        _memory(line),
+        f"{line['compile_seconds']:.3g} s",
+    )
+
+
+def _memory(line: Line) -> str:
+    if line["peak_bytes"] is None:
+        return ""
+    source = line["peak_bytes_from"][0]
+    return f"{_short(line['peak_bytes'] / 2**20)} MiB ({source})"
+
+
+def _short(value: float) -> str:
+    """Three digits or more, and no exponent for large numbers."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _notes(lines: Sequence[Line]) -> str:
+    """What the figures are, on what, and against which peak."""
+    notes = {_CAPTION: None}
+    for line in _measured(lines):
+        notes[f"{line['config']} on {line['device_kind']}: {_peak(line)}\n"] = None
+        if line["platform"] == "cpu" and line["devices"] > 1:
+            notes[
+                "Several CPU devices of a process share its cores: their efficiency "
+                "shows the work they add, not how more hardware would scale.\n"
+            ] = None
+    return "\n".join(notes)
+
+
+def _peak(line: Line) -> str:
+    if line["peak_tflops"] is None:
+        return "no MFU, because its peak is not known here; give it by --peak_tflops."
+    return (
+        f"MFU against {line['peak_tflops']:g} TFLOP/s of dense bf16 per device "
+        f"({line['peak_source']})."
+    )
+
+
+def label(sweep: Mapping[str, Any]) -> str:
+    """The fields of a sweep point, such as "dtype=bfloat16"."""
+    return " ".join(f"{name.rpartition('.')[2]}={x}" for name, x in sweep.items())
+
+
+def plot(path: pathlib.Path, lines: Sequence[Line]) -> None:
+    """Throughput, and efficiency or MFU or time beside it, one row per measure.
+
+    Over the number of devices if there are several, else over the batch if there are
+    several, else as bars.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    whats = list(dict.fromkeys(line["what"] for line in _measured(lines)))
+    if not whats:
+        return
+    figure = Figure((10, 2.6 * len(whats) + 0.4), layout="constrained")
+    grid = figure.subplots(len(whats), 2, squeeze=False)
+    for axes, what in zip(grid, whats, strict=True):
+        chosen = [
+            {**line, "efficiency": efficiency}
+            for line, efficiency in zip(lines, efficiencies(lines), strict=True)
+            if line["what"] == what and "error" not in line
+        ]
+        _draw(axes[0], chosen, "per_second", f"{chosen[0]['unit']} per second")
+        _draw(axes[1], chosen, *_second_quantity(chosen))
+        axes[0].set_title(what, loc="left")
+    kinds = ", ".join(sorted({line["device_kind"] for line in lines}))
+    figure.suptitle(f"{lines[0]['config']} on {kinds}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def _second_quantity(lines: Sequence[Line]) -> tuple[str, str]:
+    if any(line["efficiency"] is not None for line in lines):
+        return "efficiency", "efficiency"
+    if any(line["mfu"] is not None for line in lines):
+        return "mfu", "MFU"
+    return "seconds", "seconds per call"
+
+
+def _draw(axes: Any, lines: Sequence[Line], quantity: str, title: str) -> None:
+    lines = [line for line in lines if line[quantity] is not None]
+    x = next((n for n in ("devices", "batch") if _differ(lines, n)), None)
+    if x is None:
+        names = [label(line["sweep"]) or line["config"] for line in lines]
+        axes.bar(names, [line[quantity] for line in lines], width=0.5)
+    else:
+        _draw_series(axes, lines, x, quantity)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(title)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _draw_series(axes: Any, lines: Sequence[Line], x: str, quantity: str) -> None:
+    name = _name_over_devices if x == "devices" else _name_over_batch
+    series: dict[str, list[Line]] = {}
+    for line in lines:
+        series.setdefault(name(line), []).append(line)
+    for title, members in series.items():
+        members.sort(key=lambda line: line[x])
+        xs, ys = [m[x] for m in members], [m[quantity] for m in members]
+        axes.plot(xs, ys, marker="o", label=title)
+    ticks = sorted({line[x] for line in lines})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set_xlabel(x)
+    axes.legend(fontsize="small")
+
+
+def _name_over_devices(line: Line) -> str:
+    weak = line["scaling"] == "weak"
+    batch = line["batch"] // line["devices"] if weak else line["batch"]
+    return f"{label(line['sweep'])} batch {batch}{' per device' * weak}".strip()
+
+
+def _name_over_batch(line: Line) -> str:
+    return label(line["sweep"]) or line["config"]
+
+
+def _differ(lines: Sequence[Line], name: str) -> bool:
+    return len({line[name] for line in lines}) > 1

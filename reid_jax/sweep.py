@@ -1,0 +1,190 @@
+"""The points of a benchmark's sweep: fields of the config, devices, batch."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from reid_jax import experiment
+from reid_jax.errors import UserError
+from reid_jax.experiment import Stage
+from reid_jax.runtime import sharding
+from reid_jax.runtime import workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One combination of what is swept over.
+
+    Attributes:
+      config: with the fields of this point.
+      fields: those that are swept over, by name.
+      devices: to run on.
+      batch: images per step over all devices; None is the config's own.
+      per_device: whether the sweep gave the batch for each device.
+      first: whether no earlier point has the same fields.
+    """
+
+    config: Any
+    fields: Mapping[str, Any]
+    devices: tuple[jax.Device, ...]
+    batch: int | None
+    per_device: bool
+    first: bool
+
+    @property
+    def embedded(self) -> int:
+        """Images to embed at once."""
+        return self.batch or self.config.evaluation.batch_size
+
+    def resize(self, stage: Stage) -> Stage:
+        """The stage with this point's batch: as many identities as it takes."""
+        if self.batch is None:
+            return stage
+        identities = self.batch // stage.images_per_identity
+        return dataclasses.replace(stage, identities=identities)
+
+
+def points(
+    config: Any,
+    *,
+    sweeps: Sequence[str] = (),
+    devices: Sequence[int] = (),
+    batches: Sequence[int] = (),
+    per_device: bool = False,
+) -> Iterator[Point]:
+    """Every combination, devices and batches innermost.
+
+    Args:
+      config: of the run; it is not changed.
+      sweeps: "field=value,value", each a field of the config.
+      devices: numbers of devices; () is all there are.
+      batches: images per step; () is the config's own.
+      per_device: whether `batches` count for each device.
+
+    Raises:
+      UserError: no such field or value, or more devices than there are.
+    """
+    parsed = dict(parse_sweep(text, config) for text in sweeps)
+    chosen = [choose_devices(n) for n in devices or [jax.device_count()]]
+    for values in itertools.product(*parsed.values()):
+        fields = dict(zip(parsed, values, strict=True))
+        changed = _with_fields(config, fields)
+        experiment.check_numbers(changed)
+        sizes = itertools.product(chosen, batches or [None])
+        for index, (some, batch) in enumerate(sizes):
+            yield Point(
+                config=changed,
+                fields=fields,
+                devices=some,
+                batch=batch * len(some) if batch and per_device else batch,
+                per_device=per_device,
+                first=not index,
+            )
+
+
+def check_training(point: Point, stage: Stage) -> None:
+    """Raises UserError if the point's batch cannot be trained with."""
+    per_identity = stage.images_per_identity
+    if point.batch is not None and (
+        point.batch % per_identity or point.batch < 2 * per_identity
+    ):
+        raise UserError(
+            f"a batch of {point.batch} images is not two or more identities of "
+            f"config.stages.{stage.name}.images_per_identity={per_identity} images"
+        )
+    _check_divides(point, point.resize(stage).batch_size)
+
+
+def check_embedding(point: Point) -> None:
+    """Raises UserError if the point's devices do not divide what they embed."""
+    _check_divides(point, point.embedded)
+
+
+def _check_divides(point: Point, batch: int) -> None:
+    mesh = sharding.make_mesh(point.devices)
+    sharding.check_divides(batch, mesh, field="--batch")
+
+
+def choose_devices(count: int) -> tuple[jax.Device, ...]:
+    """The first devices, equally many of each process.
+
+    Raises:
+      UserError: if there are not so many.
+    """
+    processes = jax.process_count()
+    each, rest = divmod(count, processes)
+    local = [
+        [d for d in jax.devices() if d.process_index == process][:each]
+        for process in range(processes)
+    ]
+    if count < 1 or rest or any(len(some) < each for some in local):
+        of = f" of {processes} processes, which share the work" if processes > 1 else ""
+        raise UserError(
+            f"--devices={count}: there are {jax.device_count()} devices{of}; on a CPU, "
+            "JAX_NUM_CPU_DEVICES=8 in the environment simulates eight"
+        )
+    return tuple(itertools.chain(*local))
+
+
+def parse_sweep(text: str, config: Any) -> tuple[str, tuple[Any, ...]]:
+    """Name and values of "field=value,value", the values with the field's type.
+
+    Commas within brackets belong to a value.
+
+    Raises:
+      UserError: no such field in the config, or a value of another type.
+    """
+    name, given, values = text.partition("=")
+    name = name.removeprefix("config.")
+    known = workdirs.flatten(config.to_dict())
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--sweep={text}: the config has no field {name!r}{hint}")
+    if not given or not values:
+        raise UserError(f"--sweep={text}: write --sweep={name}=VALUE,VALUE")
+    place, field = _place(config, name)
+    pieces = re.split(r",(?![^(\[]*[)\]])", values)
+    return name, tuple(_value(piece, place[field], name) for piece in pieces)
+
+
+def _value(text: str, old: Any, name: str) -> Any:
+    """The text as a value of the type of `old`."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+        if isinstance(old, float) and type(value) is int:
+            value = float(value)
+        fits = type(value) is type(old)
+    except (SyntaxError, ValueError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"--sweep={name}: {text!r} is no {type(old).__name__}, as {old!r} is"
+        )
+    return value
+
+
+def _with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
+    changed = config.copy_and_resolve_references()
+    for name, value in fields.items():
+        place, field = _place(changed, name)
+        place[field] = value
+    return changed
+
+
+def _place(config: Any, name: str) -> tuple[Any, str]:
+    """The part of a config that has the field, and the field's own name."""
+    *parents, field = name.split(".")
+    for parent in parents:
+        config = config[parent]
+    return config, field

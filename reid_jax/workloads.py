@@ -1,0 +1,326 @@
+"""What a benchmark times: a config's step, embedding, pair scoring and ranking.
+
+Each is compiled for random data that lie on the devices, and counted: FLOPs, seconds
+of compilation. See `benchmark.py` for what is in a figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.parts import CLASS_NAMES
+from reid_jax import experiment
+from reid_jax.evaluate import embed_function
+from reid_jax.experiment import Stage
+from reid_jax.models.method import Batch, Method, PairScorer, Variables
+from reid_jax.pairs import PairNetwork
+from reid_jax.retrieval.ranking import Labels, Ranker
+from reid_jax.runtime import sharding
+from reid_jax.runtime.checkpoint import TrainState
+from reid_jax.runtime.flops import count_flops
+from reid_jax.runtime.optimizer import make_optimizer, schedule
+from reid_jax.step import jit_step, next_state, state_layout
+from reid_jax.sweep import Point
+
+MEASURES = ("train", "embed", "pairs", "ranking")
+
+# Sizes of Market-1501: training identities and batches of 16 x 4 images in an epoch;
+# persons and images of the gallery, and cameras.
+IDENTITIES, STEPS_PER_EPOCH = 751, 187
+PERSONS, GALLERY, CAMERAS = 750, 15_913, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to time.
+
+    Attributes:
+      what: its name.
+      unit, items: what a call works on, and how many of them.
+      devices: that work on it.
+      call: starts it, and returns arrays that depend on all of it.
+      compiled: what runs on the devices.
+      compile_seconds: of it, with tracing.
+      flops: of a call over all devices; None where they cannot be counted.
+    """
+
+    what: str
+    unit: str
+    items: int
+    devices: Sequence[jax.Device]
+    call: Callable[[], Any]
+    compiled: jax.stages.Compiled
+    compile_seconds: float
+    flops: int | None
+
+
+def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
+    """What to time at a point, each made when the one before is done with.
+
+    What does not depend on devices and batch comes with the first point of the same
+    fields only, and on process 0.
+    """
+    config, mesh = point.config, sharding.make_mesh(point.devices)
+    method, stages = _build(point, "train" in measures)
+    shapes = experiment.example_batch(config, stages[0].batch_size)
+    layout = state_layout(method, mesh, shapes=shapes)
+    variables = _initial(config, method, shapes, layout)
+    for stage in stages if "train" in measures else ():
+        trainer = _Trainer(config, method, stage, mesh, layout, variables)
+        del variables
+        yield trainer.work
+        variables = trainer.state.variables
+        del trainer
+    variables = experiment.without_rows(method, variables)
+    if "embed" in measures:
+        yield _embedding(config, method, variables, mesh, point.embedded)
+    if not point.first or jax.process_index() != 0:
+        return
+    variables = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
+    scorers = (method.pair_scorer(stage.name) for stage in reversed(stages))
+    scorer = next(filter(None, scorers), None)
+    if "pairs" in measures and scorer is not None:
+        yield from _pairs(config, method, scorer, variables)
+    if "ranking" in measures:
+        yield _ranking(config, method, variables)
+
+
+def _build(point: Point, trained: bool) -> tuple[Method, tuple[Stage, ...]]:
+    """Method and stages, with the point's batch if they are to be trained."""
+    config, identities = point.config, IDENTITIES
+    method = experiment.build_method(config, num_classes=identities)
+    stages = experiment.build_stages(config, method)
+    if trained:
+        stages = tuple(map(point.resize, stages))
+        identities = max(identities, *(stage.identities for stage in stages))
+        method = experiment.build_method(config, num_classes=identities)
+    return method, stages
+
+
+def _initial(
+    config: Any, method: Method, shapes: Batch, layout: TrainState
+) -> Variables:
+    """Fresh variables on the mesh."""
+
+    def init() -> Variables:
+        example = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
+        return method.init(jax.random.key(config.seed), example)
+
+    return jax.jit(init, out_shardings=layout.variables)()
+
+
+class _Trainer:
+    """A stage's training step, and the state that it advances."""
+
+    def __init__(
+        self,
+        config: Any,
+        method: Method,
+        stage: Stage,
+        mesh: jax.sharding.Mesh,
+        layout: TrainState,
+        variables: Variables,
+    ):
+        rate = schedule(
+            stage.optimizer, epochs=stage.epochs, steps_per_epoch=STEPS_PER_EPOCH
+        )
+        optimizer = make_optimizer(
+            stage.optimizer, rate, frozen=method.frozen(stage.name)
+        )
+        step = jit_step(
+            method,
+            stage,
+            optimizer,
+            rate,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            layout=layout,
+            mesh=mesh,
+        )
+        self.state = jax.jit(
+            lambda v: next_state(v, stage, optimizer, seed=config.seed),
+            out_shardings=layout,
+        )(variables)
+        rows = _rows(config, method, stage.batch_size, method.train_inputs)
+        rows |= _identities(stage)
+        self._batch = _put(rows, mesh)
+        self.work = _work(
+            step,
+            self.state,
+            self._batch,
+            call=self._advance,
+            what=f"train:{stage.name}",
+            items=stage.batch_size,
+            devices=mesh.devices.tolist(),
+        )
+
+    def _advance(self) -> Any:
+        self.state, metrics = self.work.compiled(self.state, self._batch)
+        return self.state, metrics
+
+
+def _embedding(
+    config: Any,
+    method: Method,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    count: int,
+) -> Work:
+    rest = _put(_rows(config, method, count, method.embed_inputs), mesh)
+    image = rest.pop("image")
+    rest = {name: rest[name] for name in method.embed_inputs}
+    devices = mesh.devices.tolist()
+    return _work(
+        embed_function(method, mesh),
+        *(variables, image, rest),
+        what="embed",
+        items=count,
+        devices=devices,
+    )
+
+
+def _pairs(
+    config: Any, method: Method, scorer: PairScorer, variables: Variables
+) -> Iterator[Work]:
+    network, devices = PairNetwork(scorer), jax.local_devices()[:1]
+    block = config.evaluation.pair_block
+    rest = jax.device_put(_rows(config, method, block, scorer.inputs), devices[0])
+    image = rest.pop("image")
+    rest = {name: rest[name] for name in scorer.inputs}
+    inputs = variables, image, rest
+    work = _work(
+        network.pair_maps, *inputs, what="pair maps", items=block, devices=devices
+    )
+    yield work
+    maps = work.compiled(*inputs)
+    queries = 1 if scorer.top_k else config.evaluation.query_block
+    query_maps = jax.tree.map(lambda m: jnp.resize(m, (queries, *m.shape[1:])), maps)
+    # The network scores one query after the other, in a loop of traced length.
+    one = jax.tree.map(lambda m: m[:1], maps)
+    together = jax.tree.map(lambda m: m[None], maps)
+    flops = _flops(scorer.score_pairs, variables, one, together)
+    work = _work(
+        network.score,
+        *(variables, query_maps, queries, maps),
+        what="pair scores",
+        unit="pairs",
+        items=queries * block,
+        devices=devices,
+    )
+    yield dataclasses.replace(work, flops=flops and queries * flops)
+
+
+def _ranking(config: Any, method: Method, variables: Variables) -> Work:
+    """Distances of a block of queries, and the ranks of their matches."""
+    rng = np.random.default_rng(0)
+    devices, block = jax.local_devices()[:1], config.evaluation.query_block
+    rows = _rows(config, method, 2, method.embed_inputs)
+    image, rest = rows["image"], {name: rows[name] for name in method.embed_inputs}
+    shapes = jax.eval_shape(lambda: method.embed(variables, image, **rest))
+    query, gallery = (
+        jax.device_put(
+            jax.tree.map(lambda x, n=n: _random(rng, (n, *x.shape[1:]), x), shapes),
+            devices[0],
+        )
+        for n in (block, GALLERY)
+    )
+    ranker = Ranker(
+        *(
+            Labels(rng.integers(1, PERSONS + 1, n), rng.integers(0, CAMERAS, n))
+            for n in (block, GALLERY)
+        )
+    )
+    work = _work(
+        jax.jit(method.distance),
+        *(query, gallery),
+        what="ranking",
+        unit="queries",
+        items=block,
+        devices=devices,
+    )
+
+    def call() -> None:
+        ranker.update(0, work.compiled(query, gallery))
+
+    return dataclasses.replace(work, call=call)
+
+
+def _work(
+    jitted: Any,
+    *args: Any,
+    what: str,
+    items: int,
+    devices: Sequence[jax.Device],
+    unit: str = "images",
+    call: Callable[[], Any] | None = None,
+) -> Work:
+    """Compiles a function for its arguments, and counts."""
+    begin = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    seconds = time.perf_counter() - begin
+    return Work(
+        what=what,
+        unit=unit,
+        items=items,
+        devices=devices,
+        call=call or (lambda: compiled(*args)),
+        compiled=compiled,
+        compile_seconds=seconds,
+        flops=_flops(jitted, *args),
+    )
+
+
+def _flops(function: Callable[..., Any], *args: Any) -> int | None:
+    try:
+        return count_flops(function, *args)
+    except ValueError:  # a loop whose length is not known before it runs
+        return None
+
+
+def _rows(
+    config: Any, method: Method, count: int, inputs: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Random images [count, H, W, 3], cameras, and part labels if they are read."""
+    rng = np.random.default_rng(0)
+    size = experiment.image_size(config)
+    rows = {
+        "image": rng.integers(0, 256, (count, *size, 3), np.uint8),
+        "camera": rng.integers(0, CAMERAS, count, np.int32),
+    }
+    if "parts" in inputs:
+        classes = len(CLASS_NAMES[method.part_kind])
+        rows["parts"] = rng.integers(0, classes, (count, *size), np.uint8)
+    return rows
+
+
+def _identities(stage: Stage) -> dict[str, np.ndarray]:
+    """Labels of a training batch, P identities x K images."""
+    label = np.arange(stage.identities, dtype=np.int32)
+    label = label.repeat(stage.images_per_identity)
+    index = np.arange(stage.batch_size, dtype=np.int32)
+    return {"label": label, "person": label + 1, "index": index}
+
+
+def _put(rows: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Global rows, of which each process brings its own, on the mesh."""
+    index, count = jax.process_index(), jax.process_count()
+    return sharding.put_batch(
+        {name: np.split(x, count)[index] for name, x in rows.items()}, mesh
+    )
+
+
+def _random(
+    rng: np.random.Generator, shape: tuple[int, ...], like: jax.ShapeDtypeStruct
+) -> np.ndarray:
+    """Numbers in [0, 1), true or false, or zeros, by the dtype of `like`."""
+    if jnp.issubdtype(like.dtype, jnp.floating):
+        return rng.random(shape, np.float32).astype(like.dtype)
+    if like.dtype == bool:
+        return rng.random(shape) < 0.5
+    return np.zeros(shape, like.dtype)

@@ -1,0 +1,266 @@
+"""`--mode=benchmark`: every measure of a method by the contract alone."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from reid_jax import experiment, train, workloads
+from reid_jax.benchmark import Request, benchmark
+from reid_jax.errors import UserError
+from reid_jax.runtime import sharding, timing
+from tests import toy_method
+from tests.test_main import DEMO, _run
+
+WIDTH, CLASSES = 6, workloads.IDENTITIES
+# The toy's maps are 4 x 2 places of 3 channels.
+FEATURES = 4 * 2 * 3
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(timing, "WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr(workloads, "GALLERY", 300)
+
+
+def _stored(folder):
+    text = (folder / "benchmark.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_whole_contract_is_measured(toy_config, tmp_path, capsys):
+    request = Request(devices=[1, 4], windows=2, peak_tflops=0.5)
+    lines = benchmark(toy_config, str(tmp_path), request)
+    found = [(line["what"], line["devices"], line["batch"]) for line in lines]
+    once = [("pair maps", 1, 4), ("pair scores", 1, 4), ("ranking", 1, 8)]
+    assert found == [
+        *(("train:first", 1, 8), ("train:second", 1, 8), ("embed", 1, 8)),
+        *once,
+        *(("train:first", 4, 8), ("train:second", 4, 8), ("embed", 4, 8)),
+    ]
+    stored = _stored(tmp_path)
+    digest = {line.pop("config_digest") for line in stored}
+    assert len(digest) == 1
+    assert stored == json.loads(json.dumps(lines))
+    for line in lines:
+        _check_arithmetic(line)
+        assert line["dtype"] == "float32"
+        assert line["versions"]["jax"] == jax.__version__
+        assert line["peak_bytes_from"] == "compiler"
+    (entry,) = json.loads((tmp_path / "manifest.json").read_text())
+    assert entry["config"]["model.width"] == WIDTH
+    table = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text().startswith(table[:-1])
+    assert len(table.splitlines()) == 2 + len(lines) + 1
+    assert (tmp_path / "benchmark.png").stat().st_size > 5000
+
+
+def _check_arithmetic(line):
+    assert line["seconds_fastest"] <= line["seconds"] <= line["seconds_slowest"]
+    assert line["per_second"] == pytest.approx(line["batch"] / line["seconds"])
+    assert line["per_second_per_device"] * line["devices"] == pytest.approx(
+        line["per_second"]
+    )
+    assert line["peak_tflops"] == 0.5
+    done = line["flops"] / line["seconds"] / line["devices"]
+    assert line["mfu"] == pytest.approx(done / 0.5e12)
+    assert line["compile_seconds"] > 0
+    assert line["peak_bytes"] > 0
+
+
+def test_flops_are_those_of_the_network(toy_config, tmp_path):
+    lines = benchmark(toy_config, str(tmp_path), Request(devices=[2], windows=1))
+    flops = {line["what"]: line["flops"] for line in lines}
+    embed = 2 * 8 * FEATURES * WIDTH
+    assert flops["embed"] == embed
+    # Forward, and the gradients of weights; the classifier passes one on to its inputs.
+    # The pair head, which stage one computes but does not train, sees 3 channels.
+    classifier = 2 * 8 * WIDTH * CLASSES
+    assert flops["train:first"] == 2 * embed + 3 * classifier + 2 * 8 * 3
+    # Stage two: all 8 x 8 pairs forward, and the gradient of the head's weights.
+    assert flops["train:second"] == 2 * (2 * 8 * 8 * 3)
+    assert flops["pair maps"] == 0
+    assert flops["pair scores"] == 2 * 4 * 3
+    assert flops["ranking"] == 0  # sums of absolute differences
+
+
+def test_the_step_is_the_training_loops(toy_config, tmp_path, monkeypatch):
+    """Both lower to the same program, for the same shapes and the same layout."""
+    programs = []
+    original = workloads._work
+
+    def keep(jitted, *args, **rest):
+        if rest["what"].startswith("train"):
+            programs.append(jitted.lower(*args).as_text())
+        return original(jitted, *args, **rest)
+
+    monkeypatch.setattr(workloads, "_work", keep)
+    monkeypatch.setattr(workloads, "IDENTITIES", 9)  # those of the data
+    monkeypatch.setattr(workloads, "STEPS_PER_EPOCH", 6)
+    request = Request(measures=["train"], devices=[8], windows=1)
+    benchmark(toy_config, str(tmp_path / "benchmark"), request)
+
+    trained = []
+    loop = train._StageLoop.run
+
+    def run(self, state):
+        batch = next(data := self._data())
+        data.close()
+        batch = sharding.put_batch(batch, self._run.mesh)
+        trained.append(self._step.lower(state, batch).as_text())
+        return loop(self, state)
+
+    monkeypatch.setattr(train._StageLoop, "run", run)
+    train.train_and_evaluate(toy_config, str(tmp_path / "run"))
+    assert len(programs) == 2
+    assert programs == trained
+
+
+def test_rows_fit_the_contract(toy_config):
+    method = experiment.build_method(toy_config, num_classes=9)
+    rows = workloads._rows(toy_config, method, 12, ("parts",))
+    shapes = experiment.example_batch(toy_config, 12)
+    (stage, _) = experiment.build_stages(toy_config, method)
+    labels = workloads._identities(stage)
+    for name, value in (rows | labels).items():
+        assert value.dtype == shapes[name].dtype, name
+        assert value.shape[1:] == shapes[name].shape[1:], name
+    assert rows["parts"].max() == 8  # the classes of the kind "parts"
+    assert rows["camera"].max() < workloads.CAMERAS
+    np.testing.assert_array_equal(labels["label"], [0, 0, 1, 1, 2, 2, 3, 3])
+    assert set(workloads._rows(toy_config, method, 2, ())) == {"image", "camera"}
+
+
+def test_methods_that_score_the_whole_gallery(toy_config, tmp_path):
+    toy_config.model.pair_inputs = ("parts", "camera")
+    with toy_config.ignore_type():
+        toy_config.model.top_k = None
+    request = Request(measures=["pairs"], devices=[1], windows=1)
+    lines = benchmark(toy_config, str(tmp_path), request)
+    scores = lines[-1]
+    assert [line["what"] for line in lines] == ["pair maps", "pair scores"]
+    assert scores["batch"] == 8 * 4  # query_block x pair_block
+    assert scores["flops"] == 8 * 2 * 4 * 3
+
+
+def test_weak_scaling_over_fields_and_devices(toy_config, tmp_path):
+    request = Request(
+        measures=["embed"],
+        devices=[1, 2],
+        batches=[4],
+        per_device=True,
+        sweeps=["model.width=6,12"],
+        windows=1,
+    )
+    lines = benchmark(toy_config, str(tmp_path), request)
+    found = [
+        (x["sweep"]["model.width"], x["devices"], x["batch"], x["scaling"])
+        for x in lines
+    ]
+    assert found == [(w, n, 4 * n, "weak") for w in (6, 12) for n in (1, 2)]
+    one, two, *wide = [line["flops"] for line in lines]
+    assert (two, wide) == (2 * one, [2 * one, 4 * one])
+    assert {line["mfu"] for line in lines} == {None}  # nobody knows a CPU's peak
+    # Another launch adds to the folder.
+    request = Request(measures=["embed"], devices=[4], batches=[16], windows=1)
+    benchmark(toy_config, str(tmp_path), request)
+    assert len(_stored(tmp_path)) == 5
+
+
+def test_a_paper(aaformer_config, tmp_path):
+    aaformer_config.model.depth = 1
+    request = Request(
+        measures=["train", "embed"],
+        devices=[2],
+        batches=[8],
+        sweeps=["model.dtype=bfloat16"],
+        windows=1,
+    )
+    train_line, embed_line = benchmark(aaformer_config, str(tmp_path), request)
+    assert train_line["what"] == "train:train"
+    assert train_line["dtype"] == embed_line["dtype"] == "bfloat16"
+    # With backward, three times the forward pass, less what no gradient flows into:
+    # the pixels, and the assignment of patches to parts.
+    assert 2.3 < train_line["flops"] / embed_line["flops"] < 3.3
+
+
+def test_memory_that_does_not_suffice_is_a_line(toy_config, tmp_path, monkeypatch):
+    def fail(call, devices, *, windows):
+        if len(devices) == 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return timing.Timing(1.0, 1.0, 1.0, windows, 1)
+
+    monkeypatch.setattr(timing, "time_calls", fail)
+    request = Request(measures=["train"], devices=[1, 2], windows=1)
+    lines = benchmark(toy_config, str(tmp_path), request)
+    assert [line.get("error") for line in lines] == ["out of memory", None, None]
+    assert lines[0]["what"] == "train:first"
+    assert "out of memory" in (tmp_path / "table.md").read_text()
+
+
+def test_the_allocators_peak_counts_where_it_rose(toy_config, tmp_path, monkeypatch):
+    seen = iter([100, 700, 700, 700])
+    monkeypatch.setattr(timing, "allocator_peak", lambda devices: next(seen))
+    request = Request(measures=["train"], devices=[1], windows=1)
+    first, second = benchmark(toy_config, str(tmp_path), request)
+    assert (first["peak_bytes"], first["peak_bytes_from"]) == (700, "allocator")
+    assert second["peak_bytes_from"] == "compiler"
+
+
+def test_the_compilation_cache_is_off_while_it_is_measured(
+    toy_config, tmp_path, monkeypatch
+):
+    seen = []
+    original = workloads._work
+
+    def keep(*args, **rest):
+        seen.append(jax.config.jax_enable_compilation_cache)
+        return original(*args, **rest)
+
+    monkeypatch.setattr(workloads, "_work", keep)
+    before = jax.config.jax_enable_compilation_cache
+    request = Request(measures=["embed"], devices=[1], windows=1)
+    benchmark(toy_config, str(tmp_path), request)
+    assert seen == [False]
+    assert jax.config.jax_enable_compilation_cache == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"measures": ["trian"]}, "--measure=trian: known are train"),
+        ({"windows": 0}, "at least 1"),
+        ({"batches": [0]}, "at least 1"),
+        ({"peak_tflops": 0.0}, "more than 0"),
+    ],
+)
+def test_requests_that_make_no_sense(fields, message):
+    with pytest.raises(UserError, match=message):
+        Request(**fields)
+
+
+def test_nothing_is_measured_before_every_point_was_checked(toy_config, tmp_path):
+    toy_method.TRACES.clear()
+    with pytest.raises(UserError, match="over 3 devices"):
+        benchmark(toy_config, str(tmp_path), Request(devices=[1, 3]))
+    assert not toy_method.TRACES
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--mode=benchmark", "--devices=one"), "--devices: "),
+        (("--mode=benchmark", "--batch=8", "--batch_per_device=8"), "give either"),
+        (("--mode=benchmark", "--checkpoint=runs/x"), "for evaluate and export"),
+        (("--batch=8",), "--batch is for --mode=benchmark"),
+        (("--mode=benchmark", "--sweep=model.dtpye=x"), "did you mean model.dtype"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message, tmp_path):
+    done = _run(DEMO, f"--workdir={tmp_path}", *args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
