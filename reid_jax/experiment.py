@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 import reid_jax.models
-from data_pipelines import prepare, protocols, records
+from data_pipelines import prepare, protocols, records, transforms
 from reid_jax import weights
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
@@ -86,6 +86,16 @@ def build_stages(config: Any, method: Method) -> tuple[Stage, ...]:
     )
 
 
+def build_augment(config: Any) -> transforms.Augment:
+    """The steps of `config.augment`.
+
+    Raises:
+      UserError: for a step or a parameter that does not exist.
+    """
+    fields = config.augment.to_dict()
+    return transforms.build(fields.pop("steps"), fields)
+
+
 def open_split(config: Any, dataset: str, split: str) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 
@@ -139,6 +149,8 @@ def restore(
 ) -> tuple[Method, Variables]:
     """The method of a checkpoint's folder with its variables, replicated on `mesh`.
 
+    Collections of `Method.row_axes` are left out: only training reads them.
+
     The number of training identities comes from the checkpoint, so that the training
     data need not be there.
 
@@ -157,11 +169,15 @@ def restore(
             print(f"note: config.{field} is {value}; it was trained with {trained}")
     method = build_method(config, num_classes=meta["num_classes"])
     shapes = jax.eval_shape(method.init, jax.random.key(0), example_batch(config, 2))
-    layout = sharding.replicated(mesh)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes
-    )
-    return method, checkpoint.read_variables(folder, abstract)
+    abstract = checkpoint.place(without_rows(method, shapes), sharding.replicated(mesh))
+    return method, checkpoint.read_variables(folder, abstract, unwanted=method.row_axes)
+
+
+def without_rows(method: Method, variables: Variables) -> Variables:
+    """What evaluation needs: all but what the method keeps of training batches."""
+    return {
+        name: value for name, value in variables.items() if name not in method.row_axes
+    }
 
 
 def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:

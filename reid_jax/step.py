@@ -11,6 +11,7 @@ import optax
 
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Batch, Method
+from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -60,6 +61,28 @@ def next_state(
     )
 
 
+def state_layout(
+    method: Method, mesh: jax.sharding.Mesh, *, shapes: dict[str, jax.ShapeDtypeStruct]
+) -> TrainState:
+    """Where the arrays of a state lie: a prefix of its tree, with shardings as leaves.
+
+    Args:
+      method: whose `row_axes` are split over the devices.
+      mesh: of the run.
+      shapes: of a training batch of the first stage.
+    """
+    variables = jax.eval_shape(method.init, jax.random.key(0), shapes)
+    everywhere = sharding.replicated(mesh)
+    rest = {
+        name: sharding.row_sharding(value, mesh, axis=method.row_axes[name])
+        if name in method.row_axes
+        else everywhere
+        for name, value in variables.items()
+        if name != "params"
+    }
+    return TrainState(everywhere, everywhere, everywhere, rest, everywhere)
+
+
 def make_step(
     method: Method,
     stage: Stage,
@@ -104,3 +127,24 @@ def make_step(
         )
 
     return step
+
+
+def jit_step(
+    method: Method,
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    *,
+    steps_per_epoch: int,
+    layout: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> StepFunction:
+    """The step of `make_step` compiled over a mesh, once per stage.
+
+    It donates the state and returns it laid out as `layout` (from `state_layout`).
+    """
+    return jax.jit(
+        make_step(method, stage, optimizer, rate, steps_per_epoch=steps_per_epoch),
+        donate_argnums=0,
+        out_shardings=(layout, sharding.replicated(mesh)),
+    )

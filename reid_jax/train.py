@@ -14,7 +14,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from data_pipelines import loader, transforms
+from data_pipelines import loader
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
@@ -28,7 +28,7 @@ from reid_jax.runtime.checkpoint import Checkpoints, TrainState
 from reid_jax.runtime.metrics import MetricWriter, StepLog
 from reid_jax.runtime.optimizer import make_optimizer, schedule
 from reid_jax.runtime.preemption import PreemptionNotice
-from reid_jax.step import StepFunction, init_state, make_step, next_state
+from reid_jax.step import init_state, jit_step, next_state, state_layout
 
 
 class _Stopped(Exception):
@@ -92,6 +92,7 @@ class _Run:
     mesh: jax.sharding.Mesh
     method: Method
     stages: tuple[Stage, ...]
+    layout: TrainState
     protocols: tuple[Protocol, ...]
     evaluator: evaluate.Evaluator
     checkpoints: Checkpoints
@@ -112,7 +113,8 @@ class _Run:
             field = f"config.stages.{stage.name}.identities"
             sharding.check_divides(stage.batch_size, mesh, field=field)
             _plan(records, stage, config.seed)
-        _augment(config)
+        experiment.build_augment(config)
+        shapes = experiment.example_batch(config, stages[0].batch_size)
         evaluator = evaluate.Evaluator(config, method, mesh)
         protocols = experiment.build_protocols(config)
         for protocol in protocols:
@@ -135,6 +137,7 @@ class _Run:
             mesh=mesh,
             method=method,
             stages=stages,
+            layout=state_layout(method, mesh, shapes=shapes),
             protocols=protocols,
             evaluator=evaluator,
             checkpoints=checkpoints,
@@ -170,7 +173,7 @@ class _Run:
         entries = evaluate.evaluate_protocols(
             self.evaluator,
             self.protocols,
-            state.variables,
+            experiment.without_rows(self.method, state.variables),
             stage=stage.name,
             step=step,
             picture_root=folder if pictures else None,
@@ -227,16 +230,14 @@ class _StageLoop:
         self._optimizer = make_optimizer(
             stage.optimizer, rate, frozen=run.method.frozen(stage.name)
         )
-        self._step: StepFunction = jax.jit(
-            make_step(
-                run.method,
-                stage,
-                self._optimizer,
-                rate,
-                steps_per_epoch=plan.steps_per_epoch,
-            ),
-            donate_argnums=0,
-            out_shardings=sharding.replicated(run.mesh),
+        self._step = jit_step(
+            run.method,
+            stage,
+            self._optimizer,
+            rate,
+            steps_per_epoch=plan.steps_per_epoch,
+            layout=run.layout,
+            mesh=run.mesh,
         )
         # `max_steps` counts over all stages; 0 is no limit.
         limit = config.max_steps - self._offset if config.max_steps else self._total
@@ -250,11 +251,10 @@ class _StageLoop:
     def initial_state(self, previous: TrainState | None) -> TrainState:
         """From the checkpoint, from the stage before, or fresh; born on the mesh."""
         run, stage, optimizer = self._run, self._stage, self._optimizer
-        layout = sharding.replicated(run.mesh)
         if previous is not None:
             make = jax.jit(
                 lambda v: next_state(v, stage, optimizer, seed=run.config.seed),
-                out_shardings=layout,
+                out_shardings=run.layout,
             )
             return make(previous.variables)
 
@@ -265,13 +265,8 @@ class _StageLoop:
             )
 
         if self._resumed:
-            return run.checkpoints.restore(
-                jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-                    jax.eval_shape(fresh),
-                )
-            )
-        state = jax.jit(fresh, out_shardings=layout)()
+            return run.checkpoints.restore(jax.eval_shape(fresh), run.layout)
+        state = jax.jit(fresh, out_shardings=run.layout)()
         if experiment.wants_pretrained(run.config):
             # An optimizer's first state does not depend on the parameters' values.
             loaded = experiment.load_pretrained(run.config, run.method, state.variables)
@@ -348,7 +343,7 @@ class _StageLoop:
         data = loader.train_loader(
             run.records,
             self._plan,
-            augment=_augment(config),
+            augment=experiment.build_augment(config),
             image_size=experiment.image_size(config),
             seed=config.seed,
             stage_index=self._stage.index,
@@ -386,11 +381,6 @@ def _plan(records: Records, stage: Stage, seed: int) -> PKPlan:
         )
     except UserError as error:
         raise UserError(str(error).replace("<stage>", stage.name)) from error
-
-
-def _augment(config: Any) -> transforms.Augment:
-    fields = config.augment.to_dict()
-    return transforms.build(fields.pop("steps"), fields)
 
 
 def _shared_score(entries: list[dict[str, Any]]) -> float:

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from reid_jax.errors import UserError
 
+_LEAST_WEIGHT = 1e-6
+"""Rows of a smaller total weight have no statistics; dividing by it would overflow."""
+
 
 class BatchNorm(nn.Module):
     """Normalises every channel over rows and places.
@@ -34,8 +37,18 @@ class BatchNorm(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `inputs` [B, ..., C]; the result has their dtype."""
+    def __call__(
+        self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalises `inputs` [B, ..., C]; the result has their dtype.
+
+        Args:
+          inputs: any float type.
+          train: whether to normalise by the batch.
+          weights: float [B], not negative, how much each row counts in the
+            statistics; None counts all alike. Where no row of a group counts, the
+            running averages normalise it, and it leaves them alone.
+        """
         shape = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -43,12 +56,23 @@ class BatchNorm(nn.Module):
         values = inputs.astype(jnp.float32)
         if train:
             values = _split_rows(values, self.groups)
-            mean, var = _moments(values)
-            if not self.is_initializing():
+            if weights is None:
+                mean, var = _moments(values)
                 count = values[0].size // shape[0]
-                unbiased = var * (count / max(count - 1, 1))
-                self._update(running_mean, mean)
-                self._update(running_var, unbiased)
+                unbiased, counted = var * (count / max(count - 1, 1)), None
+            else:
+                weights = _split_rows(weights.astype(jnp.float32), self.groups)
+                mean, var, unbiased, counted = _weighted_moments(values, weights)
+            used = mean, var
+            if counted is not None:
+                used = (
+                    jnp.where(counted, mean, running_mean.value),
+                    jnp.where(counted, var, running_var.value),
+                )
+            if not self.is_initializing():
+                self._update(running_mean, mean, counted)
+                self._update(running_var, unbiased, counted)
+            mean, var = used
         else:
             mean, var = running_mean.value, running_var.value
         values = (values - mean) * jax.lax.rsqrt(var + self.epsilon) * scale
@@ -56,9 +80,20 @@ class BatchNorm(nn.Module):
             values += self.param("bias", nn.initializers.zeros, shape)
         return values.reshape(inputs.shape).astype(inputs.dtype)
 
-    def _update(self, running: nn.Variable, batch: jax.Array) -> None:
-        new = batch.reshape(self.groups, -1).mean(0)
-        running.value = (1 - self.momentum) * running.value + self.momentum * new
+    def _update(
+        self, running: nn.Variable, batch: jax.Array, counted: jax.Array | None
+    ) -> None:
+        """Mixes the mean over the groups in; of those that count, if not all do."""
+        batch = batch.reshape(self.groups, -1)
+        if counted is None:
+            new = batch.mean(0)
+        else:
+            counted = counted.reshape(self.groups, 1)
+            new = (counted * batch).sum(0) / jnp.maximum(counted.sum(), 1)
+        mixed = (1 - self.momentum) * running.value + self.momentum * new
+        if counted is not None:
+            mixed = jnp.where(counted.any(), mixed, running.value)
+        running.value = mixed
 
 
 def _split_rows(values: jax.Array, groups: int) -> jax.Array:
@@ -77,6 +112,34 @@ def _moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     mean = values.mean(axes, keepdims=True)
     var = jnp.square(values - mean).mean(axes, keepdims=True)
     return mean, var
+
+
+def _weighted_moments(
+    values: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Mean, biased and unbiased variance per group, and whether its rows count.
+
+    The unbiased variance is that of reliability weights: with weights of 0 and 1 it
+    is the usual one over the rows of weight 1.
+
+    Args:
+      values: [groups, rows, ..., C].
+      weights: [groups, rows].
+    """
+    axes = tuple(range(1, values.ndim - 1))
+    weights = weights.reshape(*weights.shape, *[1] * (values.ndim - 2))
+    places = values[0, 0].size // values.shape[-1]
+    total = places * weights.sum(axes, keepdims=True)
+    counted = total > _LEAST_WEIGHT
+    total = jnp.where(counted, total, 1.0)
+    share = jnp.where(counted, weights, 0.0) / total
+    mean = (share * values).sum(axes, keepdims=True)
+    var = (share * jnp.square(values - mean)).sum(axes, keepdims=True)
+    # The sum of squared shares: one over the number of places that count.
+    effective = places * jnp.square(share).sum(axes, keepdims=True)
+    several = effective < 1 - _LEAST_WEIGHT
+    unbiased = var / jnp.where(several, 1 - effective, 1.0)
+    return mean, var, unbiased, counted
 
 
 class InstanceNorm(nn.Module):

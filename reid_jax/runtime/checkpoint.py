@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -96,10 +96,24 @@ class Checkpoints:
         """The `meta` item of the newest checkpoint."""
         return read_meta(self._last.directory / str(self.latest_step()))
 
-    def restore(self, abstract: TrainState) -> TrainState:
-        """The newest state, laid out as `abstract` (shapes, dtypes, shardings)."""
+    def restore(self, abstract: TrainState, layout: TrainState) -> TrainState:
+        """The newest state.
+
+        Args:
+          abstract: its shapes and dtypes.
+          layout: a prefix of its tree with shardings as leaves; those that it was
+            saved in may have been others.
+
+        Raises:
+          UserError: if the checkpoint is damaged, or its parameters or collections
+            have other shapes.
+        """
         step = self._last.latest_step()
-        with _readable(pathlib.Path(self._last.directory) / str(step)):
+        folder = pathlib.Path(self._last.directory) / str(step)
+        wanted = {"params": abstract.params, "collections": abstract.collections}
+        _check_same(_stored(folder, wanted), wanted, folder)
+        abstract = place(abstract, layout)
+        with _readable(folder):
             return self._last.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
@@ -166,20 +180,27 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
         return reader.restore(checkpoint / "meta")
 
 
-def read_variables(checkpoint: pathlib.Path, abstract: Any) -> Any:
+def read_variables(
+    checkpoint: pathlib.Path, abstract: Any, *, unwanted: Collection[str] = ()
+) -> Any:
     """Parameters and collections of one checkpoint, laid out as `abstract`.
 
     Args:
       checkpoint: a step's folder, from `find`.
       abstract: variables as `jax.ShapeDtypeStruct`s.
+      unwanted: collections that may be there and are not read.
 
     Raises:
       UserError: if the checkpoint's tree or shapes are another model's.
     """
-    with _readable(checkpoint):
-        stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
     wanted = {"params": abstract["params"], "collections": _rest(abstract)}
-    _check_same({k: stored[k] for k in wanted}, wanted, checkpoint)
+    stored = _stored(checkpoint, wanted)
+    stored["collections"] = {
+        name: value
+        for name, value in stored["collections"].items()
+        if name not in unwanted
+    }
+    _check_same(stored, wanted, checkpoint)
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     with reader, _readable(checkpoint):
         state = reader.restore(
@@ -214,6 +235,24 @@ def _readable(checkpoint: pathlib.Path) -> Iterator[None]:
             f"the checkpoint {checkpoint} cannot be read: it is damaged or incomplete "
             f"({type(error).__name__}: {first[0][:200]}). {remedy}"
         ) from error
+
+
+def place(abstract: Any, layout: Any) -> Any:
+    """Shapes with shardings, from shapes and a prefix of their tree with shardings."""
+    return jax.tree.map(
+        lambda sharding, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        ),
+        layout,
+        abstract,
+    )
+
+
+def _stored(checkpoint: pathlib.Path, items: Collection[str]) -> dict[str, Any]:
+    """Shapes and dtypes of what a checkpoint holds of these items of its state."""
+    with _readable(checkpoint):
+        stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
+    return {name: stored[name] for name in items}
 
 
 def _rest(variables: Mapping[str, Any]) -> dict[str, Any]:

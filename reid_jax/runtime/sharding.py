@@ -1,8 +1,8 @@
 """The mesh, and how batches and states lie on it.
 
-One axis, `data`: a batch is split over it, everything else is replicated. Under
-`jax.jit` a reduction over the batch axis then sees the whole batch, whatever the
-number of devices.
+One axis, `data`: a batch is split over it, and so is what a method keeps of batches;
+everything else is replicated. Under `jax.jit` a reduction over the batch axis then sees
+the whole batch, whatever the number of devices.
 """
 
 from __future__ import annotations
@@ -37,6 +37,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def row_sharding(tree: Any, mesh: Mesh, *, axis: int) -> Any:
+    """Shardings of a pytree of arrays (or shapes) with an axis of batch rows.
+
+    That axis is split over the devices. Arrays that lack it, and those in which the
+    devices do not divide it, lie on every device.
+    """
+
+    def one(array: Any) -> NamedSharding:
+        if array.ndim <= axis or array.shape[axis] % mesh.size:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+
+    return jax.tree.map(one, tree)
 
 
 def check_divides(batch_size: int, mesh: Mesh, *, field: str) -> None:

@@ -118,3 +118,89 @@ def test_no_bias_parameter_and_half_precision():
 def test_groups_that_do_not_divide_the_batch():
     with pytest.raises(UserError, match="bn_groups=3"):
         BatchNorm(groups=3).init(jax.random.key(0), np.ones((4, 2)), train=True)
+
+
+def weighted_step(groups=1):
+    module = BatchNorm(groups=groups)
+
+    def run(variables, inputs, weights):
+        return module.apply(
+            variables, inputs, train=True, weights=weights, mutable=["batch_stats"]
+        )
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 3, 2, 5)])
+def test_weights_of_zero_and_one_leave_rows_out(shape):
+    inputs, variables = make(shape)
+    weights = np.array([1, 0, 1, 1, 0, 0, 1, 0], np.float32)
+    outputs, updated = weighted_step()(variables, inputs, weights)
+    kept = weights > 0
+    expected, remaining = train_step(1)(variables, inputs[kept])
+    np.testing.assert_allclose(np.asarray(outputs)[kept], expected, atol=1e-5)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(
+            updated["batch_stats"][name], remaining["batch_stats"][name], rtol=1e-5
+        )
+
+
+def test_even_weights_change_nothing():
+    inputs, variables = make((8, 3, 2, 5))
+    expected = train_step(2)(variables, inputs)
+    found = weighted_step(2)(variables, inputs, np.full(8, 0.3, np.float32))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        found,
+        expected,
+    )
+
+
+def test_weighted_statistics_equal_float64():
+    inputs, variables = make((8, 3, 2, 5))
+    weights = np.random.default_rng(2).random(8).astype(np.float32)
+    outputs, updated = weighted_step()(variables, inputs, weights)
+    flat = inputs.reshape(-1, 5).astype(np.float64)
+    every = np.repeat(weights.astype(np.float64), 6)
+    mean = np.average(flat, axis=0, weights=every)
+    var = np.average((flat - mean) ** 2, axis=0, weights=every)
+    normed = (inputs - mean) / np.sqrt(var + EPSILON)
+    params, old = variables["params"], variables["batch_stats"]
+    expected = normed * params["scale"] + params["bias"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    new = updated["batch_stats"]
+    np.testing.assert_allclose(new["mean"], 0.9 * old["mean"] + 0.1 * mean, rtol=1e-5)
+    unbiased = np.cov(flat, rowvar=False, aweights=every).diagonal()
+    np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * unbiased, rtol=1e-5)
+
+
+def test_groups_without_weight_use_and_keep_the_running_averages():
+    inputs, variables = make((8, 5))
+    weights = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32)
+    outputs, updated = weighted_step(2)(variables, inputs, weights)
+    first, expected = train_step(1)(variables, inputs[:4])
+    np.testing.assert_allclose(outputs[:4], first, atol=1e-5)
+    tested = BatchNorm().apply(variables, inputs[4:], train=False)
+    np.testing.assert_allclose(outputs[4:], tested, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updated, expected
+    )
+    outputs, updated = weighted_step(2)(variables, inputs, np.zeros(8, np.float32))
+    np.testing.assert_allclose(outputs[4:], tested, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        updated["batch_stats"],
+        variables["batch_stats"],
+    )
+
+
+def test_small_weights_have_finite_gradients():
+    inputs, variables = make((4, 2, 5))
+
+    def loss(inputs, weights):
+        return (weighted_step()(variables, inputs, weights)[0] ** 2).sum()
+
+    for size in (0, 1e-30, 1e-12, 1e-5):
+        weights = np.full(4, size, np.float32)
+        for gradient in jax.jit(jax.grad(loss, (0, 1)))(inputs, weights):
+            assert np.isfinite(gradient).all()

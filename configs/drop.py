@@ -1,0 +1,180 @@
+"""DROP (Dou et al., 2023) as in section 4.1 of the paper.
+
+    python -m reid_jax.main --config=configs/drop.py:dataset=occluded_duke
+    python -m reid_jax.main --config=configs/drop.py
+    python -m reid_jax.main --config=configs/drop.py:demo
+
+The paper's setting is HRNet-W32 at 256 x 128, batches of 16 x 4, Adam, 120 epochs, on
+part labels from PifPaf: eight parts on occluded data sets, five on holistic ones, which
+`:dataset=NAME` chooses. Rows of its ablation tables are arguments, too, alone or with
+`:demo`. Those of Table 6 only test: give them the checkpoint of a run without a row.
+
+    python -m reid_jax.main --config=configs/drop.py:demo,row=table4-baseline
+    python -m reid_jax.main --mode=evaluate --checkpoint=runs/drop-occluded_duke \\
+        --config=configs/drop.py:dataset=occluded_duke,row=table6-g
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.baseline import IMAGENET
+from data_pipelines import groupings
+
+OCCLUDED = ("occluded", "p_duke", "partial")
+"""Data sets with one of these in their names get eight parts, all others five."""
+
+HRNET_W32 = {"width": 32, "modules": (1, 4, 3), "blocks": 4, "stem": 64, "incre": 32}
+TINY_HRNET = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "stem": 8, "incre": 4}
+RESNET_50 = {"blocks": (3, 4, 6, 3), "width": 64, "last_stride": 1}
+TINY_RESNET = {"blocks": (1, 1, 1, 1), "width": 16, "last_stride": 1}
+
+PARTS_OF_TABLE_8 = {
+    **{3: "three_v", 4: "four_v", 5: "five_v"},
+    **{6: "six_new", 7: "seven_new", 8: "eight"},
+}
+"""K -> name of the grouping."""
+
+
+def _parts(count: int, kind: str) -> dict[str, Any]:
+    """The fields of K parts in labels of a kind."""
+    name = PARTS_OF_TABLE_8[count]
+    groups = tuple(tuple(sorted(group)) for group in groupings.grouping(name, kind))
+    return {
+        "model.part_groups": groups,
+        "model.part_names": groupings.group_names(name, kind),
+    }
+
+
+def _backbone(name: str, *, demo: bool) -> dict[str, Any]:
+    """The fields of a ResNet in HRNet's place."""
+    return {
+        "pretrained": "none" if demo else name,
+        "model.backbone": name,
+        "model.options": TINY_RESNET if demo else RESNET_50,
+    }
+
+
+def rows(kind: str, *, demo: bool) -> common.Rows:
+    """The rows of Tables 4 to 9 for one kind of part labels."""
+    plain = {"model.triplet": "part_average", "model.spatial_smoothing": 0.0}
+    hct, no_smoothing = {"model.triplet": "hct"}, {"model.spatial_smoothing": 0.0}
+    nowhere = {"model.position": "none"}
+    pcb = {"model.regions": "stripes", "model.embeddings": ("parts",)}
+    pcb |= _backbone("resnet50", demo=demo)
+
+    def tested(*names: str) -> dict[str, Any]:
+        return {"model.embeddings": names}
+
+    def part(*names: str) -> dict[str, Any]:
+        return tested(*names) | _parts(8, kind)
+
+    return {
+        "table4-baseline": plain | nowhere | {"model.decouple": False},
+        "table4-decouple": plain | nowhere,
+        "table4-ppf": plain,
+        "table4-pct": no_smoothing,
+        "table4-ss": {"model.triplet": "part_average"},
+        "table4-all": {},
+        "table5-hct": no_smoothing | hct,
+        "table5-part-average": plain,
+        "table5-pct": no_smoothing,
+        "table5-pcb-hct": pcb | hct,
+        "table5-pcb-part-average": pcb | {"model.triplet": "part_average"},
+        "table5-pcb-pct": pcb,
+        "table6-head": part("head"),
+        "table6-torso": part("torso"),
+        "table6-right-arm": part("right arm"),
+        "table6-left-arm": part("left arm"),
+        "table6-legs": part("right leg", "left leg"),
+        "table6-feet": part("right foot", "left foot"),
+        "table6-g": tested("global"),
+        "table6-f": tested("foreground"),
+        "table6-p": tested("parts"),
+        "table6-gf": tested("global", "foreground"),
+        "table6-fp": tested("foreground", "parts"),
+        "table6-gfp": tested("global", "foreground", "parts"),
+        "table7-resnet50": _backbone("resnet50", demo=demo),
+        "table7-resnet50-ibn": _backbone("resnet50_ibn_a", demo=demo),
+        "table7-hrnet": {},
+        **{f"table8-{count}": _parts(count, kind) for count in PARTS_OF_TABLE_8},
+        "table9-none": plain | nowhere,
+        "table9-1d": plain,
+        "table9-2d": plain | {"model.position": "2d"},
+    }
+
+
+ROWS: common.Rows = rows("pifpaf", demo=False)
+
+LADDER = ("table4-baseline", "table4-decouple", "table4-ppf", "table4-pct", "")
+"""Rows that `benchmarks/ladder.py` trains; the empty name is the paper's system."""
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`:demo`, `:dataset=NAME`, `:row=NAME` of the tables.
+
+    `:part_kind=NAME` says which numbers the classes of the part labels have; without
+    it `parts` on the synthetic data sets and `pifpaf` on all others.
+    """
+    arguments = common.parse(arg, row="", part_kind="")
+    config = common.base("drop", arguments)
+    config.pretrained = "hrnet_w32"
+
+    dataset = arguments["dataset"]
+    synthetic = dataset.startswith("synthetic/")
+    kind = arguments["part_kind"] or ("parts" if synthetic else "pifpaf")
+    occluded = any(word in dataset for word in OCCLUDED)
+
+    model = config.model
+    model.backbone = "hrnet_w32"
+    model.options = ConfigDict(HRNET_W32)
+    model.decouple = True
+    model.upsampling = "cascade"
+    # "none", "1d" (height) or "2d" (height and width).
+    model.position = "1d"
+    model.parsing_width = 128
+    model.width = 512
+    # "parsing", or "stripes" of the map: PCB with the rest of this framework.
+    model.regions = "parsing"
+    model.stripes = 6
+    # The parts in the numbers of this kind of labels; see `:part_kind` and Table 8.
+    model.part_kind = kind
+    for field, value in _parts(8 if occluded else 5, kind).items():
+        model[field.removeprefix("model.")] = value
+    # Identity loss of the parts: all "joint", or "each" by itself.
+    model.identity = "joint"
+    # "pct", "part_average" or "hct".
+    model.triplet = "pct"
+    # Batches that PCT compares, the current one included.
+    model.bank_batches = 4
+    # Its anchors: "all" rows of the bank, or the current "batch".
+    model.anchors = "all"
+    model.margin = 0.3
+    model.label_smoothing = 0.1
+    model.parsing_weight = 0.4
+    model.spatial_smoothing = 0.5
+    # What images are compared by: "global", "foreground", "parts", or names of parts.
+    model.embeddings = ("foreground", "parts")
+    model.visible_above = 0.4
+    # 2 reproduces what two GPUs' separate batch statistics saw.
+    model.bn_groups = 1
+    model.update(IMAGENET)
+    model.dtype = "float32"
+
+    optimizer = config.stages.train.optimizer
+    optimizer.name = "adam"
+    optimizer.learning_rate = 3.5e-4
+    optimizer.weight_decay = 5e-4
+    optimizer.warmup_from = 3.5e-6
+    optimizer.milestones = (40.0, 70.0)
+
+    if arguments["demo"]:
+        config.pretrained = "none"
+        model.options = ConfigDict(TINY_HRNET)
+        model.parsing_width = 32
+        model.width = 128
+        optimizer.milestones = ()
+        common.shrink_for_demo(config)
+    common.apply_row(config, rows(kind, demo=arguments["demo"]), arguments)
+    return config

@@ -1,0 +1,87 @@
+"""Batch-hard triplet loss on parts that are not seen in every image."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from reid_jax.errors import UserError
+from reid_jax.retrieval.distances import euclidean
+
+_LEAST_SQUARE = 1e-12
+"""Squared distances are clamped here: the square root's gradient stays finite."""
+
+
+def visible_triplet(
+    features: jax.Array,
+    visible: jax.Array,
+    labels: jax.Array,
+    *,
+    margin: float,
+    groups: int = 1,
+) -> jax.Array:
+    """Mean over anchors of max(0, positive - negative + margin).
+
+    The distance of two images is the mean Euclidean one over the parts visible in
+    both; without any they are no pair. An anchor counts if it has a farthest other
+    image of its identity and a nearest of another one; with none left the loss is 0.
+
+    Args:
+      features: [B, K, D], not normalised.
+      visible: bool [B, K].
+      labels: int [B].
+      margin: distance by which the negative should be farther than the positive.
+      groups: mine within this many consecutive groups of rows.
+
+    Returns:
+      float32 scalar.
+    """
+    rows = features.shape[0]
+    if rows % groups:
+        raise UserError(
+            f"mining_groups={groups} does not divide the batch of {rows} images: "
+            "choose a batch size that is a multiple of it, or mining_groups=1"
+        )
+    split = partial(_split, groups=groups)
+    losses, valid = jax.vmap(partial(_hinges, margin=margin))(
+        split(features.astype(jnp.float32)), split(visible), split(labels)
+    )
+    return losses.sum() / jnp.maximum(valid.sum(), 1)
+
+
+def _split(rows: jax.Array, groups: int) -> jax.Array:
+    return rows.reshape(groups, -1, *rows.shape[1:])
+
+
+def _hinges(
+    features: jax.Array, visible: jax.Array, labels: jax.Array, *, margin: float
+) -> tuple[jax.Array, jax.Array]:
+    """Each anchor's loss, 0 where it does not count, and whether it does."""
+    distances, pair = _distances(jax.lax.stop_gradient(features), visible)
+    same = labels[:, None] == labels[None, :]
+    positives = same & pair & ~jnp.eye(len(labels), dtype=bool)
+    negatives = ~same & pair
+    farthest = jnp.argmax(jnp.where(positives, distances, -jnp.inf), axis=1)
+    nearest = jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1)
+    valid = positives.any(1) & negatives.any(1)
+    excess = _to(features, visible, farthest) - _to(features, visible, nearest)
+    return jnp.where(valid, jnp.maximum(excess + margin, 0), 0), valid
+
+
+def _distances(features: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Distances of all pairs [B, B], and which have a part in common."""
+    features = features - features.mean(0)  # changes no distance, but leaves digits
+    common = visible[:, None] & visible[None, :]  # [B, B, K]
+    apart = jax.vmap(euclidean, in_axes=1, out_axes=2)(features, features)
+    count = common.sum(2)
+    return (apart * common).sum(2) / jnp.maximum(count, 1), count > 0
+
+
+def _to(features: jax.Array, visible: jax.Array, chosen: jax.Array) -> jax.Array:
+    """The distance of each row to its chosen one, from differences, with gradient."""
+    square = jnp.square(features - features[chosen]).sum(2)
+    common = visible & visible[chosen]
+    apart = jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))
+    return (apart * common).sum(1) / jnp.maximum(common.sum(1), 1)

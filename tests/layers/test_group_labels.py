@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from data_pipelines import groupings
+from data_pipelines.parts import UNLABELLED
+from reid_jax.errors import UserError
+from reid_jax.layers.group_labels import label_tables, nearest_labels
+
+KINDS = {"pifpaf": "four_v", "hpnet": "four_hpnet", "parts": "four_v"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_agree_with_the_groupings(kind):
+    """`groupings.reduce` says the same as numbers; the union is what is not 0."""
+    groups = groupings.grouping(KINDS[kind], kind)
+    classes = np.arange(256, dtype=np.uint8)
+    reduced = groupings.reduce(classes, groups)
+    table, known = label_tables([sorted(group) for group in groups])
+    np.testing.assert_array_equal(known, reduced != UNLABELLED)
+    for group in range(4):
+        np.testing.assert_array_equal(table[:, group], reduced == group + 1)
+    np.testing.assert_array_equal(table[:, 4], known & (reduced > 0))
+
+
+@pytest.mark.parametrize("groups", [(), ((1,), ()), ((0, 1),), ((255,),)])
+def test_groups_that_mean_nothing(groups):
+    with pytest.raises(UserError, match="part_groups"):
+        label_tables(groups)
+
+
+@pytest.mark.parametrize("size", [(4, 2), (5, 3), (12, 8), (1, 1)])
+def test_nearest_equals_a_loop_over_centres(size):
+    labels = np.random.default_rng(0).integers(0, 256, (2, 12, 8), np.uint8)
+    found = nearest_labels(labels, size)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y = int((row + 0.5) * 12 / size[0])
+            x = int((column + 0.5) * 8 / size[1])
+            np.testing.assert_array_equal(found[:, row, column], labels[:, y, x])

@@ -1,0 +1,411 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from reid_jax.errors import UserError
+from reid_jax.layers.memory_bank import EMPTY
+from reid_jax.layers.pixels import standardise
+from reid_jax.losses.parsing import part_targets
+from reid_jax.models import drop
+from reid_jax.runtime import sharding
+from reid_jax.step import state_layout
+from tests.losses import test_identity, test_part_triplet
+from tests.losses.test_parsing import loss_by_loops
+from tests.variables import random_variables
+
+SIZE, CLASSES, PARTS = (32, 16), 4, 3
+TINY = {
+    "backbone": "resnet50",
+    "options": {"blocks": (1, 1, 1, 1), "width": 2},
+    "parsing_width": 4,
+    "width": 5,
+    "part_groups": ((1,), (2, 3, 4), (5, 6, 7, 8)),
+    "part_names": ("head", "body", "legs"),
+}
+
+
+def make(**fields):
+    return drop.Method(CLASSES, SIZE, **TINY | fields)
+
+
+def batch(rows=8, seed=0, size=SIZE):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (rows, *size, 3), dtype=np.uint8),
+        "parts": rng.choice([*range(9), 255], (rows, *size)).astype(np.uint8),
+        "label": np.repeat(np.arange(CLASSES), rows // CLASSES).astype(np.int32),
+    }
+
+
+def variables_of(method, data=None, seed=0):
+    """Random parameters, and an empty bank."""
+    data = batch() if data is None else data
+    variables = dict(random_variables(method.init, data, seed=seed))
+    if "bank" in variables:
+        shapes = jax.tree.map(np.zeros_like, variables["bank"])
+        variables["bank"] = shapes | {"labels": np.full_like(shapes["labels"], EMPTY)}
+    return variables
+
+
+def step(method):
+    """Loss, metrics, collections and gradients of a batch, compiled."""
+
+    def run(variables, batch):
+        rest = {name: variables[name] for name in variables if name != "params"}
+
+        def loss(params):
+            value, metrics, collections = method.objective(
+                {"params": params, **rest},
+                batch,
+                rng=jax.random.key(0),
+                epoch=0.0,
+                stage="train",
+            )
+            return value, (metrics, collections)
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    return quick(run)
+
+
+def quick(function):
+    """Values do not depend on how hard LLVM tries, the suite's time does."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def apply(method, *, train):
+    """The network's outputs for a batch."""
+
+    def run(variables, images):
+        network = {name: variables[name] for name in ("params", "batch_stats")}
+        given = standardise(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        out = method.module.apply(
+            network, given, train=train, mutable=["batch_stats"] if train else False
+        )
+        return out[0] if train else out
+
+    return quick(run)
+
+
+# 3.2. The parsing branch.
+
+
+def test_upsampling_adds_each_stage_to_the_next_finer_one():
+    """Eq. 3 with reductions of the test's own, in float64."""
+    rng = np.random.default_rng(0)
+    shapes = [(8, 4, 3), (4, 2, 5), (2, 1, 7)]
+    stages = [rng.normal(size=(2, *s)).astype(np.float32) for s in shapes]
+    for cascade in (True, False):
+        module = drop.DetailPreservingUpsampling(4, cascade, 1, jnp.float32)
+        variables = random_variables(
+            functools.partial(module.init, train=False), stages
+        )
+        found = module.apply(variables, stages, train=False)
+        reduced = [
+            reduce_by_hand(stage, variables, f"reduce{number}")
+            for number, stage in enumerate(stages, start=1)
+        ]
+        if cascade:
+            middle = double(reduced[2]) + reduced[1]
+            expected = double(middle) + reduced[0]
+        else:
+            expected = reduced[0] + enlarge(reduced[1], 2) + enlarge(reduced[2], 4)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def reduce_by_hand(stage, variables, name):
+    params, stats = variables["params"], variables["batch_stats"]
+    kernel = params[name]["kernel"][0, 0].astype(np.float64)
+    norm, running = params[f"{name}_bn"], stats[f"{name}_bn"]
+    values = (stage @ kernel - running["mean"]) / np.sqrt(running["var"] + 1e-5)
+    return np.maximum(values * norm["scale"] + norm["bias"], 0)
+
+
+def enlarge(maps, factor):
+    """Linear interpolation between the centres of pixels, axis by axis."""
+    for axis in (1, 2):
+        length = maps.shape[axis]
+        places = (np.arange(length * factor) + 0.5) / factor - 0.5
+        maps = np.apply_along_axis(
+            lambda line, p=places, n=length: np.interp(p, np.arange(n), line),
+            axis,
+            maps,
+        )
+    return maps
+
+
+double = functools.partial(enlarge, factor=2)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_position_embedding_knows_the_height_and_perhaps_the_width(axes):
+    module = drop.PositionEncoder(6, axes)
+    variables = random_variables(lambda key: module.init(key, (4, 3), train=False))
+    rows, columns = (np.arange(4) + 0.5) / 4, (np.arange(3) + 0.5) / 3
+    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)[..., :axes]
+    hidden = grid[None]
+    for number in (1, 2):
+        params, stats = variables["params"], variables["batch_stats"]
+        norm, running = params[f"bn{number}"], stats[f"bn{number}"]
+        hidden = hidden @ params[f"conv{number}"]["kernel"][0, 0].astype(np.float64)
+        hidden = (hidden - running["mean"]) / np.sqrt(running["var"] + 1e-5)
+        hidden = hidden * norm["scale"] + norm["bias"]
+        hidden = np.maximum(hidden, 0) if number == 1 else hidden
+    found = module.apply(variables, (4, 3), train=False)
+    np.testing.assert_allclose(found, hidden, atol=1e-5)
+    across = np.ptp(np.asarray(found), axis=2).max()
+    assert (across > 1e-3) == (axes == 2)
+
+
+def test_only_the_parsing_branch_knows_the_position():
+    """Another bias of its last normalisation moves the parsing, not the embedding."""
+    method = make()
+    variables = variables_of(method)
+    images, run = batch()["image"], apply(method, train=False)
+    before = run(variables, images)
+    moved = jax.tree.map(np.copy, variables)
+    bias = moved["params"]["position"]["bn2"]["bias"]
+    bias[:] = np.linspace(-3, 3, len(bias))
+    after = run(moved, images)
+    assert np.abs(after["parsing"] - before["parsing"]).max() > 1e-3
+    np.testing.assert_array_equal(
+        after["heads"]["global"]["after"], before["heads"]["global"]["after"]
+    )
+
+
+# 3.3. The re-ID branch.
+
+
+def test_pooled_embeddings_equal_loops():
+    """WAMP and the foreground, from maps and features of the test's own."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 3, 2, 4)).astype(np.float32)
+    maps = rng.random((2, 3, 2, 3)).astype(np.float32)
+    found = drop.pool(features, maps)
+    for b, k, c in np.ndindex(2, 3, 4):
+        products = maps[b, :, :, k].astype(np.float64) * features[b, :, :, c]
+        expected = products.sum() / maps[b, :, :, k].sum() + products.max()
+        np.testing.assert_allclose(found[b, k, c], expected, rtol=1e-5)
+    outputs = apply(make(), train=False)(variables_of(make()), batch()["image"])
+    maps = np.asarray(outputs["maps"])
+    np.testing.assert_array_equal(maps[..., 0], maps[..., 1:].max(-1))
+    logits = np.asarray(outputs["parsing"], np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(maps[..., 1:], probabilities[..., 1:], atol=1e-6)
+
+
+# 3.4. The objective.
+
+
+@pytest.mark.parametrize("identity", ["joint", "each"])
+def test_objective_is_the_sum_of_its_equations(identity):
+    method = make(identity=identity, bank_batches=2, bn_groups=2)
+    variables, data, run = variables_of(method), batch(), step(method)
+    outputs = apply(method, train=True)(variables, data["image"])
+    earlier = batch(seed=1)
+    (_, (_, after)), _ = run(variables, earlier)
+    (loss, (metrics, last)), _ = run({**variables, "bank": after["bank"]}, data)
+    expected = 0.0
+    for head in outputs["heads"].values():
+        logits = np.asarray(head["logits"], np.float64)
+        log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        targets = test_identity.soft_targets(data["label"], CLASSES, 0.1)
+        expected -= (targets[:, None] * log_probabilities).sum(-1).mean()
+    assert outputs["heads"]["parts"]["logits"].shape[1] == (
+        1 if identity == "joint" else PARTS
+    )
+    np.testing.assert_allclose(metrics["loss_id"], expected, rtol=1e-4)
+
+    parts = np.asarray(outputs["parts"])
+    before = np.asarray(apply(method, train=True)(variables, earlier["image"])["parts"])
+    triplet = test_part_triplet.average_by_loops(
+        np.concatenate([parts, before]), np.concatenate([data["label"]] * 2)
+    )
+    np.testing.assert_allclose(metrics["loss_triplet"], triplet, rtol=1e-4)
+    np.testing.assert_array_equal(
+        last["bank"]["embeddings"][0], after["bank"]["embeddings"][0]
+    )
+    np.testing.assert_allclose(last["bank"]["embeddings"][1], parts, atol=1e-4)
+
+    logits = np.asarray(outputs["parsing"])
+    wanted = np.asarray(part_targets(data["parts"], method.part_groups, (8, 4)))
+    parsing = loss_by_loops(logits, wanted, 0.1, 0.5)
+    np.testing.assert_allclose(metrics["loss_parsing"], parsing, rtol=1e-4)
+    np.testing.assert_allclose(loss, expected + triplet + 0.4 * parsing, rtol=1e-4)
+    hits = (logits.argmax(-1) == wanted)[wanted != 255]
+    np.testing.assert_allclose(metrics["parsing_accuracy"], hits.mean(), rtol=1e-6)
+
+
+TINY_HRNET = {"width": 2, "incre": 2, "stem": 4, "modules": (1, 1, 1), "blocks": 1}
+PATHS = {
+    "coupled, part average": {
+        "decouple": False,
+        "position": "none",
+        "triplet": "part_average",
+        "spatial_smoothing": 0.0,
+    },
+    "decoupled, hct": {"position": "none", "triplet": "hct", "upsampling": "direct"},
+    "2d, current anchors, half": {
+        "position": "2d",
+        "anchors": "batch",
+        "dtype": "bfloat16",
+    },
+    "stripes": {"regions": "stripes", "stripes": 4, "backbone": "resnet50_ibn_a"},
+    "hrnet": {"backbone": "hrnet_w32", "options": TINY_HRNET},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step_is_finite_and_reaches_everything(path):
+    method = make(**PATHS[path])
+    data = batch(size=(32, 32) if path == "hrnet" else SIZE)
+    data["parts"][:2] = 255  # unlabelled images
+    data["parts"][data["parts"] == 1] = 0  # no heads
+    (loss, (_, collections)), gradients = step(method)(variables_of(method, data), data)
+    assert np.isfinite(loss)
+    for leaf in jax.tree.leaves((gradients, collections)):
+        assert np.isfinite(leaf).all()
+    branches = {"parsing", "upsampling", "position"} & set(gradients)
+    assert branches == {
+        "coupled, part average": {"parsing"},
+        "decoupled, hct": {"parsing", "upsampling"},
+        "stripes": set(),
+    }.get(path, {"parsing", "upsampling", "position"})
+    for name, branch in gradients.items():
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(branch)) > 0, name
+    assert method.train_inputs == (() if path == "stripes" else ("parts",))
+    assert ("bank" in collections) == (method.triplet == "pct")
+
+
+def test_one_and_eight_devices_agree_in_the_loop_s_own_layout():
+    method = make(bank_batches=2)
+    data = batch(16)
+    variables, run = variables_of(method, data), step(method)
+    mesh = sharding.make_mesh()
+    layout = state_layout(
+        method, mesh, shapes={name: jnp.asarray(x) for name, x in data.items()}
+    )
+    assert layout.collections["bank"]["embeddings"].spec == PartitionSpec(None, "data")
+    assert layout.collections["bank"]["labels"].spec == PartitionSpec(None, "data")
+    assert layout.collections["bank"]["pointer"].spec == PartitionSpec()
+    places = {"params": layout.params, **layout.collections}
+    spread = {
+        name: jax.device_put(value, places[name]) for name, value in variables.items()
+    }
+    for seed in (0, 1):
+        data = batch(16, seed=seed)
+        one = run(variables, data)
+        eight = run(spread, sharding.put_batch(data, mesh))
+        np.testing.assert_allclose(eight[0][0], one[0][0], rtol=1e-5)
+        jax.tree.map(assert_close, eight, one)
+        variables = {**variables, **one[0][1][1]}
+        spread = {**spread, **eight[0][1][1]}
+
+
+def assert_close(found, wanted):
+    """To a ten-thousandth of the array's greatest number."""
+    wanted = np.asarray(wanted)
+    limit = 1e-6 + 1e-4 * np.abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, atol=limit)
+
+
+def test_rows_that_the_devices_do_not_divide_stay_whole():
+    mesh = sharding.make_mesh()
+    shapes = {"a": jnp.zeros((3, 6)), "b": jnp.zeros((3, 16, 2)), "c": jnp.zeros(8)}
+    found = sharding.row_sharding(shapes, mesh, axis=1)
+    specs = {name: place.spec for name, place in found.items()}
+    assert specs == {
+        "a": PartitionSpec(),
+        "b": PartitionSpec(None, "data"),
+        "c": PartitionSpec(),
+    }
+
+
+# Inference.
+
+
+def test_embedding_and_visibility():
+    method = make(embeddings=("global", "foreground", "parts"))
+    variables, images = variables_of(method), batch()["image"]
+    # Two places in three show the second part, no place the first.
+    bias = variables["params"]["parsing"]["classifier"]["bias"]
+    bias[:] = [0, -20, 3, 0]
+    run = quick(method.embed)
+    embedding = run(variables, images)
+    outputs = apply(method, train=False)(variables, images)
+    greatest = np.asarray(outputs["maps"])[..., 1:].max((1, 2))
+    visible = np.asarray(embedding["visibility"])
+    assert visible[:, :2].all()
+    np.testing.assert_array_equal(visible[:, 2:], greatest > 0.4)
+    assert not visible[:, 2].any()
+    assert visible[:, 3].all()
+    found = np.asarray(embedding["parts"])
+    assert found.dtype == np.float32
+    for index, wanted in enumerate(
+        [
+            outputs["heads"]["global"]["after"][:, 0],
+            outputs["heads"]["foreground"]["after"][:, 0],
+            *np.asarray(outputs["parts"]).swapaxes(0, 1),
+        ]
+    ):
+        unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+        np.testing.assert_allclose(found[:, index], unit, atol=1e-5)
+    changed = np.concatenate([images[:3], batch(seed=1)["image"][3:]])
+    other = np.asarray(run(variables, changed)["parts"])
+    np.testing.assert_allclose(other[:3], found[:3], atol=1e-5)
+    assert np.abs(other[3:] - found[3:]).max() > 1e-3
+
+
+def test_what_is_compared_is_chosen_when_testing():
+    """The same variables, without the bank, serve every choice of Table 6."""
+    everything = make(embeddings=("global", "foreground", "parts"))
+    variables = variables_of(everything)
+    del variables["bank"]
+    method = make(embeddings=("legs", "head"))
+    images = batch()["image"]
+    all_of_them = quick(everything.embed)(variables, images)
+    chosen = quick(method.embed)(variables, images)
+    for name, value in chosen.items():
+        np.testing.assert_allclose(value, all_of_them[name][:, [4, 2]], atol=1e-5)
+    distances = method.distance(chosen, chosen)
+    assert distances.shape == (8, 8)
+    np.testing.assert_allclose(distances, distances.T, atol=1e-6)
+    np.testing.assert_array_equal(make().embeddings, [1, 2, 3, 4])
+    np.testing.assert_array_equal(make(embeddings=("global",)).embeddings, [0])
+
+
+def test_pictures_of_parts():
+    method = make()
+    pictures = method.pictures(variables_of(method), batch(4))
+    parts, maps = pictures["parts"], pictures["probabilities"]
+    assert parts.groups == ("head", "body", "legs")
+    assert maps.titles == ("foreground", "head", "body", "legs")
+    values, indices = np.asarray(maps.values), np.asarray(parts.values)[:, 0]
+    assert values.shape == (4, 4, 8, 4)
+    background = 1 - values[:, 1:].sum(1)
+    likeliest = np.concatenate([background[:, None], values[:, 1:]], 1).argmax(1) - 1
+    np.testing.assert_array_equal(indices, likeliest)
+    assert make(regions="stripes").pictures({}, batch(2)) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "resnet18"}, "backbone is one of hrnet_w32"),
+        ({"position": "3d"}, "position is one of"),
+        ({"triplet": "hard"}, "triplet is one of"),
+        ({"decouple": False}, "decouple=False does not have"),
+        ({"part_names": ("head",)}, "3 part_groups have 1 part_names"),
+        ({"embeddings": ("arms",)}, "there is no 'arms'; known: parts, global"),
+        ({"embeddings": ()}, "must name"),
+        ({"embeddings": ("parts", "head")}, "must name"),
+        ({"bank_batches": 0}, "at least 1"),
+    ],
+)
+def test_mistakes(fields, message):
+    with pytest.raises(UserError, match=message):
+        make(**fields)
