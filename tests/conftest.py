@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import aaformer, common
+from configs import aaformer, cacenet, common, drop, sanet
 from data_pipelines import prepare
 
 jax.config.update("jax_platforms", "cpu")
@@ -99,5 +99,38 @@ def aaformer_config(tiny_data):
     config = aaformer.get_config("demo")
     _shrink(config, tiny_data)
     config.model.update(width=24, depth=2, heads=2, patch_size=8, stride=(8, 8))
+    config.stages.train.epochs = 1.0
+    return config
+
+
+@pytest.fixture
+def cacenet_config(tiny_data):
+    """CACE-Net's demo, smaller still, with part labels."""
+    config = cacenet.get_config("demo,row=table2-semantic")
+    _shrink(config, tiny_data)
+    config.model.update(width=2, embed_width=8, top_k=3)
+    config.stages.train.epochs = 1.0
+    return config
+
+
+@pytest.fixture
+def drop_config(tiny_data):
+    """DROP's demo on a small ResNet, with M = 3 and an epoch of 6 steps."""
+    config = drop.get_config("demo,row=table7-resnet50")
+    _shrink(config, tiny_data)
+    config.model.options.update(width=2)
+    config.model.update(width=6, parsing_width=4, bank_batches=3)
+    config.stages.train.epochs = 1.0
+    return config
+
+
+@pytest.fixture
+def sanet_config(tiny_data):
+    """SANet's demo, smaller still: two layers of cells, one part and the body."""
+    config = sanet.get_config("demo")
+    _shrink(config, tiny_data)
+    config.data.height, config.data.width = 48, 32
+    config.model.update(width=2, layers=2, enhancement_width=4, mask_width=3)
+    config.model.update(part_groups=((1, 2, 3, 4),), part_names=("upper",))
     config.stages.train.epochs = 1.0
     return config

@@ -320,19 +320,17 @@ def agree(one, other):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "fields"),
-    [(None, {}), (Patches(), {**CODE, "dropout": 0.5})],
-    ids=["paper", "code"],
+    "fields", [{}, {**CODE, "dropout": 0.5}], ids=["paper", "code"]
 )
-def test_devices_and_blocks_do_not_matter(backbone, fields):
+def test_devices_and_blocks_do_not_matter(fields):
     data, rng = batch(8), jax.random.key(3)
-    method = make(backbone, pair_block=1, **fields)
+    method = make(Patches(), pair_block=1, **fields)
     variables = variables_of(method)
     one = step(method)(variables, data, rng)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(data, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-    many = make(backbone, pair_block=3, **fields)
+    many = make(Patches(), pair_block=3, **fields)
     agree(one, step(many)(replicated, sharded, rng))
 
 
@@ -340,7 +338,7 @@ def test_devices_and_blocks_do_not_matter(backbone, fields):
 
 
 def test_embedding_rows_are_independent_unit_vectors():
-    method = make(flip_test=True)
+    method = make(Patches(), flip_test=True)
     variables, images = variables_of(method), batch()["image"]
     embed = jax.jit(method.embed)
     vectors = np.asarray(embed(variables, images)["vector"])
@@ -353,7 +351,7 @@ def test_embedding_rows_are_independent_unit_vectors():
     # The test feature is that of both the image and its mirror image.
     mirrored = np.asarray(embed(variables, images[:, :, ::-1])["vector"])
     np.testing.assert_allclose(mirrored, vectors, atol=1e-5)
-    plain = jax.jit(make().embed)
+    plain = jax.jit(make(Patches()).embed)
     both = [plain(variables, x)["vector"] for x in (images, images[:, :, ::-1])]
     assert np.abs(np.subtract(*map(np.asarray, both))).max() > 1e-3
     mean = np.add(*map(np.asarray, both))

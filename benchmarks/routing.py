@@ -1,0 +1,197 @@
+"""SANet's routes: what skipping untaken cells gains, and how routes depend on scale.
+
+    python -m benchmarks.routing --config=configs/sanet.py
+    python -m benchmarks.routing --config=configs/sanet.py:demo --run=runs/sanet-demo
+
+The first measures, with random parameters, how long the enhancement and the whole
+network take for one image with every cell computed, and with those of its route only
+(`lax.cond`); and per image of a batch, which computes every cell. Random gates are no
+trained ones, so routes are also forced to stay at the finest scale, which is the
+dearest, and to go down to the coarsest, the cheapest.
+
+The second embeds queries and gallery of a run's protocol and prints where their routes
+lead, by how many of the four parts the labels show and by how much of the picture is
+person. It needs part labels in the test data, as the synthetic pedestrians have.
+
+Lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from data_pipelines import loader
+from reid_jax import experiment
+from reid_jax.errors import UserError
+from reid_jax.models.method import Variables
+from reid_jax.models.sanet import SCALES, Method
+from reid_jax.runtime import checkpoint, sharding
+
+CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
+RUN = flags.DEFINE_string("run", "", "a run's folder: prints its routes, not times")
+REPETITIONS = flags.DEFINE_integer("repetitions", 20, "times each is measured")
+BATCH = flags.DEFINE_integer("batch", 8, "images of the batch that is compared with")
+
+ROUTES = {"random": 0.0, "finest": -1e3, "coarsest": 1e3}
+"""What is added to the bias of the gates' exits per scale that they go down."""
+
+
+def speed(config: Any) -> Iterator[dict[str, Any]]:
+    """Milliseconds of a forward pass in test mode."""
+    method = experiment.build_method(config, num_classes=2)
+    batch = experiment.example_batch(config, BATCH.value)
+    example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+    fresh = jax.jit(method.init)(jax.random.key(0), example)
+    pixels = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
+    images = jax.jit(method.standardise)(pixels)
+    dense = method.module.clone(enhancement=method.module.enhancement.clone(skip=False))
+    inputs = jax.jit(partial(method.module.apply, train=False))(fresh, images)["third"]
+    for route, slope in ROUTES.items():
+        variables = _biased(fresh, slope, method)
+        for part, modules, given in (
+            ("enhancement", (method.module.enhancement, dense.enhancement), inputs),
+            ("network", (method.module, dense), images),
+        ):
+            own = _part(variables, "enhancement") if part != "network" else variables
+            runs = {
+                "skipping": _runner(modules[0], own, given[:1]),
+                "computing all": _runner(modules[1], own, given[:1]),
+                "in a batch": _runner(modules[0], own, given),
+            }
+            times = _times(runs)
+            times["in a batch"] /= len(images)
+            yield {
+                "part": part,
+                "route": route,
+                **{f"{name}, ms": round(1e3 * t, 3) for name, t in times.items()},
+                "gain": round(times["computing all"] / times["skipping"], 2),
+            }
+
+
+def _biased(variables: Variables, slope: float, method: Method) -> Variables:
+    """Variables with gates that prefer going up (negative slope) or down."""
+    grid = method.module.enhancement.grid
+    changed = jax.tree.map(lambda x: x, variables)
+    for layer in range(grid.layers - 1):
+        for scale in grid.cells(layer):
+            gate = changed["params"]["enhancement"][f"cell{layer + 1}_{scale + 1}"][
+                "gate"
+            ]
+            gate["bias"] += slope * jnp.asarray(grid.exits(layer, scale), jnp.float32)
+    return changed
+
+
+def _part(variables: Variables, name: str) -> Variables:
+    return {collection: tree[name] for collection, tree in variables.items()}
+
+
+def _runner(module: Any, variables: Variables, given: jax.Array) -> Callable[[], Any]:
+    forward = jax.jit(partial(module.apply, train=False))
+    jax.block_until_ready(forward(variables, given))  # compiles
+    return lambda: jax.block_until_ready(forward(variables, given))
+
+
+def _times(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Medians in seconds; the candidates take turns, so that all see the same load."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPETITIONS.value):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def routes(config: Any, run: str) -> Iterator[dict[str, Any]]:
+    """Where the images of a protocol go, by how much of the person they show."""
+    folder = checkpoint.find(run)
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    method, variables = experiment.restore(config, folder, mesh)
+    (protocol, *_) = experiment.build_protocols(config)
+    activity, seen, share = _measured(config, method, variables, protocol)
+    groups = {f"{n} parts": seen == n for n in range(5)}
+    thirds = np.quantile(share, [1 / 3, 2 / 3])
+    size = np.digitize(share, thirds)
+    names = ("smallest third", "middle third", "largest third")
+    groups |= {f"person, {name}": size == i for i, name in enumerate(names)}
+    for name, rows in {"all": np.ones(len(seen), bool), **groups}.items():
+        if rows.any():
+            yield {"images": name, **_described(activity[rows])}
+
+
+def _described(activity: np.ndarray) -> dict[str, Any]:
+    """Figures of activities [N, L, S]."""
+    chosen = np.nan_to_num(activity).argmax(2)
+    shares = np.nan_to_num(activity).mean(0)
+    return {
+        "count": len(activity),
+        "routes": len(np.unique(chosen, axis=0)),
+        "mean scale of the last layer": round(float(chosen[:, -1].mean()), 3),
+        "standard error": round(float(chosen[:, -1].std() / len(chosen) ** 0.5), 3),
+        "share of scales " + ", ".join(SCALES): np.round(
+            shares.astype(float), 3
+        ).tolist(),
+    }
+
+
+def _measured(
+    config: Any, method: Method, variables: Variables, protocol: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Activities [N, L, S], parts that show, and the person's share of the picture."""
+    forward = jax.jit(
+        lambda variables, images: method.module.apply(
+            variables, method.standardise(images), train=False
+        )["routes"]["activity"]
+    )
+    block = config.evaluation.batch_size
+    found: list[tuple[np.ndarray, ...]] = []
+    for split in (protocol.query_split, protocol.gallery_split):
+        records = experiment.open_split(config, protocol.dataset, split)
+        experiment.check_parts(method, records, ("parts",))
+        for start in range(0, len(records), block):
+            rows = np.arange(start, min(start + block, len(records)))
+            batch = loader.image_batch(
+                records,
+                np.resize(rows, block),
+                image_size=experiment.image_size(config),
+                with_parts=True,
+            )
+            masks = [np.isin(batch["parts"], group) for group in method.part_groups]
+            shown = np.stack([mask.any((1, 2)) for mask in masks], 1).sum(1)
+            share = np.any(masks, axis=0).mean((1, 2))
+            active = np.asarray(forward(variables, batch["image"]))
+            found.append(tuple(x[: len(rows)] for x in (active, shown, share)))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints times, or the routes of `--run`."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    config = CONFIG.value
+    if config.model.get("enhancement") != "adaptive":
+        raise UserError("only SANet with enhancement='adaptive' has routes to choose")
+    machine = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    for line in routes(config, RUN.value) if RUN.value else speed(config):
+        print(json.dumps(line | machine), flush=True)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    try:
+        app.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,139 @@
+"""SANet (Chen et al., BMVC 2023) as in section 4.2 of the paper.
+
+    python -m reid_jax.main --config=configs/sanet.py
+    python -m reid_jax.main --config=configs/sanet.py:labels=hpnet
+    python -m reid_jax.main --config=configs/sanet.py:demo
+
+The paper's setting trains on Market-1501 with part labels (`python -m
+data_pipelines.prepare market1501 --parts=FOLDER --parts_kind=pifpaf`) and tests on
+Partial-REID and Partial-iLIDS: ResNet-50 with last stride 1 at 384 x 128, five
+branches, batches of 16 x 4, SGD, 150 epochs. `labels` says whose part labels the data
+set has: "pifpaf", "hpnet", or "parts", the library's own, as the synthetic pedestrians
+have.
+`:dataset=NAME` trains on another data set and tests on its own protocol.
+
+A row of Tables 3 and 4 is an argument, too, alone or with `:demo`; `ROWS` below has
+their names and the fields that each changes:
+
+    python -m reid_jax.main --config=configs/sanet.py:demo,row=table3-fixed
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from data_pipelines.groupings import group_names, grouping
+
+GROUPINGS = {"pifpaf": "four_v", "hpnet": "four_hpnet", "parts": "four_v"}
+"""Kind of part labels: how they make up head, upper body, lower body and feet."""
+
+PARTIAL = ("partial_reid", "partial_ilids_o", "partial_ilids_p")
+"""What Table 1 tests a model of Market-1501 on."""
+
+ROWS: common.Rows = {
+    "table3-hpnet": {"model.enhancement": "none", "model.global_branch": False},
+    "table3-global": {"model.enhancement": "none"},
+    "table3-fixed": {"model.enhancement": "fixed"},
+    "table4-3-layers": {"model.layers": 3},
+    "table4-7-layers": {"model.layers": 7},
+    "table4-1x1": {"model.operation": 1},
+    "table4-5x5": {"model.operation": 5},
+}
+
+LADDER = ("table3-hpnet", "table3-global", "table3-fixed", "")
+"""Rows that `benchmarks/ladder.py` trains; the empty name is the paper's system."""
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`:demo`, `:dataset=NAME`, `:labels=KIND`, `:row=NAME` of the tables."""
+    arguments = common.parse(arg, labels="", row="")
+    config = common.base("sanet", arguments)
+    if arguments["labels"]:
+        config.variant += f"-{arguments['labels']}"
+    if arguments["demo"] and "dataset=" not in arg:
+        config.data.dataset = "synthetic/partial_demo"
+    config.pretrained = "resnet50"
+    config.data.height, config.data.width = 384, 128
+    config.augment.steps = ("flip", "colour", "random_crop")
+    if config.data.dataset == "market1501":
+        config.evaluate_on = PARTIAL
+    config.evaluation.every_epochs = 30.0
+    _set_labels(config, arguments)
+    _set_model(config.model)
+    _set_optimizer(config.stages.train)
+    if arguments["demo"]:
+        _shrink(config)
+    common.apply_row(config, ROWS, arguments)
+    return config
+
+
+def _set_labels(config: ConfigDict, arguments: dict[str, Any]) -> None:
+    """Which part classes make up the four parts, for the data set's kind of labels."""
+    own = "parts" if config.data.dataset.startswith("synthetic/") else "pifpaf"
+    kind = common.choice({"labels": arguments["labels"] or own}, "labels", GROUPINGS)
+    groups = grouping(GROUPINGS[kind], kind)
+    model = config.model
+    model.part_kind = kind
+    model.part_groups = tuple(tuple(sorted(classes)) for classes in groups)
+    model.part_names = group_names(GROUPINGS[kind], kind)
+
+
+def _set_model(model: ConfigDict) -> None:
+    # "adaptive" (AFE), "fixed" (all paths active) or "none".
+    model.enhancement = "adaptive"
+    model.layers = 5
+    model.operation = 3
+    model.enhancement_width = 256
+    # Of the gates' Gumbel-softmax in training; soft samples, or one-hot ones with the
+    # gradient of the soft.
+    model.temperature = 1.0
+    model.straight_through = False
+    model.global_branch = True
+    model.mask_width = 256
+    # HPNet's choices are True, "visible" and "joint"; see the method's docstring.
+    model.binary_mask = False
+    model.identity = "all"
+    model.triplet = "branch"
+    model.triplet_weight = 0.1
+    model.margin = 0.3
+    model.label_smoothing = 0.0
+    model.focal_gamma = 2.0
+    model.focal_alpha = 0.25
+    model.blocks = (3, 4, 6, 3)
+    model.width = 64
+    model.last_stride = 1
+    model.ibn = False
+    # Test features from after or before the normalisation.
+    model.feature = "after"
+    # 2 reproduces what two GPUs' separate batch statistics and mining saw.
+    model.bn_groups = 1
+    model.mining_groups = 1
+    model.mean = (0.485, 0.456, 0.406)
+    model.std = (0.229, 0.224, 0.225)
+    model.dtype = "float32"
+
+
+def _set_optimizer(train: ConfigDict) -> None:
+    """Section 4.2; decay, momentum and steps are HPNet's."""
+    train.epochs = 150.0
+    train.optimizer.learning_rate = 0.01
+    train.optimizer.weight_decay = 5e-4
+    train.optimizer.warmup_epochs = 0.0
+    train.optimizer.milestones = (120.0,)
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Sizes that train from scratch in minutes on two CPU cores."""
+    config.pretrained = "none"
+    common.shrink_for_demo(config)
+    config.data.height, config.data.width = 192, 96
+    config.stages.train.epochs = 18.0
+    config.stages.train.optimizer.milestones = ()
+    model = config.model
+    model.blocks = (1, 1, 1, 1)
+    model.width = 8
+    model.enhancement_width = 32
+    model.mask_width = 8
+    # In so few epochs, masks of small parts would not come to exceed 1/2.
+    model.focal_alpha = 0.75
