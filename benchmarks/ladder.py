@@ -6,7 +6,8 @@ r"""Trains the rows of a paper's ablation and writes them as a table.
 
 Each row is an ordinary run of `reid_jax.main` with `:row=NAME`, in a process and a
 folder of its own. Started again, this goes on where it was stopped: finished runs are
-read, an interrupted one is resumed. What follows `--` is passed to every run.
+read, an interrupted one is resumed. What follows `--` is passed to every run. The table
+is `table.md` in the workdir; only the first and the last row get several seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -40,22 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path, _, arguments = options.config.partition(":")
         rows = _rows(path, options.rows)
+        stem = "-".join(re.findall(r"\w+", f"{pathlib.Path(path).stem}-{arguments}"))
+        workdir = pathlib.Path(options.workdir or f"runs/ladder-{stem}")
         runs = _order(rows, options.seeds)
         found: dict[str, list[dict[str, Any]]] = {}
         for number, (row, seed) in enumerate(runs, start=1):
             name = row or "full"
             print(f"[{number}/{len(runs)}] {name}, seed {seed}", flush=True)
-            folder = pathlib.Path(options.workdir) / f"{name}-seed{seed}"
+            folder = workdir / f"{name}-seed{seed}"
             words = [word for word in (arguments, row and f"row={row}") if word]
             config = f"{path}:{','.join(words)}"
             result = _run(config, folder, seed, options.further)
             found.setdefault(name, []).append(result)
             text = table(found)
-            write_text(pathlib.Path(options.workdir) / "table.md", text)
+            write_text(workdir / "table.md", text)
             print(text, flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
@@ -64,7 +68,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="a config file, :arguments")
-    parser.add_argument("--workdir", default="runs/ladder", help="folder of the runs")
+    parser.add_argument(
+        "--workdir",
+        help="folder of the runs; default: runs/ladder-<config>-<arguments>",
+    )
     parser.add_argument(
         "--rows", default="", help="names, comma-separated; default: the file's LADDER"
     )
@@ -108,6 +115,7 @@ def _run(
 ) -> dict[str, Any]:
     """The first entry of the run's results, trained now unless it was before."""
     record = folder / "ladder.json"
+    what = [config, f"--config.seed={seed}", *further]
     if not record.exists():
         start = time.perf_counter()
         command = [sys.executable, "-m", "reid_jax.main", f"--config={config}"]
@@ -118,8 +126,14 @@ def _run(
             raise UserError(f"{folder} was stopped; the same command goes on there")
         results = json.loads((folder / "results.json").read_text())
         seconds = round(time.perf_counter() - start)
-        write_json(record, results[0] | {"seconds": seconds})
-    return json.loads(record.read_text())
+        write_json(record, results[0] | {"seconds": seconds, "run": what})
+    found = json.loads(record.read_text())
+    if found["run"] != what:
+        raise UserError(
+            f"{folder} is a run of {' '.join(found['run'])}, not of {' '.join(what)}: "
+            "choose another --workdir"
+        )
+    return found
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:

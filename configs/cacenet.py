@@ -118,10 +118,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         common.shrink_for_demo(config)
         # Half the other demos' batch: there are four times as many pairs in theirs.
         train.identities = 8
-        train.epochs = 18.0
+        train.epochs = 22.0
         train.optimizer.learning_rate = 2e-3
         train.optimizer.warmup_epochs = 1.5
-        config.evaluation.every_epochs = 6.0
+        config.evaluation.every_epochs = 11.0
     common.apply_row(config, ROWS, arguments)
     return config
 

@@ -7,7 +7,8 @@
 The paper's setting is ViT-B/16 with stride 11 at 256 x 128 on Occluded-Duke,
 ContrastAttn in layers 3, 5 and 7, batches of 16 x 4 and SGD, in two stages: `train`
 learns the extractor, `correlate` then CorreL. A row of the paper's ablations is an
-argument, too, alone or with `:demo`; `ROWS` below has their names and fields:
+argument, too, alone or with `:demo`; `ROWS` below has their names and fields. Rows that
+name layers (Fig. 8) or rates are for the full network: the demo has four layers.
 
     python -m reid_jax.main --config=configs/cpacol.py:row=table4-4d
 """

@@ -174,7 +174,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model.options = ConfigDict(TINY_HRNET)
         model.parsing_width = 32
         model.width = 128
+        # On a map of half the size a part has twice the border for its area.
+        model.spatial_smoothing = 0.1
         optimizer.milestones = ()
+        # Adam's steps are as long as its rate: in a few hundred, the classifier of
+        # pixels would not get away from where it starts.
+        faster = {"pattern": "parsing/", "learning_rate": 10.0}
+        optimizer.groups = ConfigDict({"parsing": faster})
         common.shrink_for_demo(config)
     common.apply_row(config, rows(kind, demo=arguments["demo"]), arguments)
     return config

@@ -117,7 +117,8 @@ class Evaluator:
         if picture_dir is not None:
             seen = _visibility(query_embedding, gallery_embedding)
             ranking.draw(picture_dir / "ranking.png", entry, self._size, seen)
-            self._draw_method(variables, query, picture_dir)
+            title = f"{protocol.name}, step {step}"
+            self._draw_method(variables, query, picture_dir, title)
             if before:
                 path = picture_dir / "ranking_pairs.png"
                 ranking.draw_beside(before, path, entry, self._size, seen)
@@ -244,7 +245,7 @@ class Evaluator:
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *blocks)
 
     def _draw_method(
-        self, variables: Variables, query: Records, folder: pathlib.Path
+        self, variables: Variables, query: Records, folder: pathlib.Path, title: str
     ) -> None:
         """The pictures that are particular to the method, over some queries."""
         indices = spread(np.arange(len(query)), PICTURED_MAPS)
@@ -252,7 +253,7 @@ class Evaluator:
             query, indices, image_size=self._size, with_parts=True
         )
         for name, item in self._method.pictures(_local(variables), batch).items():
-            pictures.draw(folder / f"{name}.png", batch["image"], item)
+            pictures.draw(folder / f"{name}.png", batch["image"], item, title=title)
 
     def _draw_pairs(
         self,

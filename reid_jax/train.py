@@ -168,7 +168,10 @@ class _Run:
     def evaluate(
         self, state: TrainState, stage: Stage, step: int, *, pictures: bool = False
     ) -> list[dict[str, Any]]:
-        """Evaluates on all protocols; keeps the best state by the first one's mAP."""
+        """Evaluates on all protocols; keeps the best state by the first one's mAP.
+
+        The best state is one of the latest stage: an earlier one lacks what came after.
+        """
         folder = pathlib.Path(self.workdir) / "pictures"
         entries = evaluate.evaluate_protocols(
             self.evaluator,
@@ -185,8 +188,9 @@ class _Run:
                 step, {f"{entry['protocol']}/{name}": value for name, value in figures}
             )
         score = _shared_score(entries)
-        if self.best is None or score > self.best["score"]:
-            self.best = {"score": score, "entries": entries}
+        best = self.best
+        if best is None or best["stage"] != stage.name or score > best["score"]:
+            self.best = {"score": score, "entries": entries, "stage": stage.name}
             position = _Position(stage.index, int(state.step), step)
             self.checkpoints.save_best(step, state, self.meta(stage, position))
         return entries
@@ -288,6 +292,7 @@ class _StageLoop:
                     every=self._config.log_every_steps,
                     batch_size=self._stage.batch_size,
                 )
+                bar.set_postfix_str("the first step is compiled first")
                 for step in range(self._start, self._end):
                     batch = sharding.put_batch(next(data), self._run.mesh)
                     state, metrics = self._step(state, batch)
@@ -309,7 +314,9 @@ class _StageLoop:
         """Evaluates, saves and stops where that is due after `step` steps."""
         config = self._config
         told = self._notice.received(self._offset + step)
-        if step < self._total and self._due(step, config.evaluation.every_epochs):
+        # The run ends with an evaluation of its own.
+        over = step == self._total and self._stage is self._run.stages[-1]
+        if not over and self._due(step, config.evaluation.every_epochs):
             with log.paused():
                 self._run.evaluate(state, self._stage, self._offset + step)
         due = self._due(step, config.checkpoint.every_epochs)

@@ -61,6 +61,15 @@ def test_started_again_it_trains_only_what_is_missing(training, tmp_path):
     assert folders == ["table4-vit-seed0", "full-seed0", "full-seed0"]
 
 
+def test_another_run_in_the_folder_is_not_taken_for_this_one(
+    training, tmp_path, capsys
+):
+    assert start(tmp_path, "--rows=full") == 0
+    assert start(tmp_path, "--rows=full", "--", "--config.max_steps=7") == 2
+    assert "not of configs/aaformer.py:demo" in capsys.readouterr().err
+    assert len(training) == 1
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [(1, "this run failed, see above"), (0, "was stopped; the same command goes on")],
@@ -68,7 +77,7 @@ def test_started_again_it_trains_only_what_is_missing(training, tmp_path):
 def test_a_run_that_does_not_end(monkeypatch, tmp_path, capsys, result, message):
     done = types.SimpleNamespace(returncode=result)
     monkeypatch.setattr(ladder.subprocess, "run", lambda command, check: done)
-    assert start(tmp_path, "--rows=full") == 1
+    assert start(tmp_path, "--rows=full") == 2
     assert message in capsys.readouterr().err
 
 
@@ -81,6 +90,6 @@ def test_a_run_that_does_not_end(monkeypatch, tmp_path, capsys, result, message)
     ],
 )
 def test_what_is_not_there(training, tmp_path, capsys, arguments, message):
-    assert start(tmp_path, *arguments) == 1
+    assert start(tmp_path, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not training

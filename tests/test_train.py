@@ -88,7 +88,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(toy_config, tmp_path, on_de
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
         if "tiny/mAP" in line
     ]
-    assert [row["step"] for row in evaluated] == [12, 24, 36, 48]
+    assert [row["step"] for row in evaluated] == [12, 24, 36, 48, 60]
     best = max(evaluated, key=lambda row: row["tiny/mAP"])
     assert (tmp_path / "checkpoints" / "best" / str(best["step"])).is_dir()
 
@@ -420,3 +420,17 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+def test_the_best_checkpoint_is_one_of_the_last_stage(
+    toy_config, tmp_path, monkeypatch
+):
+    """A better score of the first stage lacks what the second has learned."""
+    scores = iter([0.9, 0.5])
+    monkeypatch.setattr(train, "_shared_score", lambda entries: next(scores))
+    toy_config.evaluation.every_epochs = 1.0
+    (entry,) = train.train_and_evaluate(toy_config, str(tmp_path))
+    assert entry["best"]["step"] == 10
+    assert next(scores, None) is None  # the end of the first stage was evaluated
+    (kept,) = (tmp_path / "checkpoints" / "best").glob("[0-9]*")
+    assert kept.name == "10"

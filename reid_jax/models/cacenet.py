@@ -37,7 +37,7 @@ Deviations from the text, and what it leaves open:
   conditional maps exist in pictures only.
 - By the same algebra "part" and "full" leave the difference of both images' mean
   features, and half of it: after batch normalisation the two rows are one system, where
-  Table 2 has 78.39 and 80.19 mAP. The authors' update (below) tells them apart.
+  Table 2 has 78.39 and 80.19 mAP. Maximum pooling (below) tells them apart.
 - The encoder is average pooling, a 1 x 1 convolution to 768 and batch normalisation;
   the conditional features have one of their own. Triplet loss, classifier and test take
   its output; margin 0.3, features not normalised, no label smoothing.
@@ -47,6 +47,7 @@ Deviations from the text, and what it leaves open:
   image; "semantic" joins all places that share a body part, of one image and of two.
 - Visual clue alignment without a graph: similarity is the mean cosine of joined places,
   weighted by A; it learns by the triplet loss of 1 - similarity.
+- SGD has the momentum of 0.9 of the authors' code; the schedule counts steps.
 - Individual-GCN: f(u|v) is the same for every v; Eq. 8 stands as it is.
 - K of the re-ranking is not given: 100; 0 leaves it away. The nearest K are sorted by
   the conditional distance, the others stay behind them in their order. That distance
@@ -236,7 +237,8 @@ class Network(nn.Module):
 
     def individual(self, maps: jax.Array, *, train: bool) -> jax.Array:
         """f(I) of section 3.2, [B, E]."""
-        places = maps.reshape(len(maps), -1, maps.shape[-1])
+        batch, height, width, channels = maps.shape
+        places = maps.reshape(batch, height * width, channels)
         pool = mean_and_maximum if self.pairs.pool == "avg_max" else mean
         return self.encoder(pool(places), train=train)
 
@@ -590,8 +592,9 @@ class Scorer(method.PairScorer):
             for name, x in maps.items()
         }
         if "map" in nodes:
+            *images, height, width = nodes["map"].shape[:-1]
             norms = inverse_norms(nodes["map"])
-            nodes["norms"] = norms.reshape(*norms.shape[:-2], -1)
+            nodes["norms"] = norms.reshape(*images, height * width)
         return nodes
 
     def fuse(

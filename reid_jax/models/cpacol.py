@@ -184,6 +184,14 @@ class Options:
                 f"residual_weights={tuple(self.residual_weights)} needs a number for "
                 f"each of the attention_layers {layers}"
             )
+        for name, least in (
+            ("top_k", 0),
+            ("pair_block", 1),
+            ("stripes", 1),
+            ("parts", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: at least {least}")
         if self.correlation and not layers:
             raise UserError(
                 "correlation compares the features of ContrastAttn layers: name some "

@@ -241,6 +241,7 @@ class Network(nn.Module):
         foreground = maps.max(-1, keepdims=True)
         maps = jnp.concatenate([foreground, maps], axis=-1)
         pooled = pool(features, maps)
+        whole = features.astype(jnp.float32).mean((1, 2))
 
         def reduce(name: str, values: jax.Array) -> jax.Array:
             layer = Reduction(self.width, self.bn_groups, name=f"{name}_reduction")
@@ -248,9 +249,7 @@ class Network(nn.Module):
 
         parts = reduce("parts", pooled[:, 1:])
         tokens = {
-            "global": reduce("global", features.astype(jnp.float32).mean((1, 2)))[
-                :, None
-            ],
+            "global": reduce("global", whole[:, None]),
             "foreground": reduce("foreground", pooled[:, :1]),
             "parts": parts,
         }

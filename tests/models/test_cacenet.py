@@ -407,6 +407,33 @@ def test_half_precision_networks_train(fields):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.parametrize("path", ["paper", "individual graph", "semantic", "code"])
+def test_functions_for_any_number_of_images_can_be_exported(path):
+    method = make(Patches(), **PATHS[path])
+    variables = variables_of(method)
+    scorer = method.pair_scorer("train")
+
+    b, q, k = jax.export.symbolic_shape("b, q, k")
+
+    def arguments(tree, *sizes):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*sizes, *x.shape[1:]), x.dtype), tree
+        )
+
+    data = batch()
+    given = data["image"], None, data["parts"] if scorer.inputs else None
+    maps = jax.eval_shape(scorer.pair_maps, variables, *given)
+    for function, inputs in (
+        (lambda *x: method.embed(variables, x[0]), arguments(given, b)),
+        (lambda *x: scorer.pair_maps(variables, *x), arguments(given, b)),
+        (
+            lambda *x: scorer.score_pairs(variables, *x),
+            (arguments(maps, q), arguments(maps, q, k)),
+        ),
+    ):
+        assert jax.export.export(jax.jit(function))(*inputs).out_avals
+
+
 def test_pictures_of_pairs():
     method, variables, found = results("paper")
     scorer = method.pair_scorer("train")
