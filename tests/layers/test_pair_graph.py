@@ -111,6 +111,29 @@ def test_a_uniform_image_has_no_discrepancy_with_itself():
         np.testing.assert_allclose(places, 0, atol=1e-5)
 
 
+def test_a_common_factor_of_all_edges_matters_to_the_authors_gradient_only():
+    maps, _ = images()
+
+    def total(factor, variant):
+        graph = VARIANTS[variant]
+        weights = weights_of(graph)
+        nodes = dict(nodes_of(graph, weights, maps, None))
+        nodes["own"] *= factor
+        if variant == "residual":
+            nodes["similar"] *= factor**0.5
+        else:
+            weights["inter"] = weights["inter"] * factor
+        u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))
+        return graph.pooled(weights, u, v)[0].sum()
+
+    for variant in ("paper", "residual"):
+        value, slope = jax.jit(
+            jax.value_and_grad(functools.partial(total, variant=variant))
+        )(1.0)
+        np.testing.assert_allclose(total(2.0, variant), value, rtol=1e-4)
+        assert (abs(slope) > 0.1) == (variant == "residual")
+
+
 def test_an_expansion_of_zeros_leaves_the_map_as_it_was():
     graph = VARIANTS["residual"]
     weights = weights_of(graph) | {"expand": np.zeros((WIDTH, CHANNELS), np.float32)}
