@@ -369,6 +369,9 @@ def summary(entry: dict[str, Any]) -> str:
     """One line for the terminal."""
     figures = ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
     note = f"; {entry['note']}" if "note" in entry else ""
+    before = entry.get("metrics_before_pairs")
+    if before:
+        note += f"; before pairs: mAP {before['mAP']:.1%}"
     return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries{note})"
 
 
