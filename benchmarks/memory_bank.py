@@ -2,11 +2,13 @@
 
     python -m benchmarks.memory_bank
     python -m benchmarks.memory_bank --batch=8 --sizes=1,4 --dtype=bfloat16
+    python -m benchmarks.memory_bank --alone
 
 The step is the one that training compiles: HRNet-W32 at 256 x 128, batches of 16 x 4,
 eight parts, 702 identities, Adam, on all devices. Images are noise; the bank is full. M
 counts the current batch, so that M = 1 compares a batch with itself. `part average` is
-the same without a bank.
+the same without a bank. `--alone` measures what M changes by itself, on one device: the
+bank's update, the triplet loss and its gradient, from embeddings of noise.
 
 Prints a line of JSON per size: the median of the timed steps and the fastest, in
 seconds; images per second; bytes of the bank; and per device, as the compiler plans it,
@@ -25,11 +27,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import drop
 from reid_jax import experiment, step
 from reid_jax.errors import UserError
+from reid_jax.layers import memory_bank
+from reid_jax.losses.part_triplet import part_average_triplet
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
 from reid_jax.runtime.optimizer import make_optimizer, schedule
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     try:
         sizes = sorted(int(size) for size in options.sizes.split(","))
+        measure = measure_alone if options.alone else measure_step
         for size in (0, *sizes):
             print(json.dumps(measure(size, options)), flush=True)
     except UserError as error:
@@ -59,12 +65,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument(
+        "--alone", action="store_true", help="bank and triplet loss, without the rest"
+    )
+    parser.add_argument(
         "--config", default="dataset=occluded_duke", help="arguments of configs/drop.py"
     )
     return parser.parse_args(argv)
 
 
-def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure_step(size: int, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one size; 0 is the loss without a bank."""
     config = drop.get_config(options.config)
     config.model.dtype = options.dtype
@@ -76,30 +85,88 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
     sharding.check_divides(options.batch, mesh, field="--batch")
     state, compiled = _compile(config, method, mesh)
     batch = sharding.put_batch(_batch(config, options.batch), mesh)
+    bank = state.collections.get("bank", {})
+    figures = _figures(size, options, compiled, bank, devices=mesh.size)
     seconds = []
-    for number in range(max(size, 2) + options.steps):  # fills the bank first
+    for _ in range(1 + options.steps):
         begin = time.perf_counter()
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
-        if number >= max(size, 2):
-            seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - begin)
+    loss = metrics["loss_triplet"]
+    return figures | _measured(seconds[1:], options, loss)
+
+
+def measure_alone(size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The same of the bank and the triplet loss alone, in float32."""
+    model = drop.get_config(options.config).model
+    parts, width = len(model.part_groups), model.width
+    bank = {}
+    if size:
+        shape = {"batch_size": options.batch, "parts": parts, "width": width}
+        bank = _full(memory_bank.empty(batches=size, **shape))
+
+    def loss(rows: jax.Array, bank: memory_bank.Bank) -> tuple[jax.Array, Any]:
+        labels = _labels(options.batch)
+        if bank:
+            known, bank = memory_bank.remember(bank, rows, labels)
+            rows, labels = known.features, known.labels
+        return part_average_triplet(rows, labels, margin=model.margin), bank
+
+    rows = jax.random.normal(jax.random.key(1), (options.batch, parts, width))
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), donate_argnums=1)
+    compiled = step.lower(rows, bank).compile()
+    figures = _figures(size, options, compiled, bank, devices=1)
+    seconds = []
+    for _ in range(1 + options.steps):
+        begin = time.perf_counter()
+        (value, bank), gradient = compiled(rows, bank)
+        jax.block_until_ready((value, gradient))
+        seconds.append(time.perf_counter() - begin)
+    return figures | _measured(seconds[1:], options, value)
+
+
+def _figures(
+    size: int, options: argparse.Namespace, compiled: Any, bank: Any, *, devices: int
+) -> dict[str, Any]:
+    """What is known before a step is taken."""
     plan = compiled.memory_analysis()
-    allocator = jax.devices()[0].memory_stats() or {}
-    bank = jax.tree.leaves(state.collections.get("bank", {}))
     return {
         "bank": f"M = {size}" if size else "part average",
-        "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
+        "device": f"{devices} x {jax.devices()[0].device_kind}",
         "batch": options.batch,
-        "dtype": options.dtype,
+        "dtype": "float32" if options.alone else options.dtype,
+        "bank_bytes": sum(array.nbytes for array in jax.tree.leaves(bank)),
+        "argument_bytes": plan.argument_size_in_bytes,
+        "temporary_bytes": plan.temp_size_in_bytes,
+    }
+
+
+def _measured(
+    seconds: Sequence[float], options: argparse.Namespace, loss: jax.Array
+) -> dict[str, Any]:
+    allocator = jax.devices()[0].memory_stats() or {}
+    return {
         "seconds": statistics.median(seconds),
         "seconds_fastest": min(seconds),
         "images_per_second": options.batch / statistics.median(seconds),
-        "loss_triplet": float(metrics["loss_triplet"]),
-        "bank_bytes": sum(array.nbytes for array in bank),
-        "argument_bytes": plan.argument_size_in_bytes,
-        "temporary_bytes": plan.temp_size_in_bytes,
+        "loss_triplet": float(loss),
         "allocator_peak_bytes": allocator.get("peak_bytes_in_use"),
     }
+
+
+def _full(bank: memory_bank.Bank) -> memory_bank.Bank:
+    """A bank of noise in the place of an empty one."""
+    batches, rows = bank["labels"].shape
+    return {
+        "embeddings": jax.random.normal(jax.random.key(0), bank["embeddings"].shape),
+        "labels": jnp.tile(_labels(rows), (batches, 1)),
+        "pointer": bank["pointer"],
+    }
+
+
+def _labels(rows: int) -> jax.Array:
+    return jnp.arange(rows, dtype=jnp.int32) // IMAGES
 
 
 def _compile(config: Any, method: Method, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
@@ -113,7 +180,12 @@ def _compile(config: Any, method: Method, mesh: jax.sharding.Mesh) -> tuple[Any,
     layout = step.state_layout(method, mesh, shapes=shapes)
 
     def fresh() -> Any:
-        return step.init_state(method, stage, optimizer, shapes=shapes, seed=0)
+        state = step.init_state(method, stage, optimizer, shapes=shapes, seed=0)
+        filled = {
+            name: _full(value) if name == "bank" else value
+            for name, value in state.collections.items()
+        }
+        return state.replace(collections=filled)
 
     state = jax.jit(fresh, out_shardings=layout)()
     jitted = step.jit_step(
@@ -141,7 +213,7 @@ def _batch(config: Any, size: int) -> dict[str, np.ndarray]:
     }
     rows["image"] = rng.integers(0, 256, rows["image"].shape, dtype=np.uint8)
     rows["parts"] = rng.integers(0, 36, rows["parts"].shape, dtype=np.uint8)
-    rows["label"] = np.arange(size, dtype=np.int32) // IMAGES
+    rows["label"] = np.asarray(_labels(size))
     return rows
 
 

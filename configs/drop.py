@@ -26,7 +26,7 @@ OCCLUDED = ("occluded", "p_duke", "partial")
 """Data sets with one of these in their names get eight parts, all others five."""
 
 HRNET_W32 = {"width": 32, "modules": (1, 4, 3), "blocks": 4, "stem": 64, "incre": 32}
-TINY_HRNET = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "stem": 8, "incre": 4}
+TINY_HRNET = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "stem": 8, "incre": 2}
 RESNET_50 = {"blocks": (3, 4, 6, 3), "width": 64, "last_stride": 1}
 TINY_RESNET = {"blocks": (1, 1, 1, 1), "width": 16, "last_stride": 1}
 
@@ -172,8 +172,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arguments["demo"]:
         config.pretrained = "none"
         model.options = ConfigDict(TINY_HRNET)
-        model.parsing_width = 32
-        model.width = 128
+        model.parsing_width = 16
+        model.width = 64
         # On a map of half the size a part has twice the border for its area.
         model.spatial_smoothing = 0.1
         optimizer.milestones = ()

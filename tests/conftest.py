@@ -10,6 +10,7 @@ from absl import flags
 
 from configs import aaformer, cacenet, common, drop, sanet
 from data_pipelines import prepare
+from reid_jax.runtime import sharding
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -79,11 +80,24 @@ def _shrink(config, data_dir) -> None:
 
 
 @pytest.fixture
+def on_devices(monkeypatch):
+    """Makes the loop use the first n of the simulated devices."""
+    real = sharding.make_mesh
+
+    def use(count):
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
+        )
+
+    return use
+
+
+@pytest.fixture
 def toy_config(tiny_data):
     """Config of `tests/toy_method.py`: two stages of 6 and 4 steps."""
     config = common.base("toy", common.parse("demo"))
     config.method = "tests.toy_method"
-    config.model.update(width=6, rows=8, top_k=3, explode_at=-1)
+    config.model.update(width=6, top_k=3, bank_batches=3, explode_at=-1.0)
     config.stages = {"first": common.stage(), "second": common.stage()}
     _shrink(config, tiny_data)
     for stage, epochs in (("first", 1.0), ("second", 4 / 6)):

@@ -14,7 +14,7 @@ import pytest
 
 from reid_jax import experiment, train
 from reid_jax.errors import UserError
-from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime import checkpoint
 from tests import toy_method
 from tests.conftest import CHECKOUT
 
@@ -39,19 +39,6 @@ def _state(workdir, step):
 
 def _assert_bitwise_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-@pytest.fixture
-def on_devices(monkeypatch):
-    """Makes the loop use the first n of the simulated devices."""
-    real = sharding.make_mesh
-
-    def use(count):
-        monkeypatch.setattr(
-            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
-        )
-
-    return use
 
 
 def test_a_run_leaves_results_checkpoints_and_pictures(
@@ -181,7 +168,7 @@ def test_pretrained_weights_start_a_run_and_a_resumed_one_needs_none(
 def test_a_loss_that_is_not_finite_stops_the_run(toy_config, tmp_path, on_devices):
     on_devices(1)
     toy_config.checkpoint.every_epochs = 1 / 6
-    toy_config.model.explode_at = 4
+    toy_config.model.explode_at = 0.5  # of an epoch of 6 steps
     with pytest.raises(UserError, match="stopped at step 4: the loss"):
         train.train_and_evaluate(toy_config, str(tmp_path))
     folder = checkpoint.find(str(tmp_path))

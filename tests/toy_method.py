@@ -1,17 +1,19 @@
 """A method that uses all of the contract at once: two stages, a memory bank, part
 labels, and a second look at pairs. Small enough to compile in a moment.
 
-Stage `first` trains an embedding against a bank of earlier batches; stage `second`
-freezes it and trains a scorer of pairs.
+Stage `first` trains an embedding against a bank of earlier batches, whose rows lie over
+the devices; stage `second` freezes it and trains a scorer of pairs.
 """
+
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.layers import memory_bank
 from reid_jax.models import method
 
-BANK_BATCHES = 3
 TRACES: list[str] = []
 """A stage's name for every time its objective is traced."""
 
@@ -19,16 +21,11 @@ TRACES: list[str] = []
 class Toy(nn.Module):
     num_classes: int
     width: int
-    rows: int
 
     def setup(self):
         self.base = nn.Dense(self.width)
         self.classifier = nn.Dense(self.num_classes)
         self.pair = nn.Dense(1)
-        self.bank = self.variable(
-            "bank", "features", jnp.zeros, (BANK_BATCHES, self.rows, self.width)
-        )
-        self.pointer = self.variable("bank", "pointer", jnp.zeros, (), jnp.int32)
 
     def __call__(self, images):
         feature = self.embed(images)
@@ -46,16 +43,11 @@ class Toy(nn.Module):
         gap = jnp.abs(query[:, None] - candidates).mean((2, 3))
         return self.pair(gap)[..., 0]
 
-    def remember(self, feature):
-        self.bank.value = self.bank.value.at[self.pointer.value % BANK_BATCHES].set(
-            jax.lax.stop_gradient(feature)
-        )
-        self.pointer.value += 1
-
 
 class Method(method.Method):
     stages = ("first", "second")
     train_inputs = ("parts",)
+    row_axes = types.MappingProxyType({"bank": 1})
 
     def __init__(
         self,
@@ -63,19 +55,26 @@ class Method(method.Method):
         image_size,
         *,
         width,
-        rows,
         top_k,
-        explode_at=-1,
+        bank_batches=3,
+        explode_at=-1.0,
         pair_inputs=("camera",),
     ):
         del image_size
-        self.module = Toy(num_classes, width, rows)
+        self.module = Toy(num_classes, width)
+        self.bank_batches = bank_batches
         self.top_k = top_k
         self.explode_at = explode_at
         self.pair_inputs = tuple(pair_inputs)
 
     def init(self, rng, batch):
-        return self.module.init(rng, batch["image"][:1])
+        bank = memory_bank.empty(
+            batches=self.bank_batches,
+            batch_size=batch["image"].shape[0],
+            parts=1,
+            width=self.module.width,
+        )
+        return {**self.module.init(rng, batch["image"][:1]), "bank": bank}
 
     def frozen(self, stage):
         return ("base/", "classifier/") if stage == "second" else ("pair/",)
@@ -85,22 +84,20 @@ class Method(method.Method):
         if stage == "second":
             return self._second(variables, batch)
 
-        def forward(module, images):
-            feature, logits = module(images)
-            distance = jnp.square(feature[:, None] - module.bank.value[:, None]).mean()
-            module.remember(feature)
-            return feature, logits, distance
-
-        (_, logits, distance), new = self.module.apply(
-            variables, batch["image"], method=forward, mutable=["bank"]
+        feature, logits = self.module.apply(
+            {"params": variables["params"]}, batch["image"]
         )
+        rows, bank = memory_bank.remember(
+            variables["bank"], feature[:, None], batch["label"]
+        )
+        distance = jnp.square(feature[:, None] - rows.features[:, 0]).mean()
         labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
         identity = -(labels * jax.nn.log_softmax(logits)).sum(-1).mean()
         noise = jax.random.normal(rng, (batch["image"].shape[0],)).mean()
         labelled = (batch["parts"] != 255).mean()
-        loss = identity + 0.01 * distance * (1 + noise) + 0 * labelled
-        explode = jnp.where(new["bank"]["pointer"] == self.explode_at, jnp.nan, 0.0)
-        return loss + explode, {"distance": distance, "epoch": epoch}, new
+        loss = identity + 0.1 * distance * (1 + noise) + 0 * labelled
+        loss += jnp.where(epoch == self.explode_at, jnp.nan, 0.0)
+        return loss, {"distance": distance, "epoch": epoch}, {"bank": bank}
 
     def _second(self, variables, batch):
         maps = jax.lax.stop_gradient(

@@ -193,8 +193,10 @@ def read_variables(
     Raises:
       UserError: if the checkpoint's tree or shapes are another model's.
     """
-    wanted = {"params": abstract["params"], "collections": _rest(abstract)}
-    stored = _stored(checkpoint, wanted)
+    wanted = {"params": abstract["params"]}
+    if rest := _rest(abstract):  # Orbax cannot read a part of nothing
+        wanted["collections"] = rest
+    stored = _stored(checkpoint, ("params", "collections"))
     stored["collections"] = {
         name: value
         for name, value in stored["collections"].items()
@@ -211,7 +213,7 @@ def read_variables(
                 partial_restore=True,
             ),
         )
-    return {"params": state["params"], **state["collections"]}
+    return {"params": state["params"], **state.get("collections", {})}
 
 
 @contextlib.contextmanager

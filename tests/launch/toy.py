@@ -6,7 +6,7 @@ from configs import common
 def get_config(arg=None):
     config = common.base("toy", common.parse(arg))
     config.method = "tests.toy_method"
-    config.model.update(width=6, rows=8, top_k=3, explode_at=-1)
+    config.model.update(width=6, top_k=3, bank_batches=3, explode_at=-1.0)
     config.data.dataset = "tiny"
     config.data.height, config.data.width = 32, 16
     config.augment.pad_crop.pad = 2
