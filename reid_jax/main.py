@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from reid_jax import benchmark, evaluate, export, train
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
         case "export":
             entries = []
             folder = export.export_checkpoint(
-                config, checkpoint, directory=pathlib.Path(workdir) / "export"
+                config, checkpoint, directory=epath.Path(workdir) / "export"
             )
             print(f"exported to {folder}")
         case "benchmark":

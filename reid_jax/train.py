@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -172,7 +172,7 @@ class _Run:
 
         The best state is one of the latest stage: an earlier one lacks what came after.
         """
-        folder = pathlib.Path(self.workdir) / "pictures"
+        folder = epath.Path(self.workdir) / "pictures"
         entries = evaluate.evaluate_protocols(
             self.evaluator,
             self.protocols,
@@ -338,6 +338,7 @@ class _StageLoop:
     def _save(self, step: int, state: TrainState, data: loader.TrainLoader) -> None:
         position = _Position(self._stage.index, step, self._offset + step)
         meta = self._run.meta(self._stage, position)
+        self._run.writer.flush()
         self._run.checkpoints.save(position.global_step, state, data, meta)
 
     def _data(self) -> loader.TrainLoader:
