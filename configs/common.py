@@ -34,6 +34,7 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.data = ConfigDict()
     # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
     config.data.dataset = arguments["dataset"]
+    # A folder, or gs://BUCKET/FOLDER: copied to every machine once.
     config.data.data_dir = "data"
     config.data.height = 256
     config.data.width = 128

@@ -55,7 +55,8 @@ def check_reachable(path: PathLike) -> None:
     """
     if in_bucket(path):
         with _understood(path, "read"):
-            epath.Path(path).exists()
+            # `exists` would take a bucket that is not there for an absent file.
+            next(epath.Path(path).glob("*"), None)
 
 
 def check_writable(path: PathLike) -> None:
@@ -76,7 +77,7 @@ def check_writable(path: PathLike) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"cannot write to {path} ({error.strerror}); name another --workdir"
+            f"cannot write to {path} ({error.strerror}); name another folder"
         ) from error
 
 
