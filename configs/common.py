@@ -40,6 +40,9 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.data.width = 128
     # Processes that decode; 0 reads in threads, which is best on few cores.
     config.data.num_workers = 0
+    # Bytes of each device's memory that the decoded training set may take, such as
+    # 4 << 30: for hosts whose cores cannot keep up. 0 decodes for every batch.
+    config.data.resident_bytes = 0
 
     # Steps are applied in this order to the resized image.
     config.augment = ConfigDict()

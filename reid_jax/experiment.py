@@ -202,6 +202,7 @@ LEAST = {
     "data.height": 1,
     "data.width": 1,
     "data.num_workers": 0,
+    "data.resident_bytes": 0,
     "evaluation.every_epochs": 0,
     "evaluation.batch_size": 1,
     "evaluation.query_block": 1,

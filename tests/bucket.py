@@ -28,6 +28,8 @@ def emulated(name="bucket"):
     """Serves an empty bucket until the context ends; yields its address."""
     server = http.server.ThreadingHTTPServer(("localhost", 0), _Handler)
     server.daemon_threads = True
+    # Clients that no longer wait for an answer are no news.
+    server.handle_error = lambda *_: None
     server.bucket, server.objects, server.uploads = name, {}, {}
     server.generations, server.lock = itertools.count(1), threading.RLock()
     threading.Thread(target=server.serve_forever, daemon=True).start()
