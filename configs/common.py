@@ -34,11 +34,15 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.data = ConfigDict()
     # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
     config.data.dataset = arguments["dataset"]
+    # A folder, or gs://BUCKET/FOLDER: copied to every machine once.
     config.data.data_dir = "data"
     config.data.height = 256
     config.data.width = 128
     # Processes that decode; 0 reads in threads, which is best on few cores.
     config.data.num_workers = 0
+    # Bytes of each device's memory that the decoded training set may take, such as
+    # 4 << 30: for hosts whose cores cannot keep up. 0 decodes for every batch.
+    config.data.resident_bytes = 0
 
     # Steps are applied in this order to the resized image.
     config.augment = ConfigDict()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pathlib
 import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 
 import reid_jax.models
 from data_pipelines import prepare, protocols, records, transforms
-from reid_jax import weights
+from reid_jax import storage, weights
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
 from reid_jax.runtime import checkpoint, sharding, workdir
@@ -99,11 +99,13 @@ def build_augment(config: Any) -> transforms.Augment:
 def open_split(config: Any, dataset: str, split: str) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 
+    Into a bucket nothing is rendered.
+
     Raises:
       UserError: if it is not prepared; the message names the command.
     """
     rendered = [n for n in records.joined_names(dataset) if n.startswith("synthetic/")]
-    if rendered:
+    if rendered and not storage.in_bucket(config.data.data_dir):
         for name in rendered if jax.process_index() == 0 else ():
             prepare.prepare(name, data_dir=config.data.data_dir)
         if jax.process_count() > 1:
@@ -145,7 +147,7 @@ def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:
 
 
 def restore(
-    config: Any, folder: pathlib.Path, mesh: jax.sharding.Mesh
+    config: Any, folder: epath.Path, mesh: jax.sharding.Mesh
 ) -> tuple[Method, Variables]:
     """The method of a checkpoint's folder with its variables, replicated on `mesh`.
 
@@ -200,6 +202,7 @@ LEAST = {
     "data.height": 1,
     "data.width": 1,
     "data.num_workers": 0,
+    "data.resident_bytes": 0,
     "evaluation.every_epochs": 0,
     "evaluation.batch_size": 1,
     "evaluation.query_block": 1,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from data_pipelines import loader
 from data_pipelines.protocols import Protocol
@@ -87,7 +87,7 @@ class Ranking:
 
     def draw(
         self,
-        path: pathlib.Path,
+        path: epath.Path,
         entry: dict[str, Any],
         size: tuple[int, int],
         visibility: Visibility | None = None,
@@ -100,7 +100,7 @@ class Ranking:
     def draw_beside(
         self,
         before: Ranking,
-        path: pathlib.Path,
+        path: epath.Path,
         entry: dict[str, Any],
         size: tuple[int, int],
         visibility: Visibility | None = None,
@@ -118,7 +118,7 @@ class Ranking:
         self,
         lists: dict[str, dict[int, np.ndarray]],
         rows: np.ndarray,
-        path: pathlib.Path,
+        path: epath.Path,
         title: str,
         size: tuple[int, int],
         visibility: Visibility | None,
@@ -163,7 +163,7 @@ class Ranking:
 
     def draw_pairs(
         self,
-        path: pathlib.Path,
+        path: epath.Path,
         examples: Examples,
         item: PairPicture,
         entry: dict[str, Any],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,14 +10,15 @@ import jax
 import numpy as np
 from absl import logging
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from data_pipelines import loader
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
 from reid_jax import evaluate, experiment
+from reid_jax.batches import Loader, TrainingBatches
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
@@ -93,6 +93,7 @@ class _Run:
     method: Method
     stages: tuple[Stage, ...]
     layout: TrainState
+    batches: TrainingBatches
     protocols: tuple[Protocol, ...]
     evaluator: evaluate.Evaluator
     checkpoints: Checkpoints
@@ -113,7 +114,7 @@ class _Run:
             field = f"config.stages.{stage.name}.identities"
             sharding.check_divides(stage.batch_size, mesh, field=field)
             _plan(records, stage, config.seed)
-        experiment.build_augment(config)
+        batches = TrainingBatches(config, records, method, mesh)
         shapes = experiment.example_batch(config, stages[0].batch_size)
         evaluator = evaluate.Evaluator(config, method, mesh)
         protocols = experiment.build_protocols(config)
@@ -138,6 +139,7 @@ class _Run:
             method=method,
             stages=stages,
             layout=state_layout(method, mesh, shapes=shapes),
+            batches=batches,
             protocols=protocols,
             evaluator=evaluator,
             checkpoints=checkpoints,
@@ -172,7 +174,7 @@ class _Run:
 
         The best state is one of the latest stage: an earlier one lacks what came after.
         """
-        folder = pathlib.Path(self.workdir) / "pictures"
+        folder = epath.Path(self.workdir) / "pictures"
         entries = evaluate.evaluate_protocols(
             self.evaluator,
             self.protocols,
@@ -309,7 +311,7 @@ class _StageLoop:
         return state
 
     def _after_step(
-        self, step: int, state: TrainState, data: loader.TrainLoader, log: StepLog
+        self, step: int, state: TrainState, data: Loader, log: StepLog
     ) -> None:
         """Evaluates, saves and stops where that is due after `step` steps."""
         config = self._config
@@ -335,30 +337,21 @@ class _StageLoop:
         every = round(every_epochs * self._plan.steps_per_epoch)
         return every > 0 and step % every == 0
 
-    def _save(self, step: int, state: TrainState, data: loader.TrainLoader) -> None:
+    def _save(self, step: int, state: TrainState, data: Loader) -> None:
         position = _Position(self._stage.index, step, self._offset + step)
         meta = self._run.meta(self._stage, position)
+        self._run.writer.flush()
         self._run.checkpoints.save(position.global_step, state, data, meta)
 
-    def _data(self) -> loader.TrainLoader:
+    def _data(self) -> Loader:
         """The stage's batches from its start on.
 
         The step is authoritative: batches are a pure function of it. The iterator's
         own state is read back where the processes are the ones that saved it.
         """
-        config, run = self._config, self._run
-        data = loader.train_loader(
-            run.records,
-            self._plan,
-            augment=experiment.build_augment(config),
-            image_size=experiment.image_size(config),
-            seed=config.seed,
-            stage_index=self._stage.index,
-            start_step=self._start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_workers=config.data.num_workers,
-            with_parts="parts" in run.method.train_inputs,
+        run = self._run
+        data = run.batches.of_stage(
+            self._plan, stage_index=self._stage.index, start_step=self._start
         )
         if self._resumed and run.checkpoints.meta()["process_count"] == (
             jax.process_count()

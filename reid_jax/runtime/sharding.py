@@ -69,11 +69,18 @@ def check_divides(batch_size: int, mesh: Mesh, *, field: str) -> None:
         )
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows, split over the mesh."""
+def put_batch(
+    batch: dict[str, np.ndarray | jax.Array], mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Global arrays from this process's rows, split over the mesh.
+
+    Arrays that are global already stay as they are.
+    """
     sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
+        name: rows
+        if isinstance(rows, jax.Array)
+        else jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
 

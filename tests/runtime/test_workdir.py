@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
 from reid_jax.runtime.metrics import MetricWriter
@@ -34,7 +35,7 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
 def test_a_file_is_no_workdir(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
-        workdir.check_writable(str(tmp_path / "f"))
+        storage.check_writable(tmp_path / "f")
 
 
 def test_a_workdir_is_held_by_one(tmp_path):
