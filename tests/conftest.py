@@ -10,6 +10,7 @@ from absl import flags
 
 from configs import aaformer, cacenet, common, drop, sanet
 from data_pipelines import prepare
+from reid_jax.runtime import sharding
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -26,6 +27,19 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return path
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """Makes the loop use the first n of the simulated devices."""
+    real = sharding.make_mesh
+
+    def use(count):
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
+        )
+
+    return use
 
 
 @pytest.fixture(scope="session")

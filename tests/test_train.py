@@ -14,7 +14,7 @@ import pytest
 
 from reid_jax import experiment, train
 from reid_jax.errors import UserError
-from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime import checkpoint
 from tests import toy_method
 from tests.conftest import CHECKOUT
 
@@ -39,19 +39,6 @@ def _state(workdir, step):
 
 def _assert_bitwise_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-@pytest.fixture
-def on_devices(monkeypatch):
-    """Makes the loop use the first n of the simulated devices."""
-    real = sharding.make_mesh
-
-    def use(count):
-        monkeypatch.setattr(
-            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
-        )
-
-    return use
 
 
 def test_a_run_leaves_results_checkpoints_and_pictures(
