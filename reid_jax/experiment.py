@@ -29,6 +29,7 @@ class Stage:
       index, name: its place in `Method.stages`.
       epochs: length; an epoch is `PKPlan.steps_per_epoch` batches.
       identities, images_per_identity: P and K of a batch.
+      micro_batches: parts of a batch that are differentiated one after the other.
       optimizer: with its schedule.
     """
 
@@ -38,11 +39,17 @@ class Stage:
     identities: int
     images_per_identity: int
     optimizer: OptimizerSpec
+    micro_batches: int = 1
 
     @property
     def batch_size(self) -> int:
         """Rows of the global batch."""
         return self.identities * self.images_per_identity
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows that the method sees at once."""
+        return self.batch_size // self.micro_batches
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -81,9 +88,29 @@ def build_stages(config: Any, method: Method) -> tuple[Stage, ...]:
             identities=config.stages[name].identities,
             images_per_identity=config.stages[name].images_per_identity,
             optimizer=OptimizerSpec(**config.stages[name].optimizer.to_dict()),
+            micro_batches=config.stages[name].micro_batches,
         )
         for index, name in enumerate(method.stages)
     )
+
+
+def check_split(stage: Stage, mesh: jax.sharding.Mesh, *, field: str) -> None:
+    """Raises UserError for a batch that cannot be cut as the stage and a mesh want it.
+
+    Args:
+      stage: whose batch.
+      mesh: each micro-batch is split over it.
+      field: where the batch size is chosen, for the message.
+    """
+    count = stage.micro_batches
+    if stage.identities % count or stage.identities < 2 * count:
+        raise UserError(
+            f"config.stages.{stage.name}.micro_batches={count} does not cut a batch of "
+            f"{stage.identities} identities into equal parts of two or more: change "
+            f"that or {field}"
+        )
+    kind = "micro-batch" if count > 1 else "batch"
+    sharding.check_divides(stage.micro_batch_size, mesh, field=field, kind=kind)
 
 
 def build_augment(config: Any) -> transforms.Augment:
@@ -219,6 +246,7 @@ LEAST_OF_STAGE = {
     # Fewer leave batch-hard mining without a negative or a positive.
     "identities": 2,
     "images_per_identity": 2,
+    "micro_batches": 1,
     "epochs": 1e-6,
     "optimizer.learning_rate": 0,
     "optimizer.weight_decay": 0,

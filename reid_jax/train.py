@@ -26,9 +26,8 @@ from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints, TrainState
 from reid_jax.runtime.metrics import MetricWriter, StepLog
-from reid_jax.runtime.optimizer import make_optimizer, schedule
 from reid_jax.runtime.preemption import PreemptionNotice
-from reid_jax.step import init_state, jit_step, next_state, state_layout
+from reid_jax.step import StageProgram
 
 
 class _Stopped(Exception):
@@ -92,7 +91,6 @@ class _Run:
     mesh: jax.sharding.Mesh
     method: Method
     stages: tuple[Stage, ...]
-    layout: TrainState
     batches: TrainingBatches
     protocols: tuple[Protocol, ...]
     evaluator: evaluate.Evaluator
@@ -112,10 +110,9 @@ class _Run:
         stages = experiment.build_stages(config, method)
         for stage in stages:
             field = f"config.stages.{stage.name}.identities"
-            sharding.check_divides(stage.batch_size, mesh, field=field)
+            experiment.check_split(stage, mesh, field=field)
             _plan(records, stage, config.seed)
         batches = TrainingBatches(config, records, method, mesh)
-        shapes = experiment.example_batch(config, stages[0].batch_size)
         evaluator = evaluate.Evaluator(config, method, mesh)
         protocols = experiment.build_protocols(config)
         for protocol in protocols:
@@ -138,7 +135,6 @@ class _Run:
             mesh=mesh,
             method=method,
             stages=stages,
-            layout=state_layout(method, mesh, shapes=shapes),
             batches=batches,
             protocols=protocols,
             evaluator=evaluator,
@@ -175,10 +171,11 @@ class _Run:
         The best state is one of the latest stage: an earlier one lacks what came after.
         """
         folder = epath.Path(self.workdir) / "pictures"
+        variables = experiment.without_rows(self.method, state.variables)
         entries = evaluate.evaluate_protocols(
             self.evaluator,
             self.protocols,
-            experiment.without_rows(self.method, state.variables),
+            sharding.gather(variables, self.mesh),
             stage=stage.name,
             step=step,
             picture_root=folder if pictures else None,
@@ -230,20 +227,14 @@ class _StageLoop:
         )
         self._resumed = run.resumed and stage.index == run.start.stage_index
         self._start = run.start.step if self._resumed else 0
-        rate = schedule(
-            stage.optimizer, epochs=stage.epochs, steps_per_epoch=plan.steps_per_epoch
-        )
-        self._optimizer = make_optimizer(
-            stage.optimizer, rate, frozen=run.method.frozen(stage.name)
-        )
-        self._step = jit_step(
+        self._program = StageProgram(
             run.method,
             stage,
-            self._optimizer,
-            rate,
+            run.mesh,
+            shapes=experiment.example_batch(config, run.stages[0].micro_batch_size),
             steps_per_epoch=plan.steps_per_epoch,
-            layout=run.layout,
-            mesh=run.mesh,
+            seed=config.seed,
+            shard_parameters=config.shard_parameters,
         )
         # `max_steps` counts over all stages; 0 is no limit.
         limit = config.max_steps - self._offset if config.max_steps else self._total
@@ -256,23 +247,12 @@ class _StageLoop:
 
     def initial_state(self, previous: TrainState | None) -> TrainState:
         """From the checkpoint, from the stage before, or fresh; born on the mesh."""
-        run, stage, optimizer = self._run, self._stage, self._optimizer
+        run, program = self._run, self._program
         if previous is not None:
-            make = jax.jit(
-                lambda v: next_state(v, stage, optimizer, seed=run.config.seed),
-                out_shardings=run.layout,
-            )
-            return make(previous.variables)
-
-        def fresh() -> TrainState:
-            shapes = experiment.example_batch(run.config, stage.batch_size)
-            return init_state(
-                run.method, stage, optimizer, shapes=shapes, seed=run.config.seed
-            )
-
+            return program.following(previous.variables)
         if self._resumed:
-            return run.checkpoints.restore(jax.eval_shape(fresh), run.layout)
-        state = jax.jit(fresh, out_shardings=run.layout)()
+            return run.checkpoints.restore(program.abstract(), program.layout)
+        state = program.fresh()
         if experiment.wants_pretrained(run.config):
             # An optimizer's first state does not depend on the parameters' values.
             loaded = experiment.load_pretrained(run.config, run.method, state.variables)
@@ -297,7 +277,7 @@ class _StageLoop:
                 bar.set_postfix_str("the first step is compiled first")
                 for step in range(self._start, self._end):
                     batch = sharding.put_batch(next(data), self._run.mesh)
-                    state, metrics = self._step(state, batch)
+                    state, metrics = self._program.step(state, batch)
                     log.add(step + 1, metrics)
                     self._after_step(step + 1, state, data, log)
         finally:
