@@ -39,9 +39,19 @@ ROWS: common.Rows = {
     "table4-7-layers": {"model.layers": 7},
     "table4-1x1": {"model.operation": 1},
     "table4-5x5": {"model.operation": 5},
+    # In no table: enhancement without the global branch.
+    "local-fixed": {"model.enhancement": "fixed", "model.global_branch": False},
+    "local-adaptive": {"model.global_branch": False},
 }
 
-LADDER = ("table3-hpnet", "table3-global", "table3-fixed", "")
+LADDER = (
+    "table3-hpnet",
+    "local-fixed",
+    "local-adaptive",
+    "table3-global",
+    "table3-fixed",
+    "",
+)
 """Rows that `benchmarks/ladder.py` trains; the empty name is the paper's system."""
 
 
