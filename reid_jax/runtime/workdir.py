@@ -81,7 +81,17 @@ def held(workdir: str) -> Iterator[None]:
                 f"another process is training in {workdir}; wait for it, stop it, or "
                 "name another --workdir"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            _remove_if_unused(pathlib.Path(workdir))
+
+
+def _remove_if_unused(folder: pathlib.Path) -> None:
+    """A run that was refused leaves no folder, behind."""
+    if [path.name for path in folder.iterdir()] == [".lock"]:
+        (folder / ".lock").unlink()
+        folder.rmdir()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,7 +46,17 @@ def test_a_workdir_is_held_by_one(tmp_path):
     ):
         pass
     with workdir.held(str(tmp_path)):
-        pass
+        (tmp_path / "results.json").touch()
+    assert (tmp_path / "results.json").exists()
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with (
+        pytest.raises(UserError, match="no such field"),
+        workdir.held(str(tmp_path / "run")),
+    ):
+        raise UserError("no such field")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_file_is_named(tmp_path):
