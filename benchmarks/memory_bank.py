@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sizes = sorted(int(size) for size in options.sizes.split(","))
         measure = measure_alone if options.alone else measure_step
-        for size in (0, *sizes):
+        for size in sizes:
             print(json.dumps(measure(size, options)), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,7 +60,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", default="1,4,16", help="M, comma-separated")
+    parser.add_argument(
+        "--sizes", default="0,1,4,16", help="M, comma-separated; 0 is part average"
+    )
     parser.add_argument("--batch", type=int, default=64, help="images of a batch")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")

@@ -4,10 +4,10 @@
 
 Reads the run's best checkpoint and its config. Prints, for the queries of its first
 protocol, which share of the places of each part the network finds (pixel accuracy, at
-the resolution of the parsing features) and how well the parts overlap (IoU); then the
-retrieval by global (G), foreground (F) and part embeddings (P), together and one by
-one, from the same parameters, as in Table 6. `parsing.json` in the run's folder has the
-same figures.
+the resolution of the parsing features), how well the parts overlap (IoU) and how many
+queries show them; then the retrieval by global (G), foreground (F) and part embeddings
+(P), together and one by one, from the same parameters, as in Table 6. `parsing.json` in
+the run's folder has the same figures.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import loader
-from data_pipelines.protocols import Protocol
+from data_pipelines.records import Records
 from reid_jax import evaluate, experiment
 from reid_jax.errors import UserError
 from reid_jax.losses.parsing import UNLABELLED, part_targets
-from reid_jax.models.method import Method, Variables
+from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
+from reid_jax.scoring import Ranking
 
 COMBINATIONS = {
     "G": ("global",),
@@ -40,6 +41,8 @@ COMBINATIONS = {
     "F+P": ("foreground", "parts"),
     "G+F+P": ("global", "foreground", "parts"),
 }
+BLOCK = 256
+"""Queries ranked at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,28 +65,40 @@ def measure(run: pathlib.Path) -> dict[str, Any]:
     """All figures of a run's best checkpoint."""
     folder = checkpoint.find(str(run))
     config = ConfigDict(workdirs.read_json(run / "config.json"))
+    if "embeddings" not in config.model:
+        raise UserError(f"{run} is no run of DROP: it has no config.model.embeddings")
+    config.model.embeddings = COMBINATIONS["G+F+P"]
     mesh = sharding.make_mesh()
     method, variables = experiment.restore(config, folder, mesh)
     protocol = experiment.build_protocols(config)[0]
-    names = getattr(method, "part_names", None)
-    if names is None:
-        raise UserError(f"{run} is no run of DROP: its method has no parts")
+    evaluator = evaluate.Evaluator(config, method, mesh)
+    query, gallery = (
+        experiment.open_split(config, protocol.dataset, split)
+        for split in (protocol.query_split, protocol.gallery_split)
+    )
+    embedded = (
+        evaluator.embed_records(variables, query, "query"),
+        evaluator.embed_records(variables, gallery, "gallery"),
+    )
     figures: dict[str, Any] = {"protocol": protocol.name, "checkpoint": folder.name}
     if method.regions == "parsing":
-        figures["parsing"] = parsing(config, method, variables, protocol)
-    step = checkpoint.read_meta(folder)["global_step"]
+        figures["parsing"] = parsing(config, method, variables, query)
+        visible = embedded[0]["visibility"][:, 2:].mean(0)
+        for name, share in zip(method.part_names, visible, strict=True):
+            figures["parsing"]["parts"][name]["visible"] = float(share)
     figures["retrieval"] = {
-        title: retrieval(config, embeddings, folder, protocol, mesh, step)
-        for title, embeddings in (COMBINATIONS | {n: (n,) for n in names}).items()
+        title: retrieval(method, embedded, names, Ranking(protocol, query, gallery))
+        for title, names in (
+            COMBINATIONS | {name: (name,) for name in method.part_names}
+        ).items()
     }
     return figures
 
 
 def parsing(
-    config: ConfigDict, method: Method, variables: Variables, protocol: Protocol
+    config: ConfigDict, method: Method, variables: Variables, records: Records
 ) -> dict[str, Any]:
-    """Pixel accuracy and IoU of the background and every part, over the queries."""
-    records = experiment.open_split(config, protocol.dataset, protocol.query_split)
+    """Pixel accuracy and IoU of the background and every part, over some images."""
     experiment.check_parts(method, records, ("parts",))
 
     @jax.jit
@@ -125,22 +140,25 @@ def parsing(
 
 
 def retrieval(
-    config: ConfigDict,
-    embeddings: tuple[str, ...],
-    folder: pathlib.Path,
-    protocol: Protocol,
-    mesh: jax.sharding.Mesh,
-    step: int,
+    method: Method,
+    embedded: tuple[Embedding, Embedding],
+    names: tuple[str, ...],
+    ranking: Ranking,
 ) -> dict[str, float]:
-    """Metrics of the checkpoint when images are compared by `embeddings`."""
-    config = ConfigDict(config.to_dict())
-    config.model.embeddings = embeddings
-    method, variables = experiment.restore(config, folder, mesh)
-    evaluator = evaluate.Evaluator(config, method, mesh)
-    (entry,) = evaluate.evaluate_protocols(
-        evaluator, (protocol,), variables, stage=method.stages[0], step=step
+    """Metrics when images are compared by some of G, F and the parts, all embedded."""
+    known = ("global", "foreground", *method.part_names)
+    parts = method.part_names if "parts" in names else ()
+    kept = np.isin(known, (*names, *parts))
+    query, gallery = (
+        {name: values[:, kept] for name, values in embedding.items()}
+        for embedding in embedded
     )
-    return entry["metrics"]
+    for start in range(0, len(query["parts"]), BLOCK):
+        rows = slice(start, start + BLOCK)
+        block = {name: values[rows] for name, values in query.items()}
+        numbers = np.arange(start, start + len(block["parts"]))
+        ranking.update(numbers, method.distance(block, gallery))
+    return ranking.figures()["metrics"]
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -149,18 +167,16 @@ def report(figures: dict[str, Any]) -> str:
     if "parsing" in figures:
         parsing = figures["parsing"]
         lines += [
-            "| part | pixel accuracy | IoU | share of the pixels |",
-            "|---|---|---|---|",
+            "| part | pixel accuracy | IoU | share of the places | visible in |",
+            "|---|---|---|---|---|",
         ]
+        for name, part in parsing["parts"].items():
+            keys = ("accuracy", "iou", "share", "visible")
+            cells = [f"{part[key]:.1%}" if key in part else "" for key in keys]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines += [
-            f"| {name} | "
-            + " | ".join(f"{part[key]:.1%}" for key in ("accuracy", "iou", "share"))
-            + " |"
-            for name, part in parsing["parts"].items()
-        ]
-        lines += [
-            f"| all | {parsing['pixel_accuracy']:.1%} | | |",
-            f"| all parts | {parsing['pixel_accuracy_of_parts']:.1%} | | |",
+            f"| all | {parsing['pixel_accuracy']:.1%} | | | |",
+            f"| all parts | {parsing['pixel_accuracy_of_parts']:.1%} | | | |",
             "",
         ]
     lines += ["| embeddings | rank-1 | mAP |", "|---|---|---|"]

@@ -115,7 +115,8 @@ class Evaluator:
         if before:
             entry["metrics_before_pairs"] = before.figures()["metrics"]
         if picture_dir is not None:
-            seen = _visibility(query_embedding, gallery_embedding)
+            titles = self._method.visibility_titles
+            seen = _visibility(query_embedding, gallery_embedding, titles)
             ranking.draw(picture_dir / "ranking.png", entry, self._size, seen)
             title = f"{protocol.name}, step {step}"
             self._draw_method(variables, query, picture_dir, title)
@@ -380,11 +381,15 @@ def _local(variables: Variables) -> Variables:
     return jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
 
 
-def _visibility(query: Embedding, gallery: Embedding) -> Visibility | None:
-    """Which parts are visible, on the host, where the method knows it."""
-    if "visibility" not in query:
+def _visibility(
+    query: Embedding, gallery: Embedding, titles: tuple[str, ...]
+) -> Visibility | None:
+    """Which parts are visible, on the host, where there are any to draw."""
+    if "visibility" not in query or (titles and not any(titles)):
         return None
-    return np.asarray(query["visibility"]), np.asarray(gallery["visibility"])
+    drawn = np.flatnonzero(titles) if titles else slice(None)
+    seen = (np.asarray(side["visibility"])[:, drawn] for side in (query, gallery))
+    return Visibility(*seen, tuple(filter(None, titles)))
 
 
 def _bar(total: int, what: str, unit: str = "img") -> tqdm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +22,13 @@ PICTURED_RANKS = 10
 COMPARED_QUERIES = 5
 """Of so many, a picture has two lists: before and after pairs were scored."""
 
-Visibility = tuple[np.ndarray, np.ndarray]
-"""Which parts of the query images [Nq, K] and gallery images [Ng, K] are visible."""
+
+class Visibility(NamedTuple):
+    """Which parts are visible: bool or float [Nq, K] and [Ng, K], and their names."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+    titles: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +134,9 @@ class Ranking:
         query, gallery = self._batches(rows, np.maximum(nearest, 0), size)
         seen = {}
         if visibility is not None:
-            seen["query_visibility"] = visibility[0][rows]
-            seen["gallery_visibility"] = visibility[1][nearest]
+            seen["query_visibility"] = visibility.query[rows]
+            seen["gallery_visibility"] = visibility.gallery[nearest]
+            seen["part_titles"] = visibility.titles
         notes = list(lists) * (len(rows) // len(lists))
         pictures.ranking_lists(
             path,

@@ -233,8 +233,10 @@ def test_lists_before_and_after_pairs_are_scored(drawn, tmp_path):
     right = gallery["person"][nearest] == query["person"][rows][:, None]
     np.testing.assert_array_equal(rest["correct"], right)
     q, g = (np.asarray(e["visibility"]) for e in seen)
-    np.testing.assert_array_equal(rest["query_visibility"], q[rows])
-    np.testing.assert_array_equal(rest["gallery_visibility"], g[nearest])
+    # What has no name is not drawn.
+    np.testing.assert_array_equal(rest["query_visibility"], q[rows][:, [0, 2]])
+    np.testing.assert_array_equal(rest["gallery_visibility"], g[nearest][..., [0, 2]])
+    assert rest["part_titles"] == ("upper", "lower")
     assert rest["row_group"] == 2
     assert [c.split("; ")[1] for c in rest["captions"]] == 5 * ["before", "after"]
 

@@ -66,6 +66,21 @@ def test_no_squares_where_visibility_is_unknown_or_the_place_empty(tmp_path):
     assert boxes(bare, sheet.INK, smallest=12) == []
 
 
+def test_the_legend_names_the_parts(tmp_path):
+    values = {
+        "query_visibility": np.ones((2, 3)),
+        "gallery_visibility": np.ones((2, 2, 3)),
+    }
+    bare = lists(tmp_path / "bare.png", **values)
+    named = lists(tmp_path / "named.png", **values, part_titles=("head", "b", "c"))
+
+    def swatches(picture):
+        colours = map(pictures.group_colour, range(3))
+        return [len(boxes(picture, colour, smallest=12)) for colour in colours]
+
+    assert (swatches(bare), swatches(named)) == ([0, 0, 0], [1, 1, 1])
+
+
 def test_rows_that_belong_together_stand_closer(tmp_path):
     tops = []
     for group in (1, 2):

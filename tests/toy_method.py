@@ -48,6 +48,7 @@ class Method(method.Method):
     stages = ("first", "second")
     train_inputs = ("parts",)
     row_axes = types.MappingProxyType({"bank": 1})
+    visibility_titles = ("upper", "", "lower")
 
     def __init__(
         self,

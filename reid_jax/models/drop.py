@@ -397,6 +397,8 @@ class Method(method.Method):
                     f"{len(self.part_names)} part_names: set both together"
                 )
         self.embeddings = _tokens(embeddings, self.part_names)
+        titles = ("", "", *self.part_names)
+        self.visibility_titles = tuple(titles[token] for token in self.embeddings)
         if triplet == "pct":
             if bank_batches < 1:
                 raise UserError(f"bank_batches={bank_batches}: M is at least 1")

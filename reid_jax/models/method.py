@@ -146,6 +146,10 @@ class Method:
     """Collections beside `params` whose arrays have an axis of batch rows, and which
     axis, such as {"bank": 1}: it is sharded over the devices as the batch is."""
 
+    visibility_titles: tuple[str, ...] = ()
+    """What pictures call the parts of an Embedding's `visibility`, in its order; ""
+    for one that is always visible, which is not drawn."""
+
     pretrained_copies: Mapping[str, str] = types.MappingProxyType({})
     """Modules that start as copies of pretrained ones, by path in a collection, such
     as {"branch/layer4": "backbone/layer4"}."""

@@ -30,6 +30,7 @@ def ranking_lists(
     title: str = "",
     query_visibility: np.ndarray | None = None,
     gallery_visibility: np.ndarray | None = None,
+    part_titles: Sequence[str] = (),
     row_group: int = 1,
 ) -> None:
     """Draws one row per query: the query, then its nearest gallery images.
@@ -48,6 +49,7 @@ def ranking_lists(
       title: data set, protocol and metrics.
       query_visibility: bool [n, K] or float in [0, 1], visible above 0.5, if known.
       gallery_visibility: the same, [n, k, K].
+      part_titles: names of the K parts for the legend, if there are.
       row_group: so many rows belong together, such as two lists of one query.
     """
     correct, present = np.asarray(correct), np.asarray(present)
@@ -73,6 +75,10 @@ def ranking_lists(
         legend += [
             (_square(sheet.INK, visible=True, size=12), "part visible"),
             (_square(sheet.INK, visible=False, size=12), "part not visible"),
+            *(
+                (sheet.swatch(group_colour(part)), name)
+                for part, name in enumerate(part_titles)
+            ),
         ]
     ranks = [str(rank + 1) for rank in range(correct.shape[1])]
     headers = ["query", *ranks]

@@ -374,7 +374,9 @@ def test_what_is_compared_is_chosen_when_testing():
     distances = method.distance(chosen, chosen)
     assert distances.shape == (8, 8)
     np.testing.assert_allclose(distances, distances.T, atol=1e-6)
+    assert method.visibility_titles == ("legs", "head")
     np.testing.assert_array_equal(make().embeddings, [1, 2, 3, 4])
+    assert make().visibility_titles == ("", "head", "body", "legs")
     np.testing.assert_array_equal(make(embeddings=("global",)).embeddings, [0])
 
 
