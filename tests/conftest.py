@@ -140,11 +140,12 @@ def drop_config(tiny_data):
 
 @pytest.fixture
 def sanet_config(tiny_data):
-    """SANet's demo, smaller still: two layers of cells, one part and the body."""
+    """SANet's demo, smaller still: two layers of cells and one part."""
     config = sanet.get_config("demo")
     _shrink(config, tiny_data)
     config.data.height, config.data.width = 48, 32
     config.model.update(width=2, layers=2, enhancement_width=4, mask_width=3)
     config.model.update(part_groups=((1, 2, 3, 4),), part_names=("upper",))
+    config.model.global_branch = False
     config.stages.train.epochs = 1.0
     return config

@@ -564,12 +564,12 @@ class Method(method.Method):
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Eq. 7: the mean over branches that are visible in both images."""
-        sides = (
-            x
-            for side in (query, gallery)
-            for x in (side["parts"], side["visibility"] > 0)
+        return visible_euclidean(
+            query["parts"],
+            query["visibility"] > 0,
+            gallery["parts"],
+            gallery["visibility"] > 0,
         )
-        return visible_euclidean(*sides)
 
     def _test(self, variables: method.Variables, images: jax.Array) -> dict[str, Any]:
         return self.module.apply(variables, self.standardise(images), train=False)

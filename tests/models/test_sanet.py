@@ -504,7 +504,7 @@ def test_training_step_is_finite(path):
 
 
 def test_one_and_eight_devices_agree():
-    method = make()
+    method = make(part_groups=((1, 2),), part_names=("a",))
     variables, data, rng = variables_of(method), batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     run = step(method)
