@@ -366,6 +366,7 @@ class Method(method.Method):
         many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the convolutions.
+      remat: compute the ResNet's blocks, in all four stages, again for their gradients.
     """
 
     train_inputs = ("parts",)
@@ -404,6 +405,7 @@ class Method(method.Method):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         dtype: str = "float32",
+        remat: bool = False,
     ):
         del image_size
         check_choices(
@@ -430,7 +432,9 @@ class Method(method.Method):
             : len(self.part_groups) + global_branch
         ]
         common = {"bn_groups": bn_groups, "dtype": dtype}
-        backbone = ResNet(blocks=tuple(blocks[:3]), width=width, ibn=ibn, **common)
+        backbone = ResNet(
+            blocks=tuple(blocks[:3]), width=width, ibn=ibn, remat=remat, **common
+        )
         # Makers, not modules: a module that is handed on is shared by its users.
         cell = partial(
             Cell,
@@ -454,6 +458,7 @@ class Method(method.Method):
                 blocks=blocks[3],
                 width=8 * width,
                 stride=last_stride,
+                remat=remat,
                 **common,
             ),
             num_classes,
