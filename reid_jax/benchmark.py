@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -160,6 +161,8 @@ def _launch(config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": f"{config.name}-{config.variant}",
         "method": config.method,
+        "command": manifest["command"],
+        "cpu_count": os.cpu_count(),
         "processes": manifest["process_count"],
         "python": manifest["python"],
         "versions": {name: packages[name] for name in ("jax", "jaxlib", "flax")},

