@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from reid_jax import sweep, train, workloads
-from reid_jax.backbones import vit
+from reid_jax.backbones.attention import IMPLEMENTATIONS, self_attention
 from reid_jax.benchmark import Request, benchmark
 from reid_jax.retrieval.ranking import Labels, Ranker, on_accelerator
 from reid_jax.runtime import sharding
@@ -87,17 +87,24 @@ def test_ranks_are_those_of_the_host():
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
-def test_attention_is_that_of_jax(implementation):
-    keys = jax.random.split(jax.random.key(0), 3)
-    rows = [jax.random.normal(k, (8, 211, 12, 64), jnp.bfloat16) for k in keys]
-    ours = jax.jit(lambda *x: vit.attention(*x)[0])(*rows)
-    theirs = jax.jit(
-        lambda *x: jax.nn.dot_product_attention(*x, implementation=implementation)
-    )(*rows)
-    np.testing.assert_allclose(
-        ours.astype(np.float32), theirs.astype(np.float32), atol=2e-2
-    )
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_implementations_of_attention_agree(implementation):
+    """Output and gradients in bfloat16, against float32."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    *rows, weights = (jax.random.normal(k, (8, 211, 12, 64)) for k in keys)
+
+    def run(implementation, rows):
+        attend = self_attention(implementation, train=True)
+        output, pull = jax.vjp(lambda *rows: attend(*rows)[0], *rows)
+        return output, *pull(weights.astype(output.dtype))
+
+    run = jax.jit(run, static_argnums=0)
+    found = run(implementation, [x.astype(jnp.bfloat16) for x in rows])
+    with jax.default_matmul_precision("highest"):
+        wanted = run("einsum", rows)
+    for a, b in zip(found, wanted, strict=True):
+        gap = np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
+        assert gap < 2e-2
 
 
 def test_a_feature_is_that_of_the_cpu():
