@@ -150,21 +150,21 @@ def test_runs_are_the_same_on_any_number_of_devices_and_resumed(
     cut_toy, tmp_path, on_devices
 ):
     toy_method.TRACES.clear()
-    on_devices(8)
+    on_devices(2)
     straight = train.train_and_evaluate(cut_toy, str(tmp_path / "straight"))
     assert toy_method.TRACES == ["first", "second"]
     steps = len(_losses(tmp_path / "straight"))
-    for stop in (1, steps - 1, 0):
+    for stop in (steps - 1, 0):
         cut_toy.max_steps = stop
         resumed = train.train_and_evaluate(cut_toy, str(tmp_path / "parts"))
     assert resumed == straight
     _assert_bitwise_equal(
         _state(tmp_path / "parts", steps), _state(tmp_path / "straight", steps)
     )
-    on_devices(1)
-    train.train_and_evaluate(cut_toy, str(tmp_path / "one"))
+    on_devices(8)
+    train.train_and_evaluate(cut_toy, str(tmp_path / "eight"))
     np.testing.assert_allclose(
-        list(_losses(tmp_path / "one").values()),
+        list(_losses(tmp_path / "eight").values()),
         list(_losses(tmp_path / "straight").values()),
         rtol=1e-5,
     )
