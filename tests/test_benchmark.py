@@ -120,7 +120,6 @@ def test_the_step_is_the_training_loops(toy_config, tmp_path, monkeypatch):
 
 
 def test_pmap_sees_each_device_s_rows_alone(toy_config, tmp_path):
-    toy_config.model.rows = 4
     request = Request(measures=["pmap"], devices=[2], windows=1)
     lines = benchmark(toy_config, str(tmp_path), request)
     assert [line["what"] for line in lines] == ["pmap:first", "pmap:second"]
@@ -148,7 +147,6 @@ def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
 
 
 def test_layouts_and_micro_batches_are_fields_to_sweep(toy_config, tmp_path):
-    toy_config.model.rows = 4
     request = Request(
         measures=["train"],
         devices=[2],
