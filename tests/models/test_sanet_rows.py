@@ -103,8 +103,8 @@ def test_row(row):
         assert one["parts"].shape == (1, branches, D)
 
 
-@pytest.mark.parametrize("row", config_file.LADDER)
-def test_ladder_works_on_the_demo(row):
+@pytest.mark.parametrize("row", [config_file.LADDER[0], config_file.LADDER[-1]])
+def test_the_ends_of_the_ladder_work_on_the_demo(row):
     config = config_file.get_config(f"demo,row={row}" if row else "demo")
     method = experiment.build_method(config, num_classes=9)
     trace_step(method, experiment.example_batch(config, 8))
