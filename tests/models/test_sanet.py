@@ -226,8 +226,15 @@ def test_enhancement_equals_loops(mode):
     fields, train, alpha = MODES[mode]
     module = enhancement(**fields)
     variables = enhancement_variables(module)
-    found, routes = enhance(module, train)(variables, some_maps())
+    run = enhance(module, train)
+    found, routes = run(variables, some_maps())
     activity, paths = (np.asarray(routes[key]) for key in ("activity", "paths"))
+    # Other images take other routes through the same program.
+    programs = run._cache_size()
+    _, other = run(variables, some_maps(seed=1))
+    fixed = not fields.get("adaptive", True)
+    assert np.array_equal(other["activity"], activity, equal_nan=True) == fixed
+    assert run._cache_size() == programs
 
     def drawn(layer, scale, logits):
         """The samples, as the routes tell them."""
@@ -489,7 +496,7 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS)
 def test_training_step_is_finite(path):
-    method = make(**PATHS[path])
+    method = make(global_branch=False, **PATHS[path])
     data = batch()
     data["parts"][data["parts"] == 5] = data["parts"][data["parts"] == 3] = 0
     variables = variables_of(method)
