@@ -26,6 +26,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -131,7 +132,8 @@ def routes(config: Any, run: str) -> Iterator[dict[str, Any]]:
         name = f"{count} of {len(method.part_groups)} parts"
         yield {"images": name, **_described(chosen[seen == count, 0])}
     for name, values in {"parts that show": seen, "share of person": share}.items():
-        correlation, p = stats.spearmanr(values, coarse[:, 0])
+        with warnings.catch_warnings(action="ignore"):  # of constants: there is none
+            correlation, p = stats.spearmanr(values, coarse[:, 0])
         yield {
             "coarseness by": name,
             "correlation": _short(correlation),
@@ -149,13 +151,13 @@ def routes(config: Any, run: str) -> Iterator[dict[str, Any]]:
 
 def _described(chosen: np.ndarray) -> dict[str, Any]:
     """Figures of the scales [N, L] of the cells that N images pass."""
-    coarse = chosen.mean(1)
+    coarse, layers = chosen.sum(1), chosen.shape[1]  # integers: no rounding
     shares = [np.mean(chosen == scale) for scale in range(len(SCALES))]
     return {
         "count": len(chosen),
         "different routes": len(np.unique(chosen, axis=0)),
-        "coarseness": _short(coarse.mean()),
-        "standard error": _short(coarse.std() / len(coarse) ** 0.5),
+        "coarseness": _short(coarse.mean() / layers),
+        "standard error": _short(coarse.std() / layers / len(coarse) ** 0.5),
         "cells at scale": dict(zip(SCALES, map(_short, shares), strict=True)),
     }
 

@@ -596,7 +596,7 @@ class Method(method.Method):
         maps, titles = [branches], self.branch_names
         if outputs["routes"]:
             maps = [third[:, None], enhanced[:, None], *maps]
-            titles = ("before enhancement", "after it", *titles)
+            titles = ("before AFE", "after AFE", *titles)
             pictures["routes"] = method.Routes(**outputs["routes"], scales=SCALES)
         values = relative(jnp.concatenate(maps, axis=1))
         pictures["activation"] = method.Maps(values, titles)
