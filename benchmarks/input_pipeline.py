@@ -3,8 +3,10 @@ r"""Images per second that the training input pipeline decodes and augments.
     python -m benchmarks.input_pipeline --dataset=synthetic/holistic_demo \
         --data_dir=data
 
-Prints one JSON line per setting: one core without workers, then two worker processes.
-Nothing but the pipeline runs meanwhile, so the figure is what it can deliver.
+Prints one JSON line per setting: one core without workers, two worker processes, and
+batches from the device's memory (`config.data.resident_bytes`), with the ratio to one
+core that decodes. Nothing but the pipeline runs meanwhile, so the figure is what it can
+deliver; on a CPU the "device" is the same core.
 """
 
 import argparse
@@ -14,8 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 
+import jax
+
 from data_pipelines import loader, records, sampling, transforms
+from reid_jax import resident
 from reid_jax.errors import UserError
+from reid_jax.runtime import sharding
 
 STEPS = ("flip", "pad_crop", "random_erasing")
 
@@ -61,6 +67,34 @@ def measure(
     return result
 
 
+def measure_resident(
+    stored: records.Records,
+    *,
+    image_size: tuple[int, int],
+    batches: int,
+    with_parts: bool,
+) -> dict[str, float]:
+    """Times `batches` batches of 16 x 4 images that are gathered on the device."""
+    plan = sampling.PKPlan(stored.person, identities=16, images_per_identity=4, seed=0)
+    begin = time.perf_counter()
+    decoded = resident.ResidentSet(
+        stored, sharding.make_mesh(), image_size=image_size, with_parts=with_parts
+    )
+    batches_of = resident.ResidentLoader(
+        decoded, stored, plan, augment=transforms.build(STEPS), seed=0
+    )
+    jax.block_until_ready(next(batches_of))
+    first = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for _ in range(batches):
+        jax.block_until_ready(next(batches_of))
+    elapsed = time.perf_counter() - begin
+    return {
+        "images_per_second": round(batches * plan.batch_size / elapsed, 1),
+        "first_batch_seconds": round(first, 3),
+    }
+
+
 def settings() -> list[tuple[int, set[int]]]:
     """(worker processes, cores that may be used) of each measurement."""
     cores = os.sched_getaffinity(0)
@@ -88,6 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"input_pipeline: {error}", file=sys.stderr)
         return 2
     every_core = os.sched_getaffinity(0)
+    about = {
+        "dataset": args.dataset,
+        "image_size": [args.height, args.width],
+        "steps": STEPS,
+        "with_parts": args.with_parts,
+    }
+    rates = []
     for num_workers, cores in settings():
         # Threads and processes that start from here on inherit it.
         os.sched_setaffinity(0, cores)
@@ -100,16 +141,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         used = min(len(cores), max(1, num_workers))
         line = {
-            "dataset": args.dataset,
-            "image_size": [args.height, args.width],
-            "steps": STEPS,
-            "with_parts": args.with_parts,
+            **about,
             "num_workers": num_workers,
             "cores": used,
             **result,
             "images_per_second_per_core": round(result["images_per_second"] / used, 1),
         }
+        rates.append(result["images_per_second"])
         print(json.dumps(line), flush=True)
+    os.sched_setaffinity(0, {min(every_core)})
+    result = measure_resident(
+        stored,
+        image_size=(args.height, args.width),
+        batches=args.batches,
+        with_parts=args.with_parts,
+    )
+    ratio = round(result["images_per_second"] / rates[0], 1)
+    device = jax.devices()[0].device_kind
+    line = {**about, "resident": True, "device": device, **result}
+    print(json.dumps(line | {"ratio_to_one_core": ratio}), flush=True)
     os.sched_setaffinity(0, every_core)
     return 0
 

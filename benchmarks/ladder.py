@@ -24,6 +24,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from reid_jax.errors import UserError
 from reid_jax.runtime.workdir import write_json, write_text
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path, _, arguments = options.config.partition(":")
         rows = _rows(path, options.rows)
         stem = "-".join(re.findall(r"\w+", f"{pathlib.Path(path).stem}-{arguments}"))
-        workdir = pathlib.Path(options.workdir or f"runs/ladder-{stem}")
+        workdir = epath.Path(options.workdir or f"runs/ladder-{stem}")
         runs = _order(rows, options.seeds)
         found: dict[str, list[dict[str, Any]]] = {}
         for number, (row, seed) in enumerate(runs, start=1):
@@ -111,7 +113,7 @@ def _order(rows: Sequence[str], seeds: int) -> list[tuple[str, int]]:
 
 
 def _run(
-    config: str, folder: pathlib.Path, seed: int, further: Sequence[str]
+    config: str, folder: epath.Path, seed: int, further: Sequence[str]
 ) -> dict[str, Any]:
     """The first entry of the run's results, trained now unless it was before."""
     record = folder / "ladder.json"

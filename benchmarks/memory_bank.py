@@ -31,13 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import drop
-from reid_jax import experiment, step
+from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.layers import memory_bank
 from reid_jax.losses.part_triplet import part_average_triplet
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
-from reid_jax.runtime.optimizer import make_optimizer, schedule
+from reid_jax.step import StageProgram
 
 IDENTITIES, IMAGES = 702, 4
 STEPS_PER_EPOCH = 100
@@ -174,36 +174,21 @@ def _labels(rows: int) -> jax.Array:
 def _compile(config: Any, method: Method, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """A fresh state on the mesh, and the step as `train.py` compiles it."""
     (stage,) = experiment.build_stages(config, method)
-    rate = schedule(
-        stage.optimizer, epochs=stage.epochs, steps_per_epoch=STEPS_PER_EPOCH
-    )
-    optimizer = make_optimizer(stage.optimizer, rate)
     shapes = experiment.example_batch(config, stage.batch_size)
-    layout = step.state_layout(method, mesh, shapes=shapes)
-
-    def fresh() -> Any:
-        state = step.init_state(method, stage, optimizer, shapes=shapes, seed=0)
-        filled = {
-            name: _full(value) if name == "bank" else value
-            for name, value in state.collections.items()
-        }
-        return state.replace(collections=filled)
-
-    state = jax.jit(fresh, out_shardings=layout)()
-    jitted = step.jit_step(
-        method,
-        stage,
-        optimizer,
-        rate,
-        steps_per_epoch=STEPS_PER_EPOCH,
-        layout=layout,
-        mesh=mesh,
+    program = StageProgram(
+        method, stage, mesh, shapes=shapes, steps_per_epoch=STEPS_PER_EPOCH, seed=0
     )
     places = sharding.batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places), shapes
     )
-    return state, jitted.lower(state, batch).compile()
+    state = program.fresh()
+    if "bank" in state.collections:
+        # Where its rows lie is the program's to say; what they are is not.
+        full = jax.jit(_full, out_shardings=program.layout.collections["bank"])
+        bank = full(state.collections["bank"])
+        state = state.replace(collections={**state.collections, "bank": bank})
+    return state, program.step.lower(state, batch).compile()
 
 
 def _batch(config: Any, size: int) -> dict[str, np.ndarray]:

@@ -9,9 +9,13 @@ network take for one image with every cell computed, and with those of its route
 trained ones, so routes are also forced to stay at the finest scale, which is the
 dearest, and to go down to the coarsest, the cheapest.
 
-The second embeds queries and gallery of a run's protocol and prints where their routes
-lead, by how many of the four parts the labels show and by how much of the picture is
-person. It needs part labels in the test data, as the synthetic pedestrians have.
+The second runs queries and gallery of a run's protocol and prints how coarse their
+routes are (0: all cells at the finest scale; 2: all at the coarsest): by how many of
+the parts the labels show, with Spearman's correlation over all images and its p-value;
+likewise by how much of the picture is person; and for the same images enlarged, which
+leaves the share of each side in the middle that `--keep` names, with the mean change
+and the p-value of a paired t-test. It needs part labels in the test data, as the
+synthetic pedestrians have.
 
 Lines of JSON.
 """
@@ -26,11 +30,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
+from scipy import stats
 
 from data_pipelines import loader
 from reid_jax import experiment
@@ -43,6 +49,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
 RUN = flags.DEFINE_string("run", "", "a run's folder: prints its routes, not times")
 REPETITIONS = flags.DEFINE_integer("repetitions", 20, "times each is measured")
 BATCH = flags.DEFINE_integer("batch", 8, "images of the batch that is compared with")
+KEEP = flags.DEFINE_multi_float("keep", (0.8, 0.6, 0.4), "shares that enlarging keeps")
 
 ROUTES = {"random": 0.0, "finest": -1e3, "coarsest": 1e3}
 """What is added to the bias of the gates' exits per scale that they go down."""
@@ -115,41 +122,57 @@ def _times(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def routes(config: Any, run: str) -> Iterator[dict[str, Any]]:
-    """Where the images of a protocol go, by how much of the person they show."""
+    """How coarse the routes of a protocol's images are, by what the images show."""
     folder = checkpoint.find(run)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     method, variables = experiment.restore(config, folder, mesh)
     (protocol, *_) = experiment.build_protocols(config)
-    activity, seen, share = _measured(config, method, variables, protocol)
-    groups = {f"{n} parts": seen == n for n in range(5)}
-    thirds = np.quantile(share, [1 / 3, 2 / 3])
-    size = np.digitize(share, thirds)
-    names = ("smallest third", "middle third", "largest third")
-    groups |= {f"person, {name}": size == i for i, name in enumerate(names)}
-    for name, rows in {"all": np.ones(len(seen), bool), **groups}.items():
-        if rows.any():
-            yield {"images": name, **_described(activity[rows])}
+    chosen, seen, share = _measured(config, method, variables, protocol)
+    coarse = chosen.mean(2)
+    yield {"images": "all", **_described(chosen[:, 0])}
+    for count in np.unique(seen):
+        name = f"{count} of {len(method.part_groups)} parts"
+        yield {"images": name, **_described(chosen[seen == count, 0])}
+    for name, values in {"parts that show": seen, "share of person": share}.items():
+        correlation, p = stats.spearmanr(values, coarse[:, 0])
+        yield {
+            "coarseness by": name,
+            "correlation": _short(correlation),
+            "p": _short(p),
+        }
+    for index, keep in enumerate(KEEP.value, start=1):
+        change = coarse[:, index] - coarse[:, 0]
+        yield {
+            "images": f"all, middle {keep:g} of each side",
+            **_described(chosen[:, index]),
+            "change": _short(change.mean()),
+            "p": _short(stats.ttest_1samp(change, 0).pvalue),
+        }
 
 
-def _described(activity: np.ndarray) -> dict[str, Any]:
-    """Figures of activities [N, L, S]."""
-    chosen = np.nan_to_num(activity).argmax(2)
-    shares = np.nan_to_num(activity).mean(0)
+def _described(chosen: np.ndarray) -> dict[str, Any]:
+    """Figures of the scales [N, L] of the cells that N images pass."""
+    coarse = chosen.mean(1)
+    shares = [np.mean(chosen == scale) for scale in range(len(SCALES))]
     return {
-        "count": len(activity),
-        "routes": len(np.unique(chosen, axis=0)),
-        "mean scale of the last layer": round(float(chosen[:, -1].mean()), 3),
-        "standard error": round(float(chosen[:, -1].std() / len(chosen) ** 0.5), 3),
-        "share of scales " + ", ".join(SCALES): np.round(
-            shares.astype(float), 3
-        ).tolist(),
+        "count": len(chosen),
+        "different routes": len(np.unique(chosen, axis=0)),
+        "coarseness": _short(coarse.mean()),
+        "standard error": _short(coarse.std() / len(coarse) ** 0.5),
+        "cells at scale": dict(zip(SCALES, map(_short, shares), strict=True)),
     }
+
+
+def _short(value: float) -> float | None:
+    """Three digits; nothing for what is undefined, as a test of constants is."""
+    return float(f"{value:.3g}") if np.isfinite(value) else None
 
 
 def _measured(
     config: Any, method: Method, variables: Variables, protocol: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Activities [N, L, S], parts that show, and the person's share of the picture."""
+    """Scales [N, 1 + K, L] of the cells that N images pass, as they are and enlarged K
+    times; how many parts show; the person's share of the picture."""
     forward = jax.jit(
         lambda variables, images: method.module.apply(
             variables, method.standardise(images), train=False
@@ -171,9 +194,25 @@ def _measured(
             masks = [np.isin(batch["parts"], group) for group in method.part_groups]
             shown = np.stack([mask.any((1, 2)) for mask in masks], 1).sum(1)
             share = np.any(masks, axis=0).mean((1, 2))
-            active = np.asarray(forward(variables, batch["image"]))
-            found.append(tuple(x[: len(rows)] for x in (active, shown, share)))
+            scales = [
+                np.nan_to_num(forward(variables, _enlarged(batch["image"], keep)))
+                for keep in (1.0, *KEEP.value)
+            ]
+            chosen = np.stack(scales, 1).argmax(3)
+            found.append(tuple(x[: len(rows)] for x in (chosen, shown, share)))
     return tuple(map(np.concatenate, zip(*found, strict=True)))
+
+
+def _enlarged(images: np.ndarray, keep: float) -> np.ndarray:
+    """The middle of images [B, H, W, 3], a share of each side, at their size."""
+    size = images.shape[1:3]
+    window = []
+    for length in size:
+        kept = round(keep * length)
+        first = (length - kept) // 2
+        window.append(slice(first, first + kept))
+    crops = images[:, window[0], window[1]]
+    return np.stack([cv2.resize(crop, size[::-1]) for crop in crops])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -34,11 +34,15 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.data = ConfigDict()
     # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
     config.data.dataset = arguments["dataset"]
+    # A folder, or gs://BUCKET/FOLDER: copied to every machine once.
     config.data.data_dir = "data"
     config.data.height = 256
     config.data.width = 128
     # Processes that decode; 0 reads in threads, which is best on few cores.
     config.data.num_workers = 0
+    # Bytes of each device's memory that the decoded training set may take, such as
+    # 4 << 30: for hosts whose cores cannot keep up. 0 decodes for every batch.
+    config.data.resident_bytes = 0
 
     # Steps are applied in this order to the resized image.
     config.augment = ConfigDict()
@@ -78,6 +82,11 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # How many of the last checkpoints stay; the best one always does.
     config.checkpoint.keep = 2
 
+    # Whether parameters and optimizer state are split over the devices (FSDP) and
+    # gathered where they are used, instead of lying whole on each of them: less memory,
+    # more communication, the same results. Runs may be resumed either way.
+    config.shard_parameters = False
+
     config.log_every_steps = 20
     # Stops (and saves) after this many steps over all stages; 0 is no limit.
     config.max_steps = 0
@@ -91,6 +100,11 @@ def stage() -> ConfigDict:
             "epochs": 120.0,
             "identities": 16,
             "images_per_identity": 4,
+            # Cuts a batch into so many parts of whole identities, and takes the
+            # optimizer's step on the mean of their gradients: the memory of a part.
+            # Batch statistics, hard mining, pairs and memory banks see a part at a
+            # time, one after the other, so that it is not the same as the whole batch.
+            "micro_batches": 1,
             "optimizer": {
                 # sgd and adam couple the weight decay as PyTorch does; adamw does not.
                 "name": "sgd",

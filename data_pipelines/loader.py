@@ -208,7 +208,7 @@ def train_loader(
         records number theirs differently; later, from `next`, a stored image that is
         damaged.
     """
-    rows = _host_rows(plan.batch_size, process_index, process_count)
+    rows = host_rows(plan.batch_size, process_index, process_count)
     if with_parts and records.has_parts:
         augment = augment.for_parts(records.parts_kind)
     reader = _Reader(records, tuple(image_size), with_parts, augment)
@@ -260,7 +260,7 @@ def eval_batches(
       UserError: the hosts do not divide the batch; later, from `next`, a stored image
         that is damaged.
     """
-    rows = _host_rows(batch_size, process_index, process_count)
+    rows = host_rows(batch_size, process_index, process_count)
     reader = _Reader(records, tuple(image_size), with_parts)
     steps = -(-len(records) // batch_size)
     if not steps:
@@ -293,8 +293,12 @@ def image_batch(
     return {**joined, "mask": mask}
 
 
-def _host_rows(batch_size: int, process_index: int, process_count: int) -> range:
-    """The rows of a global batch that host `process_index` decodes."""
+def host_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """The rows of a global batch that host `process_index` decodes.
+
+    Raises:
+      UserError: the hosts do not divide the batch.
+    """
     if batch_size % process_count:
         raise UserError(
             f"A batch of {batch_size} images cannot be shared equally by "

@@ -50,6 +50,7 @@ from data_pipelines.parts import KINDS
 from data_pipelines.report import next_command, report
 from data_pipelines.sources import DataSet, Split, check_published
 from data_pipelines.synthetic.builder import Synthetic
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -113,7 +114,17 @@ def prepare(
         name=name,
         progress=progress,
     )
-    return _prepare(plan, pathlib.Path(data_dir).expanduser(), overwrite)[0]
+    return _prepare(plan, _on_disk(data_dir), overwrite)[0]
+
+
+def _on_disk(data_dir: str | os.PathLike) -> pathlib.Path:
+    """Raises UserError for a bucket."""
+    if storage.in_bucket(data_dir):
+        raise UserError(
+            f"--data_dir={data_dir}: data sets are prepared on a disk, then copied: "
+            f"gcloud storage cp --recursive data/NAME {data_dir}"
+        )
+    return pathlib.Path(data_dir).expanduser()
 
 
 def _prepare(
@@ -345,9 +356,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = vars(_parser().parse_args(argv))
-    data_dir = pathlib.Path(args.pop("data_dir")).expanduser()
     overwrite = args.pop("overwrite")
     try:
+        data_dir = _on_disk(args.pop("data_dir"))
         if args["allow_other_counts"] and not args["name"]:
             raise UserError(
                 "--allow_other_counts needs --name=<its_name>: other images must not "

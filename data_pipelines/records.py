@@ -16,7 +16,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from data_pipelines import bucket
 from data_pipelines.parts import check_kind
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 JOINT = "+"
@@ -180,7 +182,8 @@ def open_records(
       dataset: `name` or `name/config`, as in `synthetic/holistic_demo`; several for
         training together are joined by `+`, as in `market1501+mine`.
       split: `train`, `query` or `gallery`; joined data sets have `train` only.
-      data_dir: folder with the prepared data sets. The newest version is taken.
+      data_dir: folder with the prepared data sets. The newest version is taken. One
+        in a bucket is copied to this machine first (`data_pipelines.bucket`).
 
     Raises:
       UserError: the data set is not there, is damaged, or has no such split.
@@ -223,6 +226,8 @@ def _builder(
     dataset: str, data_dir: str | os.PathLike
 ) -> tuple[tfds.core.DatasetBuilder, epath.Path]:
     directory = _version_dir(dataset, data_dir)
+    if storage.in_bucket(directory):
+        directory = bucket.local_copy(directory)
     try:
         return tfds.builder_from_directory(directory), directory
     except Exception as error:  # TFDS raises many kinds on unreadable metadata.
@@ -262,6 +267,7 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Records:
 
 def _version_dir(dataset: str, data_dir: str | os.PathLike) -> epath.Path:
     """The newest `<data_dir>/<dataset>/<x.y.z>`."""
+    storage.check_reachable(data_dir)
     folder = epath.Path(data_dir).expanduser() / dataset
     versions = _versions(folder)
     if not versions:
@@ -325,16 +331,20 @@ def _command(dataset: str, data_dir: str | os.PathLike) -> str:
     # Readers import the store, which imports this module.
     from data_pipelines.datasets import DATASETS
 
-    data_dir = os.fspath(data_dir)
+    data_dir, upload = os.fspath(data_dir), ""
+    if storage.in_bucket(data_dir):
+        name = dataset.split("/")[0]
+        upload = f" && gcloud storage cp --recursive data/{name} {data_dir}"
+        data_dir = "data"
     if dataset in DATASETS and DATASETS[dataset].published is not None:
         source = " --source=FOLDER"
     elif dataset.startswith("synthetic/"):
         source = ""
     else:
-        return _OWN.format(name=dataset, data_dir=data_dir)
+        return _OWN.format(name=dataset, data_dir=data_dir) + upload
     return (
         f"python -m data_pipelines.prepare --dataset={dataset}{source} "
-        f"--data_dir={data_dir}"
+        f"--data_dir={data_dir}{upload}"
     )
 
 

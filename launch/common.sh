@@ -60,5 +60,8 @@ if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3
   [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
 fi
+# COMPILATION_CACHE: a folder or bucket that all processes see, for compiled programs.
+OPTIONS=()
+[[ -z ${COMPILATION_CACHE:-} ]] || OPTIONS+=(--compilation_cache="$COMPILATION_CACHE")
 # shellcheck disable=SC2034  # the scripts use it
-MAIN=("$PYTHON" -m reid_jax.main)
+MAIN=("$PYTHON" -m reid_jax.main "${OPTIONS[@]}")

@@ -22,7 +22,7 @@ shift || true
 manifest() {
   local field list text
   # shellcheck disable=SC2153  # `need` has seen to NAME
-  local args=("$@" --coordinator="$NAME-nodes-0-0.$NAME:12355")
+  local args=("${OPTIONS[@]}" "$@" --coordinator="$NAME-nodes-0-0.$NAME:12355")
   # shellcheck disable=SC2016  # for Kubernetes to fill in
   args+=(--process_count="$NODES" '--process_index=$(JOB_COMPLETION_INDEX)')
   local -A fields=([NAME]=$NAME [IMAGE]=$IMAGE [CLAIM]=$CLAIM)

@@ -46,7 +46,8 @@ setup() {
 
 start() {
   local command
-  command=$(show .venv/bin/python -m reid_jax.main "$@" --coordinator=auto)
+  command=$(show .venv/bin/python -m reid_jax.main "${OPTIONS[@]}" "$@" \
+    --coordinator=auto)
   on_all "cd reid_jax && (nohup $command >>run.log 2>&1 </dev/null &)"
 }
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import jax
 
-from reid_jax import experiment, workloads
+from reid_jax import experiment, storage, workloads
 from reid_jax.errors import UserError
 from reid_jax.runtime import peaks, timing
 from reid_jax.runtime import workdir as workdirs
@@ -102,7 +102,7 @@ def benchmark(config: Any, folder: str, request: Request) -> list[dict[str, Any]
     fields = config.to_dict()
     report = None
     if jax.process_index() == 0:
-        workdirs.check_writable(folder)
+        storage.check_writable(folder)
         report = Report(folder, fields)
         workdirs.write_manifest(folder, fields)
     launch = _launch(config, workdirs.manifest(fields))

@@ -9,3 +9,10 @@ class UserError(Exception):
     and exit with code 2. Anything else that is raised is a defect of the library and
     keeps its traceback.
     """
+
+
+def check_choices(**fields: tuple[str, tuple[str, ...]]) -> None:
+    """Raises a `UserError` for a field, (value, choices), whose value is no choice."""
+    for name, (value, choices) in fields.items():
+        if value not in choices:
+            raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")

@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from data_pipelines import loader
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
-from reid_jax import experiment, pictures
+from reid_jax import experiment, pictures, storage
 from reid_jax.errors import UserError
 from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.pairs import PairNetwork, PairRescorer
@@ -80,7 +80,7 @@ class Evaluator:
         *,
         stage: str,
         step: int,
-        picture_dir: pathlib.Path | None = None,
+        picture_dir: epath.Path | None = None,
     ) -> dict[str, Any]:
         """One entry of `results.json`; only process 0's has figures.
 
@@ -246,7 +246,7 @@ class Evaluator:
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *blocks)
 
     def _draw_method(
-        self, variables: Variables, query: Records, folder: pathlib.Path, title: str
+        self, variables: Variables, query: Records, folder: epath.Path, title: str
     ) -> None:
         """The pictures that are particular to the method, over some queries."""
         indices = spread(np.arange(len(query)), PICTURED_MAPS)
@@ -264,7 +264,7 @@ class Evaluator:
         query: Records,
         gallery: Records,
         entry: dict[str, Any],
-        folder: pathlib.Path,
+        folder: epath.Path,
     ) -> None:
         """The pair scorer's pictures, over the first candidates of some queries."""
         network, local = self._pair_networks[stage], _local(variables)
@@ -295,11 +295,11 @@ def evaluate_checkpoint(
     experiment.check_numbers(config)
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
-    workdirs.check_writable(workdir)
+    storage.check_writable(workdir)
     mesh = sharding.make_mesh()
     method, variables = experiment.restore(config, folder, mesh)
     changed = experiment.changed_fields(config, meta["config"])
-    pictured = pathlib.Path(workdir) / "pictures"
+    pictured = epath.Path(workdir) / "pictures"
     evaluator = Evaluator(config, method, mesh)
     protocols = experiment.build_protocols(config)
     for protocol in protocols:
@@ -325,7 +325,7 @@ def evaluate_protocols(
     *,
     stage: str,
     step: int,
-    picture_root: pathlib.Path | None = None,
+    picture_root: epath.Path | None = None,
 ) -> list[dict[str, Any]]:
     """One entry per protocol; each protocol's pictures in a folder of its own."""
     return [
@@ -350,7 +350,7 @@ def write_results(workdir: str, entries: list[dict[str, Any]]) -> None:
     """
     if jax.process_index() != 0:
         return
-    path = pathlib.Path(workdir) / "results.json"
+    path = epath.Path(workdir) / "results.json"
     old = workdirs.read_json(path) if path.exists() else []
     merged = {_identity(entry): entry for entry in old}
     for entry in entries:
@@ -370,6 +370,9 @@ def summary(entry: dict[str, Any]) -> str:
     """One line for the terminal."""
     figures = ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
     note = f"; {entry['note']}" if "note" in entry else ""
+    before = entry.get("metrics_before_pairs")
+    if before:
+        note += f"; before pairs: mAP {before['mAP']:.1%}"
     return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries{note})"
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pathlib
 import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 
 import reid_jax.models
 from data_pipelines import prepare, protocols, records, transforms
-from reid_jax import weights
+from reid_jax import storage, weights
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
 from reid_jax.runtime import checkpoint, sharding, workdir
@@ -29,6 +29,7 @@ class Stage:
       index, name: its place in `Method.stages`.
       epochs: length; an epoch is `PKPlan.steps_per_epoch` batches.
       identities, images_per_identity: P and K of a batch.
+      micro_batches: parts of a batch that are differentiated one after the other.
       optimizer: with its schedule.
     """
 
@@ -38,11 +39,17 @@ class Stage:
     identities: int
     images_per_identity: int
     optimizer: OptimizerSpec
+    micro_batches: int = 1
 
     @property
     def batch_size(self) -> int:
         """Rows of the global batch."""
         return self.identities * self.images_per_identity
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows that the method sees at once."""
+        return self.batch_size // self.micro_batches
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -81,9 +88,29 @@ def build_stages(config: Any, method: Method) -> tuple[Stage, ...]:
             identities=config.stages[name].identities,
             images_per_identity=config.stages[name].images_per_identity,
             optimizer=OptimizerSpec(**config.stages[name].optimizer.to_dict()),
+            micro_batches=config.stages[name].micro_batches,
         )
         for index, name in enumerate(method.stages)
     )
+
+
+def check_split(stage: Stage, mesh: jax.sharding.Mesh, *, field: str) -> None:
+    """Raises UserError for a batch that cannot be cut as the stage and a mesh want it.
+
+    Args:
+      stage: whose batch.
+      mesh: each micro-batch is split over it.
+      field: where the batch size is chosen, for the message.
+    """
+    count = stage.micro_batches
+    if stage.identities % count or stage.identities < 2 * count:
+        raise UserError(
+            f"config.stages.{stage.name}.micro_batches={count} does not cut a batch of "
+            f"{stage.identities} identities into equal parts of two or more: change "
+            f"that or {field}"
+        )
+    kind = "micro-batch" if count > 1 else "batch"
+    sharding.check_divides(stage.micro_batch_size, mesh, field=field, kind=kind)
 
 
 def build_augment(config: Any) -> transforms.Augment:
@@ -99,11 +126,13 @@ def build_augment(config: Any) -> transforms.Augment:
 def open_split(config: Any, dataset: str, split: str) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 
+    Into a bucket nothing is rendered.
+
     Raises:
       UserError: if it is not prepared; the message names the command.
     """
     rendered = [n for n in records.joined_names(dataset) if n.startswith("synthetic/")]
-    if rendered:
+    if rendered and not storage.in_bucket(config.data.data_dir):
         for name in rendered if jax.process_index() == 0 else ():
             prepare.prepare(name, data_dir=config.data.data_dir)
         if jax.process_count() > 1:
@@ -145,7 +174,7 @@ def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:
 
 
 def restore(
-    config: Any, folder: pathlib.Path, mesh: jax.sharding.Mesh
+    config: Any, folder: epath.Path, mesh: jax.sharding.Mesh
 ) -> tuple[Method, Variables]:
     """The method of a checkpoint's folder with its variables, replicated on `mesh`.
 
@@ -200,6 +229,7 @@ LEAST = {
     "data.height": 1,
     "data.width": 1,
     "data.num_workers": 0,
+    "data.resident_bytes": 0,
     "evaluation.every_epochs": 0,
     "evaluation.batch_size": 1,
     "evaluation.query_block": 1,
@@ -216,6 +246,7 @@ LEAST_OF_STAGE = {
     # Fewer leave batch-hard mining without a negative or a positive.
     "identities": 2,
     "images_per_identity": 2,
+    "micro_batches": 1,
     "epochs": 1e-6,
     "optimizer.learning_rate": 0,
     "optimizer.weight_decay": 0,

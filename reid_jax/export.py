@@ -20,8 +20,9 @@ import jax
 import jax.export  # not loaded by `import jax`
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from reid_jax import experiment
+from reid_jax import experiment, storage
 from reid_jax.errors import UserError
 from reid_jax.models.method import Method, PairScorer, Variables, parameter_count
 from reid_jax.runtime import checkpoint, sharding
@@ -55,9 +56,7 @@ sys.exit(any(not gap <= 1 for gap in worst.values()))
 """
 
 
-def export_checkpoint(
-    config: Any, path: str, *, directory: pathlib.Path
-) -> pathlib.Path:
+def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath.Path:
     """Exports a checkpoint and checks the result.
 
     Writes `params/` (Orbax, {"params", collections...}), `embed.jaxexport` (uint8 RGB
@@ -68,7 +67,8 @@ def export_checkpoint(
     Args:
       config: of the run.
       path: a run's folder, or one step's.
-      directory: where to write; an earlier export there is replaced at the end.
+      directory: where to write; an earlier export there is replaced at the end, in a
+        bucket file by file.
 
     Raises:
       UserError: no checkpoint, another model's checkpoint, or an artifact that does
@@ -76,10 +76,12 @@ def export_checkpoint(
     """
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
-    workdirs.check_writable(str(directory.parent))
+    storage.check_writable(directory.parent)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     method, variables = experiment.restore(config, folder, mesh)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as new:
+    remote = storage.in_bucket(directory)
+    beside = None if remote else directory.parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as new:
         staging = pathlib.Path(new) / "export"
         staging.mkdir()
         _write_artifacts(config, method, variables, meta["stage"], staging)
@@ -89,10 +91,18 @@ def export_checkpoint(
         about = _about(config, method, variables, meta)
         workdirs.write_json(staging / "export.json", about)
         workdirs.write_text(staging / "README.md", _card(about, meta))
-        if directory.exists():
-            directory.rename(pathlib.Path(new) / "old")
-        staging.rename(directory)
+        if remote:
+            directory.rmtree(missing_ok=True)
+            storage.copy_below(staging, directory)
+        else:
+            _put_in_place(staging, directory, old=pathlib.Path(new) / "old")
     return directory
+
+
+def _put_in_place(new: pathlib.Path, place: epath.Path, *, old: pathlib.Path) -> None:
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
 
 
 def _write_artifacts(

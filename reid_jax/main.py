@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from reid_jax import benchmark, evaluate, export, train
 from reid_jax.errors import UserError
-from reid_jax.runtime import processes
+from reid_jax.runtime import compilation, processes
 from reid_jax.runtime import workdir as workdirs
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -30,7 +31,9 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default runs/<config>-<variant>."
+    "workdir",
+    None,
+    "Folder of the run, also gs://BUCKET/FOLDER; default runs/<config>-<variant>.",
 )
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "export", "benchmark"], "What to do."
@@ -40,6 +43,12 @@ CHECKPOINT = flags.DEFINE_string(
     None,
     "For evaluate and export: a run's folder (its best checkpoint) or one step's "
     "folder; default the workdir.",
+)
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder, also gs://BUCKET/FOLDER, in which compiled programs are kept for later "
+    "processes; all processes of a run have to see it.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -98,6 +107,8 @@ def main(argv: Sequence[str]) -> None:
         timeout=PROCESS_TIMEOUT.value,
     )
     _check_flags()
+    if COMPILATION_CACHE.value:
+        compilation.use_cache(COMPILATION_CACHE.value)
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.name}-{config.variant}"
     checkpoint = CHECKPOINT.value or workdir
@@ -109,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
         case "export":
             entries = []
             folder = export.export_checkpoint(
-                config, checkpoint, directory=pathlib.Path(workdir) / "export"
+                config, checkpoint, directory=epath.Path(workdir) / "export"
             )
             print(f"exported to {folder}")
         case "benchmark":

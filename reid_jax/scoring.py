@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from data_pipelines import loader
 from data_pipelines.protocols import Protocol
@@ -92,7 +92,7 @@ class Ranking:
 
     def draw(
         self,
-        path: pathlib.Path,
+        path: epath.Path,
         entry: dict[str, Any],
         size: tuple[int, int],
         visibility: Visibility | None = None,
@@ -105,7 +105,7 @@ class Ranking:
     def draw_beside(
         self,
         before: Ranking,
-        path: pathlib.Path,
+        path: epath.Path,
         entry: dict[str, Any],
         size: tuple[int, int],
         visibility: Visibility | None = None,
@@ -123,7 +123,7 @@ class Ranking:
         self,
         lists: dict[str, dict[int, np.ndarray]],
         rows: np.ndarray,
-        path: pathlib.Path,
+        path: epath.Path,
         title: str,
         size: tuple[int, int],
         visibility: Visibility | None,
@@ -169,7 +169,7 @@ class Ranking:
 
     def draw_pairs(
         self,
-        path: pathlib.Path,
+        path: epath.Path,
         examples: Examples,
         item: PairPicture,
         entry: dict[str, Any],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from reid_jax.experiment import Stage
 from reid_jax.models.method import Batch, Method
 from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
+from reid_jax.runtime.optimizer import make_optimizer, schedule
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -62,17 +64,31 @@ def next_state(
 
 
 def state_layout(
-    method: Method, mesh: jax.sharding.Mesh, *, shapes: dict[str, jax.ShapeDtypeStruct]
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    shard_parameters: bool = False,
 ) -> TrainState:
     """Where the arrays of a state lie: a prefix of its tree, with shardings as leaves.
 
     Args:
       method: whose `row_axes` are split over the devices.
+      optimizer: of the stage.
       mesh: of the run.
       shapes: of a training batch of the first stage.
+      shard_parameters: whether parameters and optimizer state are split over the
+        devices, see `largest_axis_sharding`; else each device has all of them.
     """
     variables = jax.eval_shape(method.init, jax.random.key(0), shapes)
     everywhere = sharding.replicated(mesh)
+    params, opt_state = everywhere, everywhere
+    if shard_parameters:
+        shape = variables["params"]
+        params, opt_state = sharding.largest_axis_sharding(
+            (shape, jax.eval_shape(optimizer.init, shape)), mesh
+        )
     rest = {
         name: sharding.row_sharding(value, mesh, axis=method.row_axes[name])
         if name in method.row_axes
@@ -80,7 +96,7 @@ def state_layout(
         for name, value in variables.items()
         if name != "params"
     }
-    return TrainState(everywhere, everywhere, everywhere, rest, everywhere)
+    return TrainState(everywhere, everywhere, params, rest, opt_state)
 
 
 def make_step(
@@ -90,28 +106,52 @@ def make_step(
     rate: optax.Schedule,
     *,
     steps_per_epoch: int,
+    layout: TrainState | None = None,
 ) -> StepFunction:
     """The training step of a stage: (state, global batch) -> (state, scalar metrics).
 
-    To be jitted over a mesh; everything in it sees the whole batch.
+    To be jitted over a mesh; everything in it sees the whole batch. Parameters that
+    `layout` splits are gathered to be used, and their gradients split again: left to
+    itself, the compiler moves activations between the devices as well.
+
+    Args:
+      method: to train.
+      stage: of it.
+      optimizer: of the stage.
+      rate: learning rate by step, a metric.
+      steps_per_epoch: batches in an epoch.
+      layout: of the states, from `state_layout`; None where there is no mesh.
     """
+    mesh = layout.step.mesh if layout else None
+    whole, split = (sharding.replicated(mesh), layout.params) if mesh else (None, None)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        def objective(
+            params: Any, collections: Any, batch: Batch, key: jax.Array
+        ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+            params = sharding.constrain(params, whole)
             loss, metrics, new = method.objective(
-                {"params": params, **state.collections},
+                {"params": params, **collections},
                 batch,
-                rng=jax.random.fold_in(state.rng, state.step),
+                rng=key,
                 epoch=state.step.astype(jnp.float32) / steps_per_epoch,
                 stage=stage.name,
             )
-            return loss, (metrics, new)
+            return loss, ({"loss": loss, **metrics}, {**collections, **new})
 
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, (metrics, new)), gradients = value_and_grad(state.params)
+        def differentiate(*inputs: Any) -> tuple[Any, Any]:
+            gradients, rest = jax.grad(objective, has_aux=True)(state.params, *inputs)
+            return sharding.constrain(gradients, split), rest
+
+        inputs = state.collections, batch, jax.random.fold_in(state.rng, state.step)
+        if stage.micro_batches > 1:
+            gradients, (metrics, collections) = _over_parts(
+                differentiate, *inputs, params=state.params, stage=stage, mesh=mesh
+            )
+        else:
+            gradients, (metrics, collections) = differentiate(*inputs)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
-            "loss": loss,
             **metrics,
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate(state.step),
@@ -120,7 +160,7 @@ def make_step(
             state.replace(
                 step=state.step + 1,
                 params=optax.apply_updates(state.params, updates),
-                collections={**state.collections, **new},
+                collections=collections,
                 opt_state=opt_state,
             ),
             metrics,
@@ -129,22 +169,118 @@ def make_step(
     return step
 
 
-def jit_step(
-    method: Method,
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    rate: optax.Schedule,
+def _over_parts(
+    differentiate: Callable[..., tuple[Any, Any]],
+    collections: Any,
+    batch: Batch,
+    key: jax.Array,
     *,
-    steps_per_epoch: int,
-    layout: TrainState,
-    mesh: jax.sharding.Mesh,
-) -> StepFunction:
-    """The step of `make_step` compiled over a mesh, once per stage.
+    params: Any,
+    stage: Stage,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[Any, tuple[dict[str, jax.Array], Any]]:
+    """Differentiates the stage's micro-batches one after the other.
 
-    It donates the state and returns it laid out as `layout` (from `state_layout`).
+    They are parts of consecutive rows, which the devices exchange so that each part is
+    spread over all of them: the same parts on any number of devices.
+
+    Args:
+      differentiate: (collections, batch, key) -> gradients, (metrics, collections).
+      collections, batch, key: of the whole batch; each part has a key of its own.
+      params: as the gradients in shape and place.
+      stage: how many parts.
+      mesh: of the run, if there is one.
+
+    Returns:
+      means of gradients and metrics, and the collections that went from part to part.
     """
-    return jax.jit(
-        make_step(method, stage, optimizer, rate, steps_per_epoch=steps_per_epoch),
-        donate_argnums=0,
-        out_shardings=(layout, sharding.replicated(mesh)),
+    count = stage.micro_batches
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    if mesh:
+        parts = sharding.constrain(parts, sharding.batch_sharding(mesh, axis=1))
+
+    def one(carry: Any, inputs: Any) -> tuple[Any, dict[str, jax.Array]]:
+        total, collections = carry
+        index, part = inputs
+        gradients, (metrics, collections) = differentiate(
+            collections, part, jax.random.fold_in(key, index)
+        )
+        return (jax.tree.map(jnp.add, total, gradients), collections), metrics
+
+    (total, collections), metrics = jax.lax.scan(
+        one,
+        (jax.tree.map(jnp.zeros_like, params), collections),
+        (jnp.arange(count), parts),
     )
+    mean = jax.tree.map(lambda x: x / count, total)
+    return mean, (jax.tree.map(lambda x: x.mean(0), metrics), collections)
+
+
+class StageProgram:
+    """A stage's step and state over a mesh, for whoever runs it.
+
+    Args:
+      method: to train.
+      stage: of it.
+      mesh: of the run.
+      shapes: of a training batch of the first stage.
+      steps_per_epoch: batches in an epoch.
+      seed: of the run.
+      shard_parameters: see `state_layout`.
+
+    Attributes:
+      step: the function of `make_step`, compiled once. It donates the state and returns
+        it laid out as `layout`.
+      layout: of states, see `state_layout`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        stage: Stage,
+        mesh: jax.sharding.Mesh,
+        *,
+        shapes: dict[str, jax.ShapeDtypeStruct],
+        steps_per_epoch: int,
+        seed: int,
+        shard_parameters: bool = False,
+    ):
+        rate = schedule(
+            stage.optimizer, epochs=stage.epochs, steps_per_epoch=steps_per_epoch
+        )
+        optimizer = make_optimizer(
+            stage.optimizer, rate, frozen=method.frozen(stage.name)
+        )
+        self.layout = state_layout(
+            method, optimizer, mesh, shapes=shapes, shard_parameters=shard_parameters
+        )
+        self.step: StepFunction = jax.jit(
+            make_step(
+                method,
+                stage,
+                optimizer,
+                rate,
+                steps_per_epoch=steps_per_epoch,
+                layout=self.layout,
+            ),
+            donate_argnums=0,
+            out_shardings=(self.layout, sharding.replicated(mesh)),
+        )
+        self._init = functools.partial(
+            init_state, method, stage, optimizer, shapes=shapes, seed=seed
+        )
+        self._next = functools.partial(
+            next_state, stage=stage, optimizer=optimizer, seed=seed
+        )
+
+    def fresh(self) -> TrainState:
+        """A state that has learned nothing, born on the mesh."""
+        return jax.jit(self._init, out_shardings=self.layout)()
+
+    def abstract(self) -> TrainState:
+        """Shapes and dtypes of a state."""
+        return jax.eval_shape(self._init)
+
+    def following(self, variables: Any) -> TrainState:
+        """The state that goes on from what another stage has learned."""
+        return jax.jit(self._next, out_shardings=self.layout)(variables)

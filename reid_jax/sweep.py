@@ -100,17 +100,14 @@ def check_training(point: Point, stage: Stage) -> None:
             f"a batch of {point.batch} images is not two or more identities of "
             f"config.stages.{stage.name}.images_per_identity={per_identity} images"
         )
-    _check_divides(point, point.resize(stage).batch_size)
+    mesh = sharding.make_mesh(point.devices)
+    experiment.check_split(point.resize(stage), mesh, field="--batch")
 
 
 def check_embedding(point: Point) -> None:
     """Raises UserError if the point's devices do not divide what they embed."""
-    _check_divides(point, point.embedded)
-
-
-def _check_divides(point: Point, batch: int) -> None:
     mesh = sharding.make_mesh(point.devices)
-    sharding.check_divides(batch, mesh, field="--batch")
+    sharding.check_divides(point.embedded, mesh, field="--batch")
 
 
 def choose_devices(count: int) -> tuple[jax.Device, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,14 +10,15 @@ import jax
 import numpy as np
 from absl import logging
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from data_pipelines import loader
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
 from reid_jax import evaluate, experiment
+from reid_jax.batches import Loader, TrainingBatches
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
@@ -26,9 +26,8 @@ from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints, TrainState
 from reid_jax.runtime.metrics import MetricWriter, StepLog
-from reid_jax.runtime.optimizer import make_optimizer, schedule
 from reid_jax.runtime.preemption import PreemptionNotice
-from reid_jax.step import init_state, jit_step, next_state, state_layout
+from reid_jax.step import StageProgram
 
 
 class _Stopped(Exception):
@@ -92,7 +91,7 @@ class _Run:
     mesh: jax.sharding.Mesh
     method: Method
     stages: tuple[Stage, ...]
-    layout: TrainState
+    batches: TrainingBatches
     protocols: tuple[Protocol, ...]
     evaluator: evaluate.Evaluator
     checkpoints: Checkpoints
@@ -111,10 +110,9 @@ class _Run:
         stages = experiment.build_stages(config, method)
         for stage in stages:
             field = f"config.stages.{stage.name}.identities"
-            sharding.check_divides(stage.batch_size, mesh, field=field)
+            experiment.check_split(stage, mesh, field=field)
             _plan(records, stage, config.seed)
-        experiment.build_augment(config)
-        shapes = experiment.example_batch(config, stages[0].batch_size)
+        batches = TrainingBatches(config, records, method, mesh)
         evaluator = evaluate.Evaluator(config, method, mesh)
         protocols = experiment.build_protocols(config)
         for protocol in protocols:
@@ -137,7 +135,7 @@ class _Run:
             mesh=mesh,
             method=method,
             stages=stages,
-            layout=state_layout(method, mesh, shapes=shapes),
+            batches=batches,
             protocols=protocols,
             evaluator=evaluator,
             checkpoints=checkpoints,
@@ -172,11 +170,12 @@ class _Run:
 
         The best state is one of the latest stage: an earlier one lacks what came after.
         """
-        folder = pathlib.Path(self.workdir) / "pictures"
+        folder = epath.Path(self.workdir) / "pictures"
+        variables = experiment.without_rows(self.method, state.variables)
         entries = evaluate.evaluate_protocols(
             self.evaluator,
             self.protocols,
-            experiment.without_rows(self.method, state.variables),
+            sharding.gather(variables, self.mesh),
             stage=stage.name,
             step=step,
             picture_root=folder if pictures else None,
@@ -228,20 +227,14 @@ class _StageLoop:
         )
         self._resumed = run.resumed and stage.index == run.start.stage_index
         self._start = run.start.step if self._resumed else 0
-        rate = schedule(
-            stage.optimizer, epochs=stage.epochs, steps_per_epoch=plan.steps_per_epoch
-        )
-        self._optimizer = make_optimizer(
-            stage.optimizer, rate, frozen=run.method.frozen(stage.name)
-        )
-        self._step = jit_step(
+        self._program = StageProgram(
             run.method,
             stage,
-            self._optimizer,
-            rate,
+            run.mesh,
+            shapes=experiment.example_batch(config, run.stages[0].micro_batch_size),
             steps_per_epoch=plan.steps_per_epoch,
-            layout=run.layout,
-            mesh=run.mesh,
+            seed=config.seed,
+            shard_parameters=config.shard_parameters,
         )
         # `max_steps` counts over all stages; 0 is no limit.
         limit = config.max_steps - self._offset if config.max_steps else self._total
@@ -254,23 +247,12 @@ class _StageLoop:
 
     def initial_state(self, previous: TrainState | None) -> TrainState:
         """From the checkpoint, from the stage before, or fresh; born on the mesh."""
-        run, stage, optimizer = self._run, self._stage, self._optimizer
+        run, program = self._run, self._program
         if previous is not None:
-            make = jax.jit(
-                lambda v: next_state(v, stage, optimizer, seed=run.config.seed),
-                out_shardings=run.layout,
-            )
-            return make(previous.variables)
-
-        def fresh() -> TrainState:
-            shapes = experiment.example_batch(run.config, stage.batch_size)
-            return init_state(
-                run.method, stage, optimizer, shapes=shapes, seed=run.config.seed
-            )
-
+            return program.following(previous.variables)
         if self._resumed:
-            return run.checkpoints.restore(jax.eval_shape(fresh), run.layout)
-        state = jax.jit(fresh, out_shardings=run.layout)()
+            return run.checkpoints.restore(program.abstract(), program.layout)
+        state = program.fresh()
         if experiment.wants_pretrained(run.config):
             # An optimizer's first state does not depend on the parameters' values.
             loaded = experiment.load_pretrained(run.config, run.method, state.variables)
@@ -295,7 +277,7 @@ class _StageLoop:
                 bar.set_postfix_str("the first step is compiled first")
                 for step in range(self._start, self._end):
                     batch = sharding.put_batch(next(data), self._run.mesh)
-                    state, metrics = self._step(state, batch)
+                    state, metrics = self._program.step(state, batch)
                     log.add(step + 1, metrics)
                     self._after_step(step + 1, state, data, log)
         finally:
@@ -309,7 +291,7 @@ class _StageLoop:
         return state
 
     def _after_step(
-        self, step: int, state: TrainState, data: loader.TrainLoader, log: StepLog
+        self, step: int, state: TrainState, data: Loader, log: StepLog
     ) -> None:
         """Evaluates, saves and stops where that is due after `step` steps."""
         config = self._config
@@ -335,30 +317,21 @@ class _StageLoop:
         every = round(every_epochs * self._plan.steps_per_epoch)
         return every > 0 and step % every == 0
 
-    def _save(self, step: int, state: TrainState, data: loader.TrainLoader) -> None:
+    def _save(self, step: int, state: TrainState, data: Loader) -> None:
         position = _Position(self._stage.index, step, self._offset + step)
         meta = self._run.meta(self._stage, position)
+        self._run.writer.flush()
         self._run.checkpoints.save(position.global_step, state, data, meta)
 
-    def _data(self) -> loader.TrainLoader:
+    def _data(self) -> Loader:
         """The stage's batches from its start on.
 
         The step is authoritative: batches are a pure function of it. The iterator's
         own state is read back where the processes are the ones that saved it.
         """
-        config, run = self._config, self._run
-        data = loader.train_loader(
-            run.records,
-            self._plan,
-            augment=experiment.build_augment(config),
-            image_size=experiment.image_size(config),
-            seed=config.seed,
-            stage_index=self._stage.index,
-            start_step=self._start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_workers=config.data.num_workers,
-            with_parts="parts" in run.method.train_inputs,
+        run = self._run
+        data = run.batches.of_stage(
+            self._plan, stage_index=self._stage.index, start_step=self._start
         )
         if self._resumed and run.checkpoints.meta()["process_count"] == (
             jax.process_count()

@@ -25,8 +25,7 @@ from reid_jax.retrieval.ranking import Labels, Ranker
 from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.runtime.flops import count_flops
-from reid_jax.runtime.optimizer import make_optimizer, schedule
-from reid_jax.step import jit_step, next_state, state_layout
+from reid_jax.step import StageProgram
 from reid_jax.sweep import Point
 
 MEASURES = ("train", "embed", "pairs", "ranking")
@@ -69,16 +68,16 @@ def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
     """
     config, mesh = point.config, sharding.make_mesh(point.devices)
     method, stages = _build(point, "train" in measures)
-    shapes = experiment.example_batch(config, stages[0].batch_size)
-    layout = state_layout(method, mesh, shapes=shapes)
+    shapes = experiment.example_batch(config, stages[0].micro_batch_size)
+    layout = _program(config, method, stages[0], mesh, shapes).layout
     variables = _initial(config, method, shapes, layout)
     for stage in stages if "train" in measures else ():
-        trainer = _Trainer(config, method, stage, mesh, layout, variables)
+        trainer = _Trainer(config, method, stage, mesh, shapes, variables)
         del variables
         yield trainer.work
         variables = trainer.state.variables
         del trainer
-    variables = experiment.without_rows(method, variables)
+    variables = sharding.gather(experiment.without_rows(method, variables), mesh)
     if "embed" in measures:
         yield _embedding(config, method, variables, mesh, point.embedded)
     if not point.first or jax.process_index() != 0:
@@ -116,6 +115,24 @@ def _initial(
     return jax.jit(init, out_shardings=layout.variables)()
 
 
+def _program(
+    config: Any,
+    method: Method,
+    stage: Stage,
+    mesh: jax.sharding.Mesh,
+    shapes: Batch,
+) -> StageProgram:
+    return StageProgram(
+        method,
+        stage,
+        mesh,
+        shapes=shapes,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        seed=config.seed,
+        shard_parameters=config.shard_parameters,
+    )
+
+
 class _Trainer:
     """A stage's training step, and the state that it advances."""
 
@@ -125,33 +142,16 @@ class _Trainer:
         method: Method,
         stage: Stage,
         mesh: jax.sharding.Mesh,
-        layout: TrainState,
+        shapes: Batch,
         variables: Variables,
     ):
-        rate = schedule(
-            stage.optimizer, epochs=stage.epochs, steps_per_epoch=STEPS_PER_EPOCH
-        )
-        optimizer = make_optimizer(
-            stage.optimizer, rate, frozen=method.frozen(stage.name)
-        )
-        step = jit_step(
-            method,
-            stage,
-            optimizer,
-            rate,
-            steps_per_epoch=STEPS_PER_EPOCH,
-            layout=layout,
-            mesh=mesh,
-        )
-        self.state = jax.jit(
-            lambda v: next_state(v, stage, optimizer, seed=config.seed),
-            out_shardings=layout,
-        )(variables)
+        program = _program(config, method, stage, mesh, shapes)
+        self.state = program.following(variables)
         rows = _rows(config, method, stage.batch_size, method.train_inputs)
         rows |= _identities(stage)
         self._batch = _put(rows, mesh)
         self.work = _work(
-            step,
+            program.step,
             self.state,
             self._batch,
             call=self._advance,

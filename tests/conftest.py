@@ -29,6 +29,19 @@ def shared_data() -> pathlib.Path:
     return path
 
 
+@pytest.fixture
+def on_devices(monkeypatch):
+    """Makes the loop use the first n of the simulated devices."""
+    real = sharding.make_mesh
+
+    def use(count):
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
+        )
+
+    return use
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> pathlib.Path:
     """A data_dir with `tiny`: 9 training and 5 test identities in Market's layout."""
@@ -77,19 +90,6 @@ def _shrink(config, data_dir) -> None:
     config.log_every_steps = 1
     for stage in config.stages.values():
         stage.identities, stage.images_per_identity = 4, 2
-
-
-@pytest.fixture
-def on_devices(monkeypatch):
-    """Makes the loop use the first n of the simulated devices."""
-    real = sharding.make_mesh
-
-    def use(count):
-        monkeypatch.setattr(
-            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
-        )
-
-    return use
 
 
 @pytest.fixture

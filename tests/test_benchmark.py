@@ -108,7 +108,7 @@ def test_the_step_is_the_training_loops(toy_config, tmp_path, monkeypatch):
         batch = next(data := self._data())
         data.close()
         batch = sharding.put_batch(batch, self._run.mesh)
-        trained.append(self._step.lower(state, batch).as_text())
+        trained.append(self._program.step.lower(state, batch).as_text())
         return loop(self, state)
 
     monkeypatch.setattr(train._StageLoop, "run", run)

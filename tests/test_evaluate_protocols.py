@@ -127,6 +127,8 @@ def test_a_trained_model_on_two_protocols(config, tmp_path):
     for entry in entries:
         assert 0 < entry["metrics"]["mAP"] <= 1
         assert set(entry["metrics_before_pairs"]) == set(entry["metrics"])
+        before = entry["metrics_before_pairs"]["mAP"]
+        assert f"; before pairs: mAP {before:.1%}" in evaluate.summary(entry)
         folder = after / "pictures" / entry["protocol"].replace(":", "-")
         assert (folder / "ranking.png").exists()
 

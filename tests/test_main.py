@@ -32,6 +32,7 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
         ((DEMO, "--config.model.width=wide"), "width"),
         ((DEMO, "--mode=trian"), "train"),
         ((DEMO, "--nosuchflag"), "nosuchflag"),
+        ((DEMO, "--compilation_cache=README.md/cache"), "cannot write to README.md"),
         ((DEMO, "extra"), "unexpected argument 'extra'"),
     ],
 )

@@ -262,29 +262,16 @@ class TestMistakes:
 
 
 def _command(data_dir, workdir, *extra):
-    """The command line of a tiny AAformer run."""
-    overrides = {
+    """Command line of a run of the toy method; extras are fields, or flags."""
+    fields = {
         "data.data_dir": data_dir,
-        "data.height": 32,
-        "data.width": 16,
-        "augment.pad_crop.pad": 2,
-        "model.width": 24,
-        "model.depth": 1,
-        "model.heads": 2,
-        "model.patch_size": 8,
-        "model.stride": "(8,8)",
-        "evaluation.batch_size": 8,
-        "evaluation.every_epochs": 0.0,
-        "log_every_steps": 1,
-        "stages.train.identities": 4,
-        "stages.train.images_per_identity": 2,
         **dict(item.split("=", 1) for item in extra if not item.startswith("--")),
     }
     return [
         *(sys.executable, "-m", "reid_jax.main"),
-        f"--config={CHECKOUT}/configs/aaformer.py:demo,dataset=tiny",
+        f"--config={CHECKOUT}/tests/launch/toy.py",
         f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in overrides.items()),
+        *(f"--config.{name}={value}" for name, value in fields.items()),
         *(item for item in extra if item.startswith("--")),
     ]
 
@@ -311,7 +298,7 @@ def _wait_for_step(process, workdir, step):
 
 
 def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_path):
-    long = ("stages.train.epochs=40.0", "checkpoint.every_epochs=0.17")  # every step
+    long = ("stages.first.epochs=4000.0",)
     process = _start(_command(tiny_data, tmp_path, *long))
     _wait_for_step(process, tmp_path, 3)
     process.send_signal(signal.SIGINT)  # Ctrl-C; SIGTERM below, with two processes
@@ -346,13 +333,11 @@ def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_pa
 def test_two_processes_are_one_run(tiny_data, tmp_path):
     """Same losses, one set of files; a notice to one of them saves on both."""
     port = _free_port()
-    steps = ("stages.train.epochs=1.0",)
     both = [
         _start(
             _command(
                 tiny_data,
                 tmp_path / "two",
-                *steps,
                 f"--coordinator=localhost:{port}",
                 "--process_count=2",
                 f"--process_index={index}",
@@ -362,15 +347,12 @@ def test_two_processes_are_one_run(tiny_data, tmp_path):
     ]
     outputs = [process.communicate(timeout=180)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
-    alone = _start(_command(tiny_data, tmp_path / "one", *steps))
+    alone = _start(_command(tiny_data, tmp_path / "one"))
     output, _ = alone.communicate(timeout=120)
     assert alone.returncode == 0, output
     one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
-    assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
-    # Only the first steps: AdamW then amplifies the last digits.
-    np.testing.assert_allclose(
-        list(two.values())[:2], list(one.values())[:2], rtol=1e-5
-    )
+    assert list(one) == list(two) == list(range(1, 13))
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
     results = [
         json.loads((tmp_path / name / "results.json").read_text())[0]
         for name in ("one", "two")
@@ -385,7 +367,7 @@ def test_a_notice_to_one_process_saves_on_both(tiny_data, tmp_path):
             _command(
                 tiny_data,
                 tmp_path,
-                "stages.train.epochs=100.0",
+                "stages.first.epochs=4000.0",
                 f"--coordinator=localhost:{port}",
                 "--process_count=2",
                 f"--process_index={index}",

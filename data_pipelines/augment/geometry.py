@@ -29,11 +29,17 @@ class Flip:
         self, image: np.ndarray, parts: np.ndarray | None, rng: np.random.Generator
     ) -> Pair:
         """Mirrors both arrays, or returns them as they are."""
-        if rng.random() >= self.p:
+        (mirrored,) = self.draw(image.shape[:2], rng)
+        if not mirrored:
             return image, parts
         if parts is not None:
             parts = flip_classes(cv2.flip(parts, 1), self.parts_kind)
         return cv2.flip(image, 1), parts
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int]:
+        """Whether to mirror."""
+        del size
+        return (int(rng.random() < self.p),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +55,15 @@ class PadCrop:
         self, image: np.ndarray, parts: np.ndarray | None, rng: np.random.Generator
     ) -> Pair:
         """Shifts both arrays by up to `pad` pixels along each axis."""
-        top, left = rng.integers(0, 2 * self.pad + 1, 2)
+        top, left = self.draw(image.shape[:2], rng)
         cropped = None if parts is None else self._crop(parts, top, left)
         return self._crop(image, top, left), cropped
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """First row and column of the window in the padded image."""
+        del size
+        top, left = rng.integers(0, 2 * self.pad + 1, 2)
+        return int(top), int(left)
 
     def _crop(self, array: np.ndarray, top: int, left: int) -> np.ndarray:
         height, width = array.shape[:2]

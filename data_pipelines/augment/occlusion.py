@@ -68,11 +68,10 @@ class RandomErasing:
         self, image: np.ndarray, parts: np.ndarray | None, rng: np.random.Generator
     ) -> Pair:
         """Covers one rectangle in both arrays, or returns them as they are."""
-        if rng.random() >= self.p:
+        top, bottom, left, right = self.draw(image.shape[:2], rng)
+        if top == bottom:
             return image, parts
-        window = self._window(image.shape[0], image.shape[1], rng)
-        if window is None:
-            return image, parts
+        window = slice(top, bottom), slice(left, right)
         erased = None if parts is None else _covered(parts, window, self.part_label)
         cover = self.fill
         if self.mode == "pixel":
@@ -80,19 +79,25 @@ class RandomErasing:
             cover = np.clip(np.rint(noise * self.deviation + self.fill), 0, 255)
         return _covered(image, window, cover), erased
 
-    def _window(
-        self, height: int, width: int, rng: np.random.Generator
-    ) -> tuple[slice, slice] | None:
-        """A rectangle inside the image, or None where no try has fitted."""
+    def draw(
+        self, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """A rectangle inside an image of (height, width): top, bottom, left, right.
+
+        All are 0 where nothing is to be erased, or no try has fitted.
+        """
+        if rng.random() >= self.p:
+            return 0, 0, 0, 0
+        height, width = size
         for _ in range(_ERASING_TRIES):
             area = rng.uniform(*self.area) * height * width
             aspect = self._aspect(rng)
             h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
             if h < height and w < width:
-                top = rng.integers(0, height - h + 1)
-                left = rng.integers(0, width - w + 1)
-                return slice(top, top + h), slice(left, left + w)
-        return None
+                top = int(rng.integers(0, height - h + 1))
+                left = int(rng.integers(0, width - w + 1))
+                return top, top + h, left, left + w
+        return 0, 0, 0, 0
 
     def _aspect(self, rng: np.random.Generator) -> float:
         if self.log_aspect:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.errors import UserError
@@ -44,3 +45,21 @@ def nearest_labels(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
         for new, old in zip(size, labels.shape[1:], strict=True)
     )
     return labels[:, rows[:, None], columns]
+
+
+def group_masks(
+    labels: jax.Array, tables: tuple[np.ndarray, np.ndarray], size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """Masks of K groups and of their union at the places of a map.
+
+    Args:
+      labels: uint8 [B, H, W], part classes.
+      tables: of `label_tables`.
+      size: height and width of the map.
+
+    Returns:
+      bool [B, K + 1, h, w]; and bool [B, h, w], where the label is known.
+    """
+    nearest = nearest_labels(labels, size)
+    groups, known = map(jnp.asarray, tables)
+    return jnp.moveaxis(groups[nearest], -1, 1), known[nearest]

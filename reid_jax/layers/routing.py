@@ -8,7 +8,7 @@ gates.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +51,10 @@ class Grid:
             return ()
         return tuple(s for s in (scale - 1, scale, scale + 1) if 0 <= s < self.scales)
 
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Layer and scale of every cell, layer after layer."""
+        return ((i, s) for i in range(self.layers) for s in self.cells(i))
+
 
 def gumbel_softmax(
     key: jax.Array,
@@ -91,27 +95,33 @@ def choice(logits: jax.Array) -> jax.Array:
 
 def run_if_active(
     module: nn.Module,
-    active: jax.Array,
+    activity: jax.Array,
     function: Callable[..., Any],
     *inputs: jax.Array,
+    skip: bool = True,
 ) -> Any:
-    """`function(module, *inputs)` of one image, or zeros without the work.
+    """`function(module, *inputs)`; of one image that is inactive, zeros without work.
 
-    For test mode, where the result of an inactive cell is not used. `lax.cond` takes
-    one branch at run time; under a batch it would take both.
+    For test mode, where the result of what is inactive is not used. `lax.cond` takes
+    one branch at run time; in a batch it would take both, so a batch is just run.
 
     Args:
-      module: whose variables the function reads.
-      active: bool scalar.
+      module: whose variables the function reads; they exist already.
+      activity: [B], not negative.
       function: of the module and the inputs.
-      *inputs: arrays.
+      *inputs: arrays of B rows.
+      skip: False runs one image, too, whatever its activity.
     """
+    rows = activity.shape[0]
+    # The rows of an exported function are a symbol, which equals no number.
+    if not skip or not isinstance(rows, int) or rows != 1:
+        return function(module, *inputs)
 
     def idle(module: nn.Module, *inputs: jax.Array) -> Any:
         shapes = jax.eval_shape(lambda *x: function(module, *x), *inputs)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    return nn.cond(active, function, idle, module, *inputs)
+    return nn.cond(activity[0] > 0, function, idle, module, *inputs)
 
 
 def sizes_of_scales(size: tuple[int, int], scales: int) -> list[tuple[int, int]]:
@@ -136,8 +146,10 @@ def resized(features: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jax.image.resize(features, shape, "bilinear")
 
 
-def table(values: np.ndarray, rows: int) -> jax.Array:
-    """Arrays [B] of an object array as [B, ...], NaN where there is none."""
-    filled = [jnp.full(rows, jnp.nan) if v is None else v for v in values.flat]
-    stacked = jnp.stack(filled, 1) if filled else jnp.zeros((rows, 0))
-    return stacked.reshape(rows, *values.shape)
+def table(
+    values: Mapping[tuple[int, ...], jax.Array], shape: tuple[int, ...]
+) -> jax.Array:
+    """Arrays [B] by place as one of `shape`, [B, ...], NaN where there is none."""
+    empty = jnp.full(shape[0], jnp.nan)
+    columns = [values.get(place, empty) for place in np.ndindex(shape[1:])]
+    return jnp.stack(columns, 1).reshape(shape) if columns else jnp.zeros(shape)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy with label smoothing, mean over the batch.
+    """The mean of `cross_entropies`, float32 scalar."""
+    return cross_entropies(logits, labels, smoothing=smoothing).mean()
+
+
+def cross_entropies(
+    logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
+) -> jax.Array:
+    """Cross-entropy of each row, with label smoothing.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture", 2016, section 7;
     the target is (1 - smoothing) * one_hot + smoothing / C, as in PyTorch.
@@ -20,12 +27,12 @@ def cross_entropy(
       smoothing: share of the target that is spread evenly over all classes.
 
     Returns:
-      float32 scalar.
+      float32 [B].
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
     spread = log_probabilities.mean(axis=1)
-    return -jnp.mean((1 - smoothing) * chosen + smoothing * spread)
+    return -((1 - smoothing) * chosen + smoothing * spread)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

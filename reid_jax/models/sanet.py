@@ -27,15 +27,13 @@ Deviations from the text, and what it leaves open:
 - The scales are 1, 1/2 and 1/4 of the third stage's map. Routes enter at scale 1, and
   only cells that they can reach exist: 1, 2, 3, 3, 3 of five layers. Cells of the last
   layer lead nowhere; their outputs are resized to scale 1 and summed.
-- The operation of a cell is followed by batch normalisation and ReLU. "Up" is bilinear
-  resizing, "down" a 3x3 convolution with stride 2.
-- The gates' pooling is over all places, since alpha is a number per image and path.
+- A cell's operation is followed by batch normalisation and ReLU. "Up" is bilinear
+  resizing, "down" a 3x3 convolution with stride 2. Gates pool over all places.
 - Eq. 3 is used with the share of the route that enters the cell: a cell's activity is
   the sum of what comes in, 1 at the entry, and a path carries activity times alpha.
-  The activities of a layer sum to 1. It multiplies the cell's output and weights its
-  batch statistics: a zeroed input alone would not silence a cell, because the
-  normalisation and its bias make something of nothing. With one-hot gates there is one
-  active cell in each layer, as in the paper's Figure 4 (a).
+  A layer's activities sum to 1; with one-hot gates one cell of it is active, as in
+  Figure 4 (a). The activity also weights the cell's batch statistics: a zeroed input
+  alone would not silence it, since the normalisation's bias makes something of nothing.
 - The Gumbel-softmax has temperature 1; its samples are soft in training, as Eqs 1 to 3
   read, or one-hot with `straight_through`.
 - "Fixed FE": all gates are constant, 1 / number of exits, in training and at test.
@@ -50,14 +48,15 @@ Deviations from the text, and what it leaves open:
 - Focal loss with HPNet's gamma, alpha and division by the number of positive places.
 - Features are scaled to unit length before Eq. 7, so that no branch outweighs others.
   Images without a common visible branch have a distance of 2, the most there is.
-- Labels come from the grouping of the part labels (`part_groups`); that of the whole
-  body is their union. Unlabelled places do not count.
+- The label of the whole body is the union of its parts'. Unlabelled places do not
+  count.
 - The batch is normalised as one; the paper's two GPUs are `bn_groups=2` and
   `mining_groups=2`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -65,11 +64,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from reid_jax.backbones.resnet import ResNet, Stage, conv
-from reid_jax.errors import UserError
-from reid_jax.layers.group_labels import label_tables, nearest_labels
+from reid_jax.errors import UserError, check_choices
+from reid_jax.layers.group_labels import group_masks, label_tables
+from reid_jax.layers.heat_maps import activation, relative
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
 from reid_jax.layers.pooling import weighted_max
@@ -84,7 +83,7 @@ from reid_jax.layers.routing import (
     table,
 )
 from reid_jax.losses.focal import focal_loss
-from reid_jax.losses.identity import accuracy, cross_entropy
+from reid_jax.losses.identity import accuracy, cross_entropies
 from reid_jax.losses.visible_triplet import visible_triplet
 from reid_jax.models import method
 from reid_jax.retrieval.distances import normalise
@@ -110,35 +109,35 @@ class Cell(nn.Module):
     Attributes:
       exits: number of scale transformations to choose from; 0 in the last layer.
       operation: side of the base operation's kernel.
-      adaptive, temperature, straight_through, bn_groups, dtype: as of `Enhancement`.
+      adaptive: whether the gate chooses; otherwise all exits have the same score.
+      temperature, straight_through: of the gate's samples in training.
+      bn_groups: see `BatchNorm.groups`.
+      dtype: of the operation.
     """
 
     exits: int
-    operation: int
-    adaptive: bool
-    temperature: float
-    straight_through: bool
-    bn_groups: int
-    dtype: Any
+    operation: int = 3
+    adaptive: bool = True
+    temperature: float = 1.0
+    straight_through: bool = False
+    bn_groups: int = 1
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, features: jax.Array, activity: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs aggregated features [B, h, w, C].
+        """Runs aggregated features f [B, h, w, C] of a cell with activity [B].
 
         Returns:
           the refined features [B, h, w, C], and the scores of the exits
           [B, exits], float32.
         """
-        alpha = self._gate(features, train)
-        operation = conv(
-            features.shape[-1], self.operation, dtype=self.dtype, name="operation"
-        )
-        refined = operation(features)  # Eq. 2
+        width, size = features.shape[-1], self.operation
+        operation = conv(width, size, dtype=self.dtype, name="operation")
         norm = BatchNorm(self.bn_groups, name="norm")
-        refined = jax.nn.relu(norm(refined, train=train, weights=activity))
-        return refined, alpha
+        refined = norm(operation(features), train=train, weights=activity)  # Eq. 2
+        return jax.nn.relu(refined), self._gate(features, train)
 
     def _gate(self, features: jax.Array, train: bool) -> jax.Array:
         """Eq. 1."""
@@ -146,7 +145,7 @@ class Cell(nn.Module):
             shape = (features.shape[0], self.exits)
             return jnp.full(shape, 1 / max(self.exits, 1))
         gate = nn.Conv(self.exits, (1, 1), dtype=jnp.float32, name="gate")
-        logits = spatial_max(gate(features))
+        logits = gate(features).max((1, 2))
         if not train:  # section 3.3: the path with the greatest probability
             return choice(logits)
         return gumbel_softmax(
@@ -162,21 +161,16 @@ class Enhancement(nn.Module):
 
     Attributes:
       grid: its layers and scales.
-      operation: side of the cells' kernels.
+      cell: makes a cell, given its number of exits and its name.
       width: channels within the grid.
-      adaptive: whether gates choose; otherwise all paths are active.
-      temperature, straight_through: of the gates' samples in training.
       bn_groups: see `BatchNorm.groups`.
       dtype: of the convolutions.
       skip: leave cells out that a single image's route does not pass, in test mode.
     """
 
     grid: Grid
-    operation: int = 3
+    cell: Callable[..., Cell] = Cell
     width: int = 256
-    adaptive: bool = True
-    temperature: float = 1.0
-    straight_through: bool = False
     bn_groups: int = 1
     dtype: Any = jnp.float32
     skip: bool = True
@@ -192,89 +186,54 @@ class Enhancement(nn.Module):
           and `paths` [B, L - 1, S, S] from scale to scale, float32, NaN where there
           is no cell or path.
         """
-        grid, rows = self.grid, maps.shape[0]
-        reduced = conv(self.width, 1, dtype=self.dtype, name="reduce")(maps)
-        norm = BatchNorm(self.bn_groups, name="reduce_bn")
-        arriving = {0: [jax.nn.relu(norm(reduced, train=train))]}
-        activity = {0: jnp.ones(rows)}
-        sizes = sizes_of_scales(maps.shape[1:3], grid.scales)
-        activities = np.full((grid.layers, grid.scales), None)
-        paths = np.full((grid.layers - 1, grid.scales, grid.scales), None)
-        outputs = []
-        for layer in range(grid.layers):
-            leaving: dict[int, list[jax.Array]] = {}
-            entering: dict[int, jax.Array] = {}
-            for scale in grid.cells(layer):
-                share = activities[layer, scale] = activity[scale]
-                features = sum(arriving[scale])  # f^L
-                refined, alpha = self._cell(layer, scale, features, share, train)
-                for index, target in enumerate(grid.exits(layer, scale)):
-                    path = paths[layer, scale, target] = share * alpha[:, index]
-                    moved = self._transform(
-                        refined, path, (layer, scale, target), sizes[target], train
-                    )
-                    leaving.setdefault(target, []).append(scaled(moved, path))  # Eq. 3
-                    entering[target] = entering.get(target, 0) + path
-                if layer == grid.layers - 1:
-                    outputs.append(resized(scaled(refined, share), sizes[0]))
-            arriving, activity = leaving, entering
+        grid, (rows, *size, channels) = self.grid, maps.shape
+        idle = self.skip and not train and not self.is_initializing()
+        run = partial(run_if_active, skip=idle)
+        sizes = sizes_of_scales(tuple(size), grid.scales)
+        # By layer and scale; sums of what comes in, so they start at zero.
+        arriving, activity = defaultdict(int), defaultdict(int)
+        arriving[0, 0], activity[0, 0] = self._reduced(maps, train), jnp.ones(rows)
+        paths, last, total = {}, grid.layers - 1, 0
+        for layer, scale in grid.places():
+            share = activity[layer, scale]
+            exits = grid.exits(layer, scale)
+            cell = self.cell(len(exits), name=f"cell{layer + 1}_{scale + 1}")
+            forward = partial(Cell.__call__, train=train)
+            features = arriving[layer, scale]  # f^L
+            refined, alpha = run(cell, share, forward, features, share)
+            for index, target in enumerate(exits):
+                path = paths[layer, scale, target] = share * alpha[:, index]
+                if target > scale:
+                    down = self._down(f"down{layer + 1}_{scale + 1}")
+                    moved = run(down, path, nn.Conv.__call__, refined)
+                else:  # keep or up
+                    moved = resized(refined, sizes[target])
+                arriving[layer + 1, target] += scaled(moved, path)  # Eq. 3
+                activity[layer + 1, target] += path
+            if layer == last:
+                total += resized(scaled(refined, share), sizes[0])
+        zeros = nn.initializers.zeros
         expand = nn.Conv(
-            maps.shape[-1],
+            channels,
             (1, 1),
             use_bias=False,
             dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,
+            kernel_init=zeros,
             name="expand",
         )
-        routes = {"activity": table(activities, rows), "paths": table(paths, rows)}
-        return maps + expand(sum(outputs)), routes
+        scales = grid.scales
+        return maps + expand(total), {
+            "activity": table(activity, (rows, grid.layers, scales)),
+            "paths": table(paths, (rows, last, scales, scales)),
+        }
 
-    def _skips(self, rows: int, train: bool) -> bool:
-        """Whether what is inactive is left out, not only multiplied by zero."""
-        single = isinstance(rows, int) and rows == 1
-        idle = self.adaptive and self.skip and not train
-        return single and idle and not self.is_initializing()
+    def _reduced(self, maps: jax.Array, train: bool) -> jax.Array:
+        reduced = conv(self.width, 1, dtype=self.dtype, name="reduce")(maps)
+        norm = BatchNorm(self.bn_groups, name="reduce_bn")
+        return jax.nn.relu(norm(reduced, train=train))
 
-    def _cell(
-        self,
-        layer: int,
-        scale: int,
-        features: jax.Array,
-        activity: jax.Array,
-        train: bool,
-    ) -> tuple[jax.Array, jax.Array]:
-        cell = Cell(
-            len(self.grid.exits(layer, scale)),
-            self.operation,
-            self.adaptive,
-            self.temperature,
-            self.straight_through,
-            self.bn_groups,
-            self.dtype,
-            name=f"cell{layer + 1}_{scale + 1}",
-        )
-        run = partial(Cell.__call__, train=train)
-        if self._skips(features.shape[0], train):
-            return run_if_active(cell, activity[0] > 0, run, features, activity)
-        return run(cell, features, activity)
-
-    def _transform(
-        self,
-        features: jax.Array,
-        path: jax.Array,
-        place: tuple[int, int, int],
-        size: tuple[int, int],
-        train: bool,
-    ) -> jax.Array:
-        """T_scale: up, keep or down; `place` is the layer, its scale and the next."""
-        layer, scale, target = place
-        if target <= scale:
-            return resized(features, size)
-        name = f"down{layer + 1}_{scale + 1}"
-        down = conv(self.width, 3, stride=2, dtype=self.dtype, name=name)
-        if self._skips(features.shape[0], train):
-            return run_if_active(down, path[0] > 0, nn.Conv.__call__, features)
-        return down(features)
+    def _down(self, name: str) -> nn.Conv:
+        return conv(self.width, 3, stride=2, dtype=self.dtype, name=name)
 
 
 # 3.2. Multi-branch feature extension module.
@@ -310,7 +269,7 @@ class Branch(nn.Module):
         mask = jax.nn.sigmoid(mask_logits)
         visible = (mask > VISIBLE).any((1, 2))  # Eq. 5
         weight = mask > VISIBLE if self.binary_mask else mask
-        before = spatial_max(maps, weight)  # Eq. 4
+        before = weighted_max(maps, weight[..., None])[:, 0]  # Eq. 4
         norm = BatchNorm(self.bn_groups, use_bias=False, name="bn")
         after = norm(before, train=train)
         classifier = nn.Dense(
@@ -324,7 +283,7 @@ class Branch(nn.Module):
             "before": before,
             "after": after,
             "logits": classifier(after),
-            "activation": weight * spatial_norm(maps),
+            "activation": weight * activation(maps),
         }
 
     def _segment(self, maps: jax.Array, train: bool) -> jax.Array:
@@ -339,19 +298,6 @@ class Branch(nn.Module):
         hidden = jax.nn.relu(norm(hidden, train=train))
         logits = layer(1, (1, 1), name="mask_conv2")(hidden)
         return logits[..., 0].astype(jnp.float32)
-
-
-def spatial_max(maps: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Greatest values [B, C] of maps [B, h, w, C] times a mask [B, h, w], float32."""
-    if mask is None:
-        mask = jnp.ones(maps.shape[:3])
-    return weighted_max(maps, mask[..., None])[:, 0]
-
-
-def spatial_norm(maps: jax.Array) -> jax.Array:
-    """Norms [B, h, w] of maps [B, h, w, C], for pictures; there is no gradient."""
-    maps = jax.lax.stop_gradient(maps).astype(jnp.float32)
-    return jnp.linalg.norm(maps, axis=-1)
 
 
 class Network(nn.Module):
@@ -460,7 +406,18 @@ class Method(method.Method):
         dtype: str = "float32",
     ):
         del image_size
-        _check(enhancement, identity, triplet, feature, operation, temperature, blocks)
+        check_choices(
+            enhancement=(enhancement, ("adaptive", "fixed", "none")),
+            identity=(identity, ("all", "visible")),
+            triplet=(triplet, ("branch", "joint")),
+            feature=(feature, ("after", "before")),
+        )
+        if operation < 1 or operation % 2 == 0:
+            raise UserError(f"operation={operation}: give an odd side of a kernel")
+        if not temperature > 0:
+            raise UserError(f"temperature={temperature} must be more than 0")
+        if len(blocks) != 4:
+            raise UserError(f"blocks={tuple(blocks)}: give four stages' bottlenecks")
         self.part_groups = tuple(map(tuple, part_groups))
         self.part_kind = part_kind
         self.tables = label_tables(self.part_groups)
@@ -474,29 +431,35 @@ class Method(method.Method):
         ]
         common = {"bn_groups": bn_groups, "dtype": dtype}
         backbone = ResNet(blocks=tuple(blocks[:3]), width=width, ibn=ibn, **common)
-        afe = Enhancement(
-            grid=Grid(layers, len(SCALES)),
+        # Makers, not modules: a module that is handed on is shared by its users.
+        cell = partial(
+            Cell,
             operation=operation,
-            width=enhancement_width,
             adaptive=enhancement == "adaptive",
             temperature=temperature,
             straight_through=straight_through,
             **common,
         )
+        afe = Enhancement(
+            Grid(layers, len(SCALES)),
+            cell,
+            enhancement_width,
+            skip=enhancement == "adaptive",
+            **common,
+        )
         branch = partial(
             Branch,
-            # A maker, not a module: a module that is handed on is shared by its users.
-            stage=partial(
+            partial(
                 Stage,
                 blocks=blocks[3],
                 width=8 * width,
                 stride=last_stride,
                 **common,
             ),
-            num_classes=num_classes,
-            mask_width=mask_width,
-            binary_mask=binary_mask,
-            bn_groups=bn_groups,
+            num_classes,
+            mask_width,
+            binary_mask,
+            bn_groups,
         )
         self.module = Network(
             backbone,
@@ -510,7 +473,7 @@ class Method(method.Method):
         }
         self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
         self.identity = identity
-        self.cross_entropy = partial(cross_entropy, smoothing=label_smoothing)
+        self.cross_entropies = partial(cross_entropies, smoothing=label_smoothing)
         self.triplet = triplet
         self.triplet_weight = triplet_weight
         self.visible_triplet = partial(
@@ -563,8 +526,7 @@ class Method(method.Method):
         self, logits: jax.Array, visible: jax.Array, labels: jax.Array
     ) -> jax.Array:
         """Sum over branches, [B, K, num_classes], of the mean over images."""
-        one = jax.vmap(lambda row, label: self.cross_entropy(row[None], label[None]))
-        losses = jax.vmap(one, in_axes=(1, None), out_axes=1)(logits, labels)
+        losses = jax.vmap(self.cross_entropies, (1, None), 1)(logits, labels)
         counts = visible if self.identity == "visible" else jnp.ones_like(visible)
         means = (losses * counts).sum(0) / jnp.maximum(counts.sum(0), 1)
         return means.sum()
@@ -576,34 +538,14 @@ class Method(method.Method):
         if self.triplet == "joint":
             return self.visible_triplet(features, visible, labels)
         alone = features.swapaxes(0, 1)[:, :, None], visible.T[:, :, None]
-        losses = jax.vmap(self.visible_triplet, in_axes=(0, 0, None))(*alone, labels)
-        return losses.sum()
+        return jax.vmap(self.visible_triplet, (0, 0, None))(*alone, labels).sum()
 
     def _parsing_loss(self, mask_logits: jax.Array, parts: jax.Array) -> jax.Array:
-        """Sum over branches, [B, K, h, w]."""
-        masks, labelled = self.mask_labels(parts, mask_logits.shape[2:])
-        losses = jax.vmap(self.focal, in_axes=(1, 1, None))(
-            mask_logits, masks, labelled
-        )
-        return losses.sum()
-
-    def mask_labels(
-        self, parts: jax.Array, size: tuple[int, int]
-    ) -> tuple[jax.Array, jax.Array]:
-        """DS(M) of Eq. 6: the labels nearest to the places of a smaller map.
-
-        Args:
-          parts: uint8 [B, H, W], part classes.
-          size: height and width of the masks.
-
-        Returns:
-          bool [B, K, h, w], the masks of the branches; bool [B, h, w], where they are
-          known.
-        """
-        nearest = nearest_labels(parts, size)
-        groups, known = self.tables
-        masks = jnp.asarray(groups[:, : len(self.branch_names)])[nearest]
-        return jnp.moveaxis(masks, -1, 1), jnp.asarray(known)[nearest]
+        """Sum over branches, [B, K, h, w]; part classes [B, H, W]."""
+        branches, *size = mask_logits.shape[1:]
+        masks, labelled = group_masks(parts, self.tables, size)  # DS(M)
+        masks = masks[:, :branches]
+        return jax.vmap(self.focal, (1, 1, None))(mask_logits, masks, labelled).sum()
 
     def embed(
         self,
@@ -643,7 +585,7 @@ class Method(method.Method):
         pictures: dict[str, method.Maps | method.Routes] = {
             "masks": method.Maps(masks, self.branch_names)
         }
-        third, enhanced = map(spatial_norm, (outputs["third"], outputs["enhanced"]))
+        third, enhanced = map(activation, (outputs["third"], outputs["enhanced"]))
         shape = (len(third), masks.shape[1], *third.shape[1:])
         branches = jax.image.resize(outputs["activation"], shape, "bilinear")
         maps, titles = [branches], self.branch_names
@@ -651,38 +593,6 @@ class Method(method.Method):
             maps = [third[:, None], enhanced[:, None], *maps]
             titles = ("before enhancement", "after it", *titles)
             pictures["routes"] = method.Routes(**outputs["routes"], scales=SCALES)
-        values = _relative(jnp.concatenate(maps, axis=1))
+        values = relative(jnp.concatenate(maps, axis=1))
         pictures["activation"] = method.Maps(values, titles)
         return pictures
-
-
-def _relative(maps: jax.Array) -> jax.Array:
-    """Each map [..., h, w] from 0 at its smallest to 1 at its largest value."""
-    low, high = (f(maps, axis=(-2, -1), keepdims=True) for f in (jnp.min, jnp.max))
-    return (maps - low) / jnp.where(high > low, high - low, 1)
-
-
-def _check(
-    enhancement: str,
-    identity: str,
-    triplet: str,
-    feature: str,
-    operation: int,
-    temperature: float,
-    blocks: Sequence[int],
-) -> None:
-    """Refuses values that have no meaning."""
-    for name, value, choices in (
-        ("enhancement", enhancement, ("adaptive", "fixed", "none")),
-        ("identity", identity, ("all", "visible")),
-        ("triplet", triplet, ("branch", "joint")),
-        ("feature", feature, ("after", "before")),
-    ):
-        if value not in choices:
-            raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")
-    if operation < 1 or operation % 2 == 0:
-        raise UserError(f"operation={operation}: give an odd side of a kernel")
-    if not temperature > 0:
-        raise UserError(f"temperature={temperature} must be more than 0")
-    if len(blocks) != 4:
-        raise UserError(f"blocks={tuple(blocks)}: give the bottlenecks of four stages")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
-import pathlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from reid_jax import storage
 
 QUERY = (30, 100, 230)
 RIGHT = (20, 165, 70)
@@ -66,14 +68,9 @@ def write(
       row_group: so many rows belong together; a wide gap follows each group.
     """
     sheet = _compose(rows, headers, legend, title, breaks, row_group)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        sheet.save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    file = io.BytesIO()
+    sheet.save(file, format="PNG")
+    storage.write_bytes(path, file.getvalue())
 
 
 def swatch(colour: Colour) -> np.ndarray:

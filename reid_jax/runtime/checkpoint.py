@@ -2,14 +2,13 @@
 
 A step's checkpoint has three items: `state` (parameters, optimizer, collections, PRNG
 key, step in stage), `data` (the Grain iterator) and `meta` (stage, config, classes).
-Orbax writes into a temporary folder and renames it, so a save that is killed leaves
-the earlier checkpoints as they were.
+Orbax writes into a temporary folder and renames it (in a bucket it marks the folder
+when all is there), so a save that is killed leaves the earlier ones as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -17,8 +16,11 @@ import flax
 import grain
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from reid_jax import storage
 from reid_jax.errors import UserError
+from reid_jax.runtime import workdir as workdirs
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -53,7 +55,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int = 2):
-        root = pathlib.Path(workdir).resolve() / "checkpoints"
+        root = storage.absolute(workdir) / "checkpoints"
         self._last = _manager(root / "last", keep)
         self._best = _manager(root / "best", 1)
 
@@ -109,7 +111,7 @@ class Checkpoints:
             have other shapes.
         """
         step = self._last.latest_step()
-        folder = pathlib.Path(self._last.directory) / str(step)
+        folder = epath.Path(self._last.directory) / str(step)
         wanted = {"params": abstract.params, "collections": abstract.collections}
         _check_same(_stored(folder, wanted), wanted, folder)
         abstract = place(abstract, layout)
@@ -138,7 +140,7 @@ class Checkpoints:
         self._best.close()
 
 
-def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         directory,
         options=ocp.CheckpointManagerOptions(
@@ -147,7 +149,7 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
     )
 
 
-def find(path: str) -> pathlib.Path:
+def find(path: str) -> epath.Path:
     """The checkpoint that a user means by a run's folder or a step's folder.
 
     A run's folder stands for its best checkpoint, or the last one where none was
@@ -156,14 +158,17 @@ def find(path: str) -> pathlib.Path:
     Raises:
       UserError: if there is none.
     """
-    root = pathlib.Path(path).resolve()
+    storage.check_reachable(path)
+    root = storage.absolute(path)
     if (root / "state").is_dir():
         return root
     for kind in ("checkpoints/best", "checkpoints/last", "."):
         steps = [
             folder
             for folder in (root / kind).glob("*")
-            if folder.name.isdigit() and (folder / "state").is_dir()
+            if folder.name.isdigit()
+            and (folder / "state").is_dir()
+            and workdirs.is_whole(folder)
         ]
         if steps:
             return max(steps, key=lambda folder: int(folder.name))
@@ -173,7 +178,7 @@ def find(path: str) -> pathlib.Path:
     )
 
 
-def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
     """The `meta` item of one checkpoint folder."""
     reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     with reader, _readable(checkpoint):
@@ -181,7 +186,7 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def read_variables(
-    checkpoint: pathlib.Path, abstract: Any, *, unwanted: Collection[str] = ()
+    checkpoint: epath.Path, abstract: Any, *, unwanted: Collection[str] = ()
 ) -> Any:
     """Parameters and collections of one checkpoint, laid out as `abstract`.
 
@@ -217,7 +222,7 @@ def read_variables(
 
 
 @contextlib.contextmanager
-def _readable(checkpoint: pathlib.Path) -> Iterator[None]:
+def _readable(checkpoint: epath.Path) -> Iterator[None]:
     """Turns whatever Orbax raises on damaged files into one message."""
     try:
         yield
@@ -250,7 +255,7 @@ def place(abstract: Any, layout: Any) -> Any:
     )
 
 
-def _stored(checkpoint: pathlib.Path, items: Collection[str]) -> dict[str, Any]:
+def _stored(checkpoint: epath.Path, items: Collection[str]) -> dict[str, Any]:
     """Shapes and dtypes of what a checkpoint holds of these items of its state."""
     with _readable(checkpoint):
         stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
@@ -261,7 +266,7 @@ def _rest(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if name != "params"}
 
 
-def _check_same(stored: Any, wanted: Any, checkpoint: pathlib.Path) -> None:
+def _check_same(stored: Any, wanted: Any, checkpoint: epath.Path) -> None:
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {

@@ -5,21 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import pathlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.sharding import fetch
 
+_UPLOAD_SECONDS = 60.0
+
 
 class MetricWriter:
     """Appends to `metrics.jsonl` and `tensorboard/` in a work directory.
+
+    In a bucket nothing can be appended: the files are written on this machine and
+    uploaded whole, about once a minute, with every checkpoint (`flush`) and at the end.
 
     Args:
       workdir: of the run.
@@ -32,15 +39,25 @@ class MetricWriter:
     def __init__(self, workdir: str, *, resume_step: int = 0, enabled: bool = True):
         self._file = None
         self._board = None
+        self._upload_to = None
         if not enabled:
             return
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = epath.Path(workdir)
+        if storage.in_bucket(workdir):
+            self._upload_to, self._uploaded = folder, time.monotonic()
+            self._temporary = tempfile.TemporaryDirectory()
+            folder = epath.Path(self._temporary.name)
+            earlier = self._upload_to / "metrics.jsonl"
+            if earlier.exists():
+                storage.write_bytes(folder / earlier.name, earlier.read_bytes())
+        self._folder = folder
+        path = folder / "metrics.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_rows_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
-            str(path.parent / "tensorboard"), purge_step=resume_step + 1
+            str(folder / "tensorboard"), purge_step=resume_step + 1
         )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -52,15 +69,27 @@ class MetricWriter:
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+        if self._upload_to and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes all rows so far last, where they do not by themselves."""
+        if self._upload_to and self._board is not None:
+            self._board.flush()
+            storage.copy_below(self._folder, self._upload_to)
+            self._uploaded = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._file is not None and self._board is not None:
+            self.flush()
             self._file.close()
             self._board.close()
+            if self._upload_to:
+                self._temporary.cleanup()
 
 
-def _drop_rows_after(path: pathlib.Path, step: int) -> None:
+def _drop_rows_after(path: epath.Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

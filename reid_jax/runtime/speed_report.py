@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
+from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir as workdirs
 
@@ -44,7 +47,7 @@ class Report:
     """
 
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]):
-        self._folder = pathlib.Path(folder)
+        self._folder = epath.Path(folder)
         text = json.dumps(workdirs.flatten(config), sort_keys=True)
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.lines = read_lines(self._folder / "benchmark.jsonl")
@@ -70,7 +73,7 @@ class Report:
         return text
 
 
-def read_lines(path: pathlib.Path) -> list[Line]:
+def read_lines(path: epath.Path) -> list[Line]:
     """Lines of a JSONL file; none if there is no file.
 
     Raises:
@@ -79,7 +82,9 @@ def read_lines(path: pathlib.Path) -> list[Line]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); remove that file") from error
 
@@ -201,7 +206,7 @@ def label(sweep: Mapping[str, Any]) -> str:
     return " ".join(f"{name.rpartition('.')[2]}={x}" for name, x in sweep.items())
 
 
-def plot(path: pathlib.Path, lines: Sequence[Line]) -> None:
+def plot(path: epath.Path, lines: Sequence[Line]) -> None:
     """Throughput, and efficiency or MFU or time beside it, one row per measure.
 
     Over the number of devices if there are several, else over the batch if there are
@@ -225,8 +230,9 @@ def plot(path: pathlib.Path, lines: Sequence[Line]) -> None:
         axes[0].set_title(what, loc="left")
     kinds = ", ".join(sorted({line["device_kind"] for line in lines}))
     figure.suptitle(f"{lines[0]['config']} on {kinds}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100)
+    storage.write_bytes(path, file.getvalue())
 
 
 def _second_quantity(lines: Sequence[Line]) -> tuple[str, str]:

@@ -6,19 +6,20 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
+from reid_jax import storage
 from reid_jax.errors import UserError
+from reid_jax.storage import PathLike
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
@@ -27,35 +28,31 @@ PACKAGES = (
 
 # Fields that do not change what is computed; a resumed run may differ in them.
 FREE_FIELDS = (
-    *("data.data_dir", "data.num_workers", "max_steps", "log_every_steps"),
+    "shard_parameters",
+    *("data.data_dir", "data.num_workers", "data.resident_bytes"),
+    *("max_steps", "log_every_steps"),
     *("checkpoint", "evaluation", "evaluate_on"),
 )
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: PathLike, text: str) -> None:
     """Writes a file in one step: readers see the old content or the new, whole."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    storage.write_bytes(path, text.encode())
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: PathLike, value: Any) -> None:
     """Writes indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: PathLike) -> Any:
     """Reads JSON.
 
     Raises:
       UserError: if the file is damaged; names it.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); remove or mend that file"
@@ -66,10 +63,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def held(workdir: str) -> Iterator[None]:
     """Holds a work directory against other processes of this machine.
 
+    One in a bucket cannot be held: of two runs that are started there at once, each
+    would write over what the other has saved.
+
     Raises:
       UserError: if another process holds it, or nothing can be written there.
     """
-    check_writable(workdir)
+    storage.check_writable(workdir)
+    if storage.in_bucket(workdir):
+        yield
+        return
     with (pathlib.Path(workdir) / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,23 +81,17 @@ def held(workdir: str) -> Iterator[None]:
                 f"another process is training in {workdir}; wait for it, stop it, or "
                 "name another --workdir"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            _remove_if_unused(pathlib.Path(workdir))
 
 
-def check_writable(workdir: str) -> None:
-    """Makes the folder.
-
-    Raises:
-      UserError: if nothing can be written there.
-    """
-    try:
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {workdir} ({error.strerror}); name another --workdir"
-        ) from error
+def _remove_if_unused(folder: pathlib.Path) -> None:
+    """A run that was refused leaves no folder, behind."""
+    if [path.name for path in folder.iterdir()] == [".lock"]:
+        (folder / ".lock").unlink()
+        folder.rmdir()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -110,7 +107,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def has_checkpoint(workdir: str) -> bool:
     """Whether a run has saved a step there."""
-    return any(pathlib.Path(workdir).glob("checkpoints/last/[0-9]*"))
+    storage.check_reachable(workdir)
+    last = epath.Path(workdir) / "checkpoints" / "last"
+    return any(is_whole(step) for step in last.glob("[0-9]*"))
+
+
+def is_whole(step: epath.Path) -> bool:
+    """Whether a step's folder was saved to its end.
+
+    On a disk Orbax names the folder last; in a bucket it leaves a mark in it.
+    """
+    return not storage.in_bucket(step) or (step / "commit_success.txt").exists()
 
 
 def claim(workdir: str, config: Mapping[str, Any]) -> None:
@@ -121,7 +128,7 @@ def claim(workdir: str, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: if another config's run lives there; names the fields that differ.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = epath.Path(workdir) / "config.json"
     if path.exists() and has_checkpoint(workdir):
         differences = _differences(read_json(path), config)
         if differences:
@@ -148,7 +155,7 @@ def write_manifest(workdir: str, config: Mapping[str, Any]) -> None:
 
     One entry for every start of the run, the first one first.
     """
-    path = pathlib.Path(workdir) / "manifest.json"
+    path = epath.Path(workdir) / "manifest.json"
     entries = read_json(path) if path.exists() else []
     write_json(path, [*entries, manifest(config)])
 

@@ -13,8 +13,10 @@ import urllib.error
 import urllib.request
 from typing import BinaryIO
 
+from etils import epath
 from tqdm import tqdm
 
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 ATTEMPTS = 3
@@ -97,7 +99,8 @@ def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     text = os.fspath(path_or_name)
     if text in KNOWN:
         return fetch(KNOWN[text], cache_folder())
-    path = pathlib.Path(text).expanduser()
+    storage.check_reachable(text)
+    path = epath.Path(text).expanduser()
     if not path.exists():
         raise UserError(
             f"pretrained weights {text!r}: neither a file or folder that exists nor a "

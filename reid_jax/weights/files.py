@@ -16,7 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
+from etils import epath
 
+from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint
 from reid_jax.weights import pytorch
@@ -63,7 +65,12 @@ def read(path: str | pathlib.Path) -> WeightFile:
       UserError: no such file, or none that can be read; the message says what it
         seems to be.
     """
-    path = pathlib.Path(path).expanduser()
+    if storage.in_bucket(path):
+        path = epath.Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path}: only folders are read from a bucket; copy it")
+    else:
+        path = pathlib.Path(path).expanduser()
     if path.is_dir():
         return WeightFile(path, OURS, _read_orbax(path))
     try:
@@ -194,7 +201,7 @@ def _find_orbax(path: pathlib.Path) -> pathlib.Path:
     """The folder with the arrays: a conversion, an export, or a run's checkpoint."""
     for folder in (path, path / "params"):
         if (folder / "_METADATA").is_file():
-            return folder.resolve()
+            return storage.absolute(folder)
     return checkpoint.find(str(path)) / "state"
 
 

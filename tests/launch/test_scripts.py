@@ -26,6 +26,7 @@ SLURM = {"NODES": "2", "GPUS": "8", "CPUS": "4"}
 POD = {"NAME": "market", "IMAGE": "registry/reid:1", "CLAIM": "shared"}
 JOB = {**POD, "NODES": "2", "GPUS": "8"}
 SWEEP = {"DEVICES": "1,4", "BATCH": "64", "BATCH_PER_DEVICE": "16"}
+CACHE = {"COMPILATION_CACHE": "gs://bucket/compiled"}
 CASES = {
     "local-cpu": ("local.sh", {}, ("cpu", *ARGS)),
     "local-gpu": ("local.sh", {"GPU": "0,1"}, ("gpu", *ARGS)),
@@ -38,17 +39,17 @@ CASES = {
     ),
     "processes-gpu": ("processes.sh", {"PROCESSES": "2"}, ("gpu", *ARGS)),
     "slurm-outside": ("slurm.sh", SLURM, ARGS),
-    "slurm-inside": ("slurm.sh", {**SLURM, "SLURM_JOB_ID": "7"}, ARGS),
+    "slurm-inside": ("slurm.sh", {**SLURM, **CACHE, "SLURM_JOB_ID": "7"}, ARGS),
     "tpu-create": (
         "tpu_vm.sh",
         {**TPU, "ACCELERATOR": "v6e-8", "VERSION": "v2-alpha-tpuv6e", "SPOT": "1"},
         ("create",),
     ),
     "tpu-setup": ("tpu_vm.sh", {**TPU, "SETUP_COMMAND": "mount it"}, ("setup",)),
-    "tpu-run": ("tpu_vm.sh", TPU, ("run", *ARGS)),
+    "tpu-run": ("tpu_vm.sh", {**TPU, **CACHE}, ("run", *ARGS)),
     "tpu-logs": ("tpu_vm.sh", {**TPU, "WORKER": "1"}, ("logs",)),
     "tpu-delete": ("tpu_vm.sh", TPU, ("delete",)),
-    "kubernetes-run": ("kubernetes.sh", JOB, ("run", *ARGS)),
+    "kubernetes-run": ("kubernetes.sh", {**JOB, **CACHE}, ("run", *ARGS)),
     "kubernetes-logs": ("kubernetes.sh", POD, ("logs",)),
     "kubernetes-delete": ("kubernetes.sh", POD, ("delete",)),
     "sweep-gpu": ("scaling_sweep.sh", SWEEP, ("gpu", *ARGS)),

@@ -4,7 +4,7 @@ import pytest
 from data_pipelines import groupings
 from data_pipelines.parts import UNLABELLED
 from reid_jax.errors import UserError
-from reid_jax.layers.group_labels import label_tables, nearest_labels
+from reid_jax.layers.group_labels import group_masks, label_tables, nearest_labels
 
 KINDS = {"pifpaf": "four_v", "hpnet": "four_hpnet", "parts": "four_v"}
 
@@ -37,3 +37,15 @@ def test_nearest_equals_a_loop_over_centres(size):
             y = int((row + 0.5) * 12 / size[0])
             x = int((column + 0.5) * 8 / size[1])
             np.testing.assert_array_equal(found[:, row, column], labels[:, y, x])
+
+
+def test_masks_are_the_groups_and_their_union():
+    tables = label_tables(((1, 9), (2, 1), (3,)))
+    parts = np.array([[1, 2], [3, 0], [9, 4], [255, 2]], np.uint8)[None]
+    masks, known = group_masks(parts, tables, (4, 2))
+    expected = np.zeros((4, 4, 2), bool)
+    expected[0, 0, 0] = expected[0, 2, 0] = True  # the first group that names 1
+    expected[1, 0, 1] = expected[1, 3, 1] = expected[2, 1, 0] = True
+    expected[3] = expected[:3].any(0)
+    np.testing.assert_array_equal(masks[0], expected)
+    np.testing.assert_array_equal(known[0], ~np.isin(parts[0], (4, 255)))

@@ -124,21 +124,21 @@ def test_what_is_inactive_is_not_run():
 
     class Outer(nn.Module):
         @nn.compact
-        def __call__(self, x, active):
+        def __call__(self, x, activity):
+            skip = not self.is_initializing()
             inner = Noted(name="inner")
-            if self.is_initializing():
-                return inner(x)
-            return run_if_active(inner, active, Noted.__call__, x)
+            return run_if_active(inner, activity, Noted.__call__, x, skip=skip)
 
     x = np.ones((1, 2), np.float32)
-    variables = Outer().init(jax.random.key(0), x, True)
+    none, half = jnp.zeros(1), jnp.full(1, 0.5)
+    variables = Outer().init(jax.random.key(0), x, none)
     jax.effects_barrier()
     calls.clear()
     run = jax.jit(Outer().apply)
-    np.testing.assert_array_equal(run(variables, x, False), np.zeros((1, 3)))
+    np.testing.assert_array_equal(run(variables, x, none), np.zeros((1, 3)))
     jax.effects_barrier()
     assert not calls
     expected = x @ variables["params"]["inner"]["Dense_0"]["kernel"]
-    np.testing.assert_allclose(run(variables, x, True), expected, rtol=1e-6)
+    np.testing.assert_allclose(run(variables, x, half), expected, rtol=1e-6)
     jax.effects_barrier()
     assert len(calls) == 1

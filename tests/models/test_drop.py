@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -286,9 +287,8 @@ def test_one_and_eight_devices_agree_in_the_loop_s_own_layout():
     data = batch(16)
     variables, run = variables_of(method, data), step(method)
     mesh = sharding.make_mesh()
-    layout = state_layout(
-        method, mesh, shapes={name: jnp.asarray(x) for name, x in data.items()}
-    )
+    shapes = {name: jnp.asarray(x) for name, x in data.items()}
+    layout = state_layout(method, optax.sgd(0.1), mesh, shapes=shapes)
     assert layout.collections["bank"]["embeddings"].spec == PartitionSpec(None, "data")
     assert layout.collections["bank"]["labels"].spec == PartitionSpec(None, "data")
     assert layout.collections["bank"]["pointer"].spec == PartitionSpec()

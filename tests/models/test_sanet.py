@@ -68,8 +68,11 @@ def compiled(function):
 LAYERS, ROWS, CHANNELS = 4, 6, 5
 
 
-def enhancement(**fields):
-    return Enhancement(Grid(LAYERS), width=4, **fields)
+@functools.cache
+def enhancement(layers=LAYERS, skip=True, **fields):
+    """Cached, as compilations are by module, and no two makers of cells are equal."""
+    cell = functools.partial(sanet.Cell, **fields)
+    return Enhancement(Grid(layers), cell, width=4, skip=skip)
 
 
 def some_maps(rows=ROWS, seed=0):
@@ -321,7 +324,7 @@ def test_one_image_skips_what_its_route_leaves_out_with_equal_results():
 def test_gates_learn_through_soft_samples_and_straight_through():
     maps = some_maps()
     for straight_through in (False, True):
-        module = Enhancement(Grid(2), width=4, straight_through=straight_through)
+        module = enhancement(2, straight_through=straight_through)
         variables = enhancement_variables(module)
 
         def loss(params, module=module, variables=variables):
@@ -397,18 +400,6 @@ def test_unlabelled_places_and_images_are_left_out():
     kept = method._parsing_loss(logits[:3, :, 1:], parts[:3, 16:])
     np.testing.assert_allclose(loss, kept, rtol=1e-6)
     assert method._parsing_loss(logits, np.full_like(parts, 255)) == 0
-
-
-def test_mask_labels_are_the_groups_and_their_union():
-    method = make(part_groups=((1, 9), (2, 1), (3,)), part_names=("a", "b", "c"))
-    parts = np.array([[1, 2], [3, 0], [9, 4], [255, 2]], np.uint8)[None]
-    masks, known = method.mask_labels(parts, (4, 2))
-    expected = np.zeros((4, 4, 2), bool)
-    expected[0, 0, 0] = expected[0, 2, 0] = True  # the first group that names 1
-    expected[1, 0, 1] = expected[1, 3, 1] = expected[2, 1, 0] = True
-    expected[3] = expected[:3].any(0)
-    np.testing.assert_array_equal(masks[0], expected)
-    np.testing.assert_array_equal(known[0], ~np.isin(parts[0], (4, 255)))
 
 
 # Section 3.3.

@@ -47,6 +47,8 @@ PARAMETERS = {
     "table4-7-layers": branches(5) + enhancement(cells=18, exits=35, downs=11),
     "table4-1x1": branches(5) + enhancement(**FIVE, kernel=1),
     "table4-5x5": branches(5) + enhancement(**FIVE, kernel=5),
+    "local-fixed": branches(4) + enhancement(**FIVE, gates=False),
+    "local-adaptive": branches(4) + enhancement(**FIVE),
 }
 
 
@@ -86,7 +88,7 @@ def test_row(row):
     batch = experiment.example_batch(config, 64)
     variables = trace_step(method, batch)
     assert parameter_count(variables) == PARAMETERS[row]
-    branches = 4 if row == "table3-hpnet" else 5
+    branches = 5 - (row == "table3-hpnet" or row.startswith("local"))
     images = jax.ShapeDtypeStruct((64, 384, 128, 3), jnp.uint8)
     embedding = jax.eval_shape(method.embed, variables, images)
     assert embedding["parts"].shape == (64, branches, D)

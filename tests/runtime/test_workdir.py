@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
 from reid_jax.runtime.metrics import MetricWriter
@@ -34,7 +35,7 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
 def test_a_file_is_no_workdir(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
-        workdir.check_writable(str(tmp_path / "f"))
+        storage.check_writable(tmp_path / "f")
 
 
 def test_a_workdir_is_held_by_one(tmp_path):
@@ -45,7 +46,17 @@ def test_a_workdir_is_held_by_one(tmp_path):
     ):
         pass
     with workdir.held(str(tmp_path)):
-        pass
+        (tmp_path / "results.json").touch()
+    assert (tmp_path / "results.json").exists()
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with (
+        pytest.raises(UserError, match="no such field"),
+        workdir.held(str(tmp_path / "run")),
+    ):
+        raise UserError("no such field")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -1,0 +1,132 @@
+"""Paths in a bucket (`gs://bucket/folder`), where they differ from those of a disk.
+
+`etils.epath` reads and writes both, buckets through gcsfs, which only they need. There
+an object is written whole or not at all, cannot be appended to, and cannot be locked;
+folders are no more than the beginnings of names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+import fsspec
+from etils import epath
+
+from reid_jax.errors import UserError
+
+BUCKET = "gs://"
+
+PathLike = str | os.PathLike[str]
+
+# TensorStore writes behind gcsfs's back: a listing that was kept would lack its files.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+def in_bucket(path: PathLike) -> bool:
+    """Whether a path lies in a bucket.
+
+    Raises:
+      UserError: if it is an address of any other kind.
+    """
+    text = os.fspath(path)
+    if "://" in text and not text.startswith(BUCKET):
+        raise UserError(f"{text}: of addresses, only {BUCKET}BUCKET/FOLDER is known")
+    return text.startswith(BUCKET)
+
+
+def absolute(path: PathLike) -> epath.Path:
+    """The path from its root; what is in a bucket is that already."""
+    if in_bucket(path):
+        return epath.Path(path)
+    return epath.Path(pathlib.Path(path).expanduser().resolve())
+
+
+def check_reachable(path: PathLike) -> None:
+    """Does nothing for a path on a disk.
+
+    Raises:
+      UserError: if the bucket cannot be asked; says what to do.
+    """
+    if in_bucket(path):
+        with _understood(path, "read"):
+            # `exists` would take a bucket that is not there for an absent file.
+            next(epath.Path(path).glob("*"), None)
+
+
+def check_writable(path: PathLike) -> None:
+    """Makes a folder, where it is on a disk.
+
+    Raises:
+      UserError: if nothing can be written there.
+    """
+    if in_bucket(path):
+        with _understood(path, "write to"):
+            probe = epath.Path(path) / f".writable-{uuid.uuid4().hex}"
+            probe.write_text("")
+            probe.unlink()
+        return
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}); name another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _understood(path: PathLike, action: str) -> Iterator[None]:
+    """Turns what a bucket's first use raises into one message."""
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{path} is in a bucket, which needs: pip install gcsfs")
+    try:
+        yield
+    except Exception as error:  # gcsfs, google-auth and aiohttp raise many kinds.
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"cannot {action} {path} ({type(error).__name__}: {first[:200]}). Is the "
+            "bucket's name right, and may you use it? Credentials come from 'gcloud "
+            "auth application-default login', from the file that "
+            "GOOGLE_APPLICATION_CREDENTIALS names, or from the VM's service account"
+        ) from error
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Writes a file in one step: readers see the old content or the new, whole."""
+    path = epath.Path(path)
+    if in_bucket(path):
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def files_below(folder: PathLike) -> list[epath.Path]:
+    """Every file below a folder, in the order of their paths."""
+    # Not `walk`: epath 1.15 loses gs:// in it.
+    files = []
+    for path in sorted(epath.Path(folder).iterdir()):
+        files += files_below(path) if path.is_dir() else [path]
+    return files
+
+
+def copy_below(source: PathLike, target: PathLike) -> None:
+    """Copies every file below a folder to the same place below another."""
+    source, target = epath.Path(source), epath.Path(target)
+    for file in files_below(source):
+        write_bytes(target / file.relative_to(source), file.read_bytes())
