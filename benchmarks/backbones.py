@@ -1,10 +1,14 @@
-"""Speed of our backbones beside the same networks in PyTorch, on the same cores.
+"""Speed of our backbones beside the same networks in PyTorch, on the same cores or GPU.
 
     python -m benchmarks.backbones --backbone=resnet50 --batch=4
+    python -m benchmarks.backbones --backbone=vit_base --batch=64 --device=cuda \\
+        --dtype=bfloat16
 
 Needs PyTorch, torchvision and timm, as `tests/goldens/make_goldens.py` does, in one
-environment with reid_jax. Both sides get the same weights and images (256 x 128,
-float32) and every core that the process may use, and must agree before they are timed.
+environment with reid_jax, and for `--device=cuda` both JAX and PyTorch with CUDA. Both
+sides get the same weights and images (256 x 128, float32), matrix products in `--dtype`
+(PyTorch's by its automatic mixed precision) and every core that the process may use or
+one GPU, and must agree before they are timed.
 Their repetitions alternate, so that whatever else the machine does slows down both.
 
 Prints one line of JSON per backbone and mode: "forward" in evaluation; "train", a
@@ -14,7 +18,8 @@ with momentum. Seconds and images per second are those of the median repetition 
 side's fastest repetition. A busy machine, which hits PyTorch's threads harder than
 ours, makes the two differ: believe neither then. `difference` is how far our feature
 or loss is from PyTorch's, relatively; `compile_seconds`, ours with tracing, is in no
-other figure. PyTorch runs eagerly, in its default memory layout.
+other figure. PyTorch runs eagerly, in its default memory layout. Neither side may use
+TF32 in place of float32. What is timed includes the way of the result to the host.
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ OURS = {
 }
 IMAGE_SIZE = (256, 128)
 WARM_UP = 2
-TOLERANCE = 1e-3
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 # Small: the weights are random, and must stay such that nothing overflows.
 LEARNING_RATE, MOMENTUM = 1e-4, 0.9
 PACKAGES = ("jax", "flax", "torch", "torchvision", "timm")
@@ -65,8 +70,8 @@ INSTALL = """install the PyTorch side, of which reid_jax itself needs nothing:
 class Ours:
     """A network of ours, compiled."""
 
-    def __init__(self, name: str, images: np.ndarray):
-        module = OURS[name]
+    def __init__(self, name: str, images: np.ndarray, dtype: str):
+        module = OURS[name].clone(dtype=dtype)
         optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
         variables = layout.variables(module, IMAGE_SIZE)
         state = (variables, optimizer.init(variables["params"]))
@@ -130,10 +135,22 @@ def _feature(maps: dict[str, Any]) -> jax.Array:
 class Original:
     """The same network of torchvision or timm, with the same weights."""
 
-    def __init__(self, name: str, images: np.ndarray, scripts: ModuleType):
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        scripts: ModuleType,
+        *,
+        device: str,
+        dtype: str,
+    ):
         self._torch = scripts.torch
-        self._model = _original(name, scripts)
-        self._images = self._torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        self._mixed = functools.partial(
+            self._torch.autocast, device, self._torch.bfloat16, dtype == "bfloat16"
+        )
+        self._model = _original(name, scripts).to(device)
+        rows = self._torch.from_numpy(images).permute(0, 3, 1, 2)
+        self._images = rows.contiguous().to(device)
         self._optimizer = self._torch.optim.SGD(
             self._model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM
         )
@@ -142,7 +159,7 @@ class Original:
         """The global features [B, D] in evaluation."""
         self._model.eval()
         with self._torch.inference_mode():
-            return self._feature().numpy()
+            return self._feature().cpu().numpy()
 
     def train(self) -> np.ndarray:
         """The loss, after the step that it leads to."""
@@ -151,10 +168,12 @@ class Original:
         loss = self._feature().square().mean()
         loss.backward()
         self._optimizer.step()
-        return loss.detach().numpy()
+        return loss.detach().cpu().numpy()
 
     def _feature(self) -> Any:
-        maps = self._model(self._images)
+        with self._mixed():
+            maps = self._model(self._images)
+        maps = {key: m.float() for key, m in maps.items()}
         if "norm" in maps:
             return maps["norm"][:, 0]
         last = [m for key, m in maps.items() if key.startswith(("incre", "layer4"))]
@@ -188,19 +207,25 @@ def _scripts() -> ModuleType:
 
 
 def measure(
-    name: str, *, batch: int, repetitions: int, scripts: ModuleType
+    name: str,
+    *,
+    batch: int,
+    repetitions: int,
+    scripts: ModuleType,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> list[dict[str, Any]]:
     """The lines of one backbone."""
     images = filling.images(*IMAGE_SIZE, batch)
-    ours = Ours(name, images)
-    original = Original(name, images, scripts)
+    ours = Ours(name, images, dtype)
+    original = Original(name, images, scripts, device=device, dtype=dtype)
     lines = []
     for mode in ("forward", "train"):
         runs = getattr(ours, mode), getattr(original, mode)
         # The second loss of a training step has the first update in it.
         for _ in range(WARM_UP):
             difference = layout.relative(*(run() for run in runs))
-            if not difference < TOLERANCE:
+            if not difference < TOLERANCE[dtype]:
                 raise RuntimeError(f"{name}, {mode}: the two differ by {difference}")
         seconds = [tuple(_seconds(run) for run in runs) for _ in range(repetitions)]
         lines.append(
@@ -208,6 +233,7 @@ def measure(
                 "backbone": name,
                 "mode": mode,
                 "batch": batch,
+                "dtype": dtype,
                 **_summary(seconds, batch),
                 "compile_seconds": round(ours.compile_seconds[mode], 2),
                 "difference": float(f"{difference:.1e}"),
@@ -239,10 +265,32 @@ def _summary(seconds: list[tuple[float, float]], batch: int) -> dict[str, Any]:
 
 def _machine() -> dict[str, Any]:
     return {
+        "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _use(device: str, scripts: ModuleType) -> None:
+    """Takes both sides to the device.
+
+    Raises:
+      UserError: if one of them has none.
+    """
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        return
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        jax.devices("gpu")
+    except RuntimeError as error:
+        raise UserError(f"--device={device}: JAX finds no GPU ({error})") from error
+    if not scripts.torch.cuda.is_available():
+        raise UserError(f"--device={device}: PyTorch finds no GPU")
+    # PyTorch's choice among convolutions, as XLA makes one; without TF32 by default.
+    scripts.torch.backends.cudnn.benchmark = True
+    scripts.torch.backends.cudnn.allow_tf32 = False
 
 
 def _positive(text: str) -> int:
@@ -259,13 +307,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", choices=[*OURS, "all"], default="all")
     parser.add_argument("--batch", type=_positive, default=4, help="images")
     parser.add_argument("--repetitions", type=_positive, default=10)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
     options = parser.parse_args(arguments)
     try:
         scripts = _scripts()
+        _use(options.device, scripts)
     except UserError as error:
         print(f"backbones: {error}", file=sys.stderr)
         return 2
-    jax.config.update("jax_platforms", "cpu")
     # What another run has compiled would make `compile_seconds` that of reading it.
     jax.config.update("jax_enable_compilation_cache", False)
     # JAX takes every core that the process may use; PyTorch may count otherwise.
@@ -276,6 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch=options.batch,
             repetitions=options.repetitions,
             scripts=scripts,
+            device=options.device,
+            dtype=options.dtype,
         ):
             print(json.dumps(line | _machine()), flush=True)
     return 0

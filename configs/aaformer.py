@@ -76,6 +76,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.bn_groups = 1
     model.mining_groups = 1
     model.dtype = "float32"
+    # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
+    # (NVIDIA GPUs, bfloat16). tokens="part" has its own, "einsum" only.
+    model.attention_implementation = "einsum"
+    # Whether blocks of the backbone are computed again for their gradients: less
+    # memory on accelerators, about a third more arithmetic.
+    model.remat = False
 
     if arguments["demo"]:
         config.pretrained = "none"

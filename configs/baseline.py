@@ -48,6 +48,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.bn_groups = 1
     model.mining_groups = 1
     model.dtype = "float32"
+    # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
+    # (NVIDIA GPUs, bfloat16).
+    model.attention_implementation = "einsum"
+    # Whether blocks of the backbone are computed again for their gradients: less
+    # memory on accelerators, about a third more arithmetic.
+    model.remat = False
     # The statistics that Google's ViTs were trained with.
     model.mean, model.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     if name not in ("vit", "vit_large", "transreid"):

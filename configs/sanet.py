@@ -12,6 +12,9 @@ set has: "pifpaf", "hpnet", or "parts", the library's own, as the synthetic pede
 have.
 `:dataset=NAME` trains on another data set and tests on its own protocol.
 
+`:demo` is a small network on `synthetic/partial_demo`; it takes 2 minutes of a CPU core
+and reached rank-1 39.3 % and mAP 38.5 % (one seed).
+
 A row of Tables 3 and 4 is an argument, too, alone or with `:demo`; `ROWS` below has
 their names and the fields that each changes:
 
@@ -126,6 +129,9 @@ def _set_model(model: ConfigDict) -> None:
     model.mean = (0.485, 0.456, 0.406)
     model.std = (0.229, 0.224, 0.225)
     model.dtype = "float32"
+    # Whether blocks of the backbone are computed again for their gradients: less
+    # memory on accelerators, about a third more arithmetic.
+    model.remat = False
 
 
 def _set_optimizer(train: ConfigDict) -> None:
@@ -147,7 +153,8 @@ def _shrink(config: ConfigDict) -> None:
     config.augment.colour.factor = (0.8, 1.2)
     train = config.stages.train
     train.identities = 8
-    train.epochs = 10.0
+    train.epochs = 12.0
+    config.evaluation.every_epochs = 6.0
     train.optimizer.milestones = ()
     train.optimizer.learning_rate = 3e-3
     # Masks start at 1/2 everywhere, and a head is no wider than a place of the map.
@@ -159,4 +166,4 @@ def _shrink(config: ConfigDict) -> None:
     model.width = 8
     model.enhancement_width = 32
     model.mask_width = 32
-    model.focal_alpha = 0.75
+    model.focal_alpha = 0.9

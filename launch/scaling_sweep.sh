@@ -35,8 +35,11 @@ IFS=, read -ra counts <<<"$DEVICES"
 most=0
 for count in "${counts[@]}"; do ((count <= most)) || most=$count; done
 
-# What ARGS repeat, such as --measure, is theirs.
-args=(--mode=benchmark "--measure=train,embed" "$@")
+# `pmap`, the step for comparison, is measured in one process only. What ARGS repeat,
+# such as --measure, is theirs.
+measure=train,pmap,embed
+[[ $processes == one ]] || measure=train,embed
+args=(--mode=benchmark "--measure=$measure" "$@")
 for images in --batch="$BATCH" --batch_per_device="$BATCH_PER_DEVICE"; do
   if [[ $processes == one ]]; then
     env GPU="$(seq -s, 0 $((most - 1)))" DEVICES="$most" \

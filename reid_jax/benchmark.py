@@ -4,6 +4,9 @@ What is measured, by the name in `--measure`:
 
   train    the training step of each of the method's stages, as the training loop jits
            it, donation and shardings included
+  pmap     only where it is named: the same step by `jax.pmap`, in one process. Batch
+           statistics, mining, pairs and banks are then of each device's rows alone, and
+           gradients are averaged, so that it learns something else: a comparison
   embed    embedding of images, as the evaluation does
   pairs    for pair models, on one device: the maps of `evaluation.pair_block` images,
            and the scores of as many candidates with one query (or, where the whole
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,8 +42,14 @@ from reid_jax.errors import UserError
 from reid_jax.runtime import peaks, timing
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.speed_report import Report
-from reid_jax.sweep import Point, check_embedding, check_training, points
-from reid_jax.workloads import MEASURES, Work
+from reid_jax.sweep import (
+    Point,
+    check_embedding,
+    check_training,
+    points,
+    share_of_device,
+)
+from reid_jax.workloads import COMPARISONS, MEASURES, Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Request:
     """What to measure, and where.
 
     Attributes:
-      measures: some of `MEASURES`.
+      measures: some of `MEASURES` and `COMPARISONS`.
       devices: numbers of devices; () is all there are.
       batches: images per step; () is the config's own.
       per_device: whether `batches` count for each device (weak scaling) rather than
@@ -69,9 +79,12 @@ class Request:
     windows: int = 10
 
     def __post_init__(self) -> None:
-        unknown = ",".join(sorted(set(self.measures) - set(MEASURES)))
+        known = (*MEASURES, *COMPARISONS)
+        unknown = ",".join(sorted(set(self.measures) - set(known)))
         if unknown:
-            raise UserError(f"--measure={unknown}: known are {', '.join(MEASURES)}")
+            raise UserError(f"--measure={unknown}: known are {', '.join(known)}")
+        if "pmap" in self.measures and jax.process_count() > 1:
+            raise UserError("--measure=pmap: it is measured in one process only")
         if self.windows < 1 or min(self.batches, default=1) < 1:
             raise UserError("--windows and batches must be at least 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
@@ -133,6 +146,9 @@ def _checked_points(config: Any, request: Request) -> list[Point]:
         stages = experiment.build_stages(point.config, method)
         for stage in stages if "train" in request.measures else ():
             check_training(point, stage)
+        for stage in stages if "pmap" in request.measures else ():
+            check_training(point, stage)
+            share_of_device(point.resize(stage), len(point.devices))
         if "embed" in request.measures:
             check_embedding(point)
         checked.append(point)
@@ -145,6 +161,8 @@ def _launch(config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": f"{config.name}-{config.variant}",
         "method": config.method,
+        "command": manifest["command"],
+        "cpu_count": os.cpu_count(),
         "processes": manifest["process_count"],
         "python": manifest["python"],
         "versions": {name: packages[name] for name in ("jax", "jaxlib", "flax")},

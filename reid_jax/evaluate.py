@@ -39,10 +39,13 @@ def embed_function(
     method: Method, mesh: jax.sharding.Mesh
 ) -> Callable[[Variables, jax.Array, dict[str, jax.Array]], Embedding]:
     """The jitted (variables, images, other inputs by name) -> Embedding, replicated."""
-    return jax.jit(
-        lambda variables, image, rest: method.embed(variables, image, **rest),
-        out_shardings=sharding.replicated(mesh),
-    )
+
+    def embed(
+        variables: Variables, image: jax.Array, rest: dict[str, jax.Array]
+    ) -> Embedding:
+        return method.embed(variables, image, **rest)
+
+    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
 class Evaluator:

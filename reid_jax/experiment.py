@@ -220,6 +220,7 @@ def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:
         field: value
         for field, value in sorted(now.items())
         if (field.startswith("model.") or field in ("data.height", "data.width"))
+        and field not in workdir.FREE_FIELDS
         and value != trained.get(field, value)  # a field that is newer than the run
     }
 

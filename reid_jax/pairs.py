@@ -26,11 +26,14 @@ class PairNetwork:
 
     def __init__(self, scorer: PairScorer):
         self.scorer = scorer
-        self.pair_maps = jax.jit(
-            lambda variables, images, rest: scorer.pair_maps(variables, images, **rest)
-        )
+        self.pair_maps = jax.jit(self._pair_maps)
         self.score = jax.jit(self._score)
         self.fuse = jax.jit(scorer.fuse)
+
+    def _pair_maps(
+        self, variables: Variables, images: jax.Array, rest: dict[str, jax.Array]
+    ) -> Any:
+        return self.scorer.pair_maps(variables, images, **rest)
 
     def _score(
         self, variables: Variables, query_maps: Any, count: jax.Array, maps: Any

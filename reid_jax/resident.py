@@ -163,14 +163,7 @@ class ResidentLoader(grain.DatasetIterator):
 
     def __next__(self) -> Batch:
         resident = self._resident
-        index = self._plan.batch(self._step)[self._rows.start : self._rows.stop]
-        rows = {
-            "person": self._records.person[index],
-            "camera": self._records.camera[index],
-            "index": index.astype(np.int32),
-            "label": self._plan.labels[index],
-        }
-        rows = sharding.put_batch(rows | self._draws(), resident.mesh)
+        rows = sharding.put_batch(self.host_part(), resident.mesh)
         drawn = [rows.pop(f"step {n}") for n in range(len(self._steps))]
         made = self._make(
             rows["index"], drawn, resident.images, resident.parts, resident.labelled
@@ -186,15 +179,26 @@ class ResidentLoader(grain.DatasetIterator):
         """Goes to the step of a `get_state()`."""
         self._step = int(state["next_step"])
 
-    def _draws(self) -> dict[str, np.ndarray]:
-        """What every augmentation step draws for this process's rows, int32 [b, k]."""
+    def host_part(self) -> dict[str, np.ndarray]:
+        """What the host does for the next batch, of its own rows.
+
+        Numbers int32 [b], and for step n of the augmentation what it draws, `step n`,
+        int32 [b, k].
+        """
         size = self._resident.images.shape[1:3]
+        index = self._plan.batch(self._step)[self._rows.start : self._rows.stop]
+        rows = {
+            "person": self._records.person[index],
+            "camera": self._records.camera[index],
+            "index": index.astype(np.int32),
+            "label": self._plan.labels[index],
+        }
         draws = []
         for row in self._rows:
             place = self._step * self._plan.batch_size + row
             rng = np.random.default_rng([self._seed, self._stage, place])
             draws.append([step.draw(size, rng) for step in self._steps])
-        return {
+        return rows | {
             f"step {n}": np.array(drawn, np.int32)
             for n, drawn in enumerate(zip(*draws, strict=True))
         }

@@ -216,6 +216,17 @@ def _over_parts(
     return mean, (jax.tree.map(lambda x: x.mean(0), metrics), collections)
 
 
+def stage_optimizer(
+    method: Method, stage: Stage, *, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a stage, and its learning rate by step."""
+    rate = schedule(
+        stage.optimizer, epochs=stage.epochs, steps_per_epoch=steps_per_epoch
+    )
+    frozen = method.frozen(stage.name)
+    return make_optimizer(stage.optimizer, rate, frozen=frozen), rate
+
+
 class StageProgram:
     """A stage's step and state over a mesh, for whoever runs it.
 
@@ -245,11 +256,8 @@ class StageProgram:
         seed: int,
         shard_parameters: bool = False,
     ):
-        rate = schedule(
-            stage.optimizer, epochs=stage.epochs, steps_per_epoch=steps_per_epoch
-        )
-        optimizer = make_optimizer(
-            stage.optimizer, rate, frozen=method.frozen(stage.name)
+        optimizer, rate = stage_optimizer(
+            method, stage, steps_per_epoch=steps_per_epoch
         )
         self.layout = state_layout(
             method, optimizer, mesh, shapes=shapes, shard_parameters=shard_parameters

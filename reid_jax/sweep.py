@@ -104,6 +104,23 @@ def check_training(point: Point, stage: Stage) -> None:
     experiment.check_split(point.resize(stage), mesh, field="--batch")
 
 
+def share_of_device(stage: Stage, count: int, *, field: str = "--batch") -> Stage:
+    """The stage with the identities that each of `count` devices gets by `jax.pmap`.
+
+    Raises:
+      UserError: if they cannot be shared.
+    """
+    if stage.identities % count:
+        raise UserError(
+            f"--measure=pmap: {count} devices cannot share {stage.identities} "
+            f"identities; change {field}"
+        )
+    share = dataclasses.replace(stage, identities=stage.identities // count)
+    one = sharding.make_mesh(jax.local_devices()[:1])
+    experiment.check_split(share, one, field=field)
+    return share
+
+
 def check_embedding(point: Point) -> None:
     """Raises UserError if the point's devices do not divide what they embed."""
     mesh = sharding.make_mesh(point.devices)

@@ -7,6 +7,7 @@ of compilation. See `benchmark.py` for what is in a figure.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from data_pipelines.parts import CLASS_NAMES
 from reid_jax import experiment
@@ -25,10 +27,14 @@ from reid_jax.retrieval.ranking import Labels, Ranker
 from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.runtime.flops import count_flops
-from reid_jax.step import StageProgram
-from reid_jax.sweep import Point
+from reid_jax.step import StageProgram, init_state, make_step, stage_optimizer
+from reid_jax.sweep import Point, share_of_device
 
 MEASURES = ("train", "embed", "pairs", "ranking")
+COMPARISONS = ("pmap",)
+"""What is measured only where it is asked for."""
+
+_DEVICES = "devices"  # the axis of `jax.pmap`
 
 # Sizes of Market-1501: training identities and batches of 16 x 4 images in an epoch;
 # persons and images of the gallery, and cameras.
@@ -67,16 +73,18 @@ def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
     fields only, and on process 0.
     """
     config, mesh = point.config, sharding.make_mesh(point.devices)
-    method, stages = _build(point, "train" in measures)
+    method, stages = _build(point, bool({"train", "pmap"} & set(measures)))
     shapes = experiment.example_batch(config, stages[0].micro_batch_size)
     layout = _program(config, method, stages[0], mesh, shapes).layout
     variables = _initial(config, method, shapes, layout)
     for stage in stages if "train" in measures else ():
-        trainer = _Trainer(config, method, stage, mesh, shapes, variables)
+        trainer = _trainer(config, method, stage, mesh, shapes, variables)
         del variables
         yield trainer.work
         variables = trainer.state.variables
         del trainer
+    for stage in stages if "pmap" in measures else ():
+        yield _mapped_trainer(config, method, stage, point.devices).work
     variables = sharding.gather(experiment.without_rows(method, variables), mesh)
     if "embed" in measures:
         yield _embedding(config, method, variables, mesh, point.embedded)
@@ -134,35 +142,83 @@ def _program(
 
 
 class _Trainer:
-    """A stage's training step, and the state that it advances."""
+    """A stage's training step, and the state that it advances.
 
-    def __init__(
-        self,
-        config: Any,
-        method: Method,
-        stage: Stage,
-        mesh: jax.sharding.Mesh,
-        shapes: Batch,
-        variables: Variables,
-    ):
-        program = _program(config, method, stage, mesh, shapes)
-        self.state = program.following(variables)
-        rows = _rows(config, method, stage.batch_size, method.train_inputs)
-        rows |= _identities(stage)
-        self._batch = _put(rows, mesh)
-        self.work = _work(
-            program.step,
-            self.state,
-            self._batch,
-            call=self._advance,
-            what=f"train:{stage.name}",
-            items=stage.batch_size,
-            devices=mesh.devices.tolist(),
-        )
+    Args:
+      step: jitted or mapped, (state, batch) -> (state, metrics).
+      state, batch: on the devices.
+      work: what `_work` is to know beside.
+    """
+
+    def __init__(self, step: Any, state: TrainState, batch: Batch, **work: Any):
+        self.state = state
+        self._batch = batch
+        self.work = _work(step, state, batch, call=self._advance, **work)
 
     def _advance(self) -> Any:
         self.state, metrics = self.work.compiled(self.state, self._batch)
         return self.state, metrics
+
+
+def _trainer(
+    config: Any,
+    method: Method,
+    stage: Stage,
+    mesh: jax.sharding.Mesh,
+    shapes: Batch,
+    variables: Variables,
+) -> _Trainer:
+    """The step of the training loop."""
+    program = _program(config, method, stage, mesh, shapes)
+    return _Trainer(
+        program.step,
+        program.following(variables),
+        _put(_training_rows(config, method, stage), mesh),
+        what=f"train:{stage.name}",
+        items=stage.batch_size,
+        devices=mesh.devices.tolist(),
+    )
+
+
+def _mapped_trainer(
+    config: Any, method: Method, stage: Stage, devices: Sequence[jax.Device]
+) -> _Trainer:
+    """The same step by `jax.pmap`: for each device rows of its own.
+
+    Batch statistics, mining, pairs and banks are of a device's rows alone, as are its
+    random numbers; only gradients are averaged.
+    """
+    share = share_of_device(stage, len(devices))
+    shapes = experiment.example_batch(config, share.micro_batch_size)
+    mapped = functools.partial(jax.pmap, axis_name=_DEVICES, devices=devices)
+    optimizer, rate = stage_optimizer(method, share, steps_per_epoch=STEPS_PER_EPOCH)
+
+    def update(gradients: Any, *rest: Any) -> tuple[Any, Any]:
+        return optimizer.update(jax.lax.pmean(gradients, _DEVICES), *rest)
+
+    def fresh(index: jax.Array) -> TrainState:
+        state = init_state(method, share, optimizer, shapes=shapes, seed=config.seed)
+        return state.replace(rng=jax.random.fold_in(state.rng, index))
+
+    averaged = optax.GradientTransformation(optimizer.init, update)
+    step = make_step(method, share, averaged, rate, steps_per_epoch=STEPS_PER_EPOCH)
+    batch = {
+        name: rows.reshape(len(devices), -1, *rows.shape[1:])
+        for name, rows in _training_rows(config, method, stage).items()
+    }
+    return _Trainer(
+        mapped(step, donate_argnums=0),
+        mapped(fresh)(np.arange(len(devices))),
+        _put(batch, sharding.make_mesh(devices)),
+        what=f"pmap:{stage.name}",
+        items=stage.batch_size,
+        devices=devices,
+    )
+
+
+def _training_rows(config: Any, method: Method, stage: Stage) -> dict[str, np.ndarray]:
+    rows = _rows(config, method, stage.batch_size, method.train_inputs)
+    return rows | _identities(stage)
 
 
 def _embedding(

@@ -1,5 +1,9 @@
-"""Shared fixtures. Eight simulated CPU devices, set before JAX starts."""
+"""Shared fixtures. Eight simulated CPU devices, set before JAX starts.
 
+JAX_PLATFORMS=cuda,cpu in the environment is for the tests that are marked `gpu`.
+"""
+
+import os
 import pathlib
 
 import cv2
@@ -12,12 +16,18 @@ from configs import aaformer, cacenet, common, drop, sanet
 from data_pipelines import prepare
 from reid_jax.runtime import sharding
 
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Grain's worker processes read absl flags, which only app.run would parse.
 flags.FLAGS.mark_as_parsed()
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_runtest_setup(item):
+    """Skips what needs an accelerator where there is none."""
+    if item.get_closest_marker("gpu") and jax.default_backend() == "cpu":
+        pytest.skip("no accelerator; JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu")
 
 
 @pytest.fixture(scope="session")
@@ -140,11 +150,12 @@ def drop_config(tiny_data):
 
 @pytest.fixture
 def sanet_config(tiny_data):
-    """SANet's demo, smaller still: two layers of cells, one part and the body."""
+    """SANet's demo, smaller still: two layers of cells and one part."""
     config = sanet.get_config("demo")
     _shrink(config, tiny_data)
     config.data.height, config.data.width = 48, 32
     config.model.update(width=2, layers=2, enhancement_width=4, mask_width=3)
     config.model.update(part_groups=((1, 2, 3, 4),), part_names=("upper",))
+    config.model.global_branch = False
     config.stages.train.epochs = 1.0
     return config

@@ -1,5 +1,6 @@
 """`--mode=benchmark`: every measure of a method by the contract alone."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from reid_jax.errors import UserError
 from reid_jax.runtime import sharding, timing
 from tests import toy_method
 from tests.test_main import DEMO, _run
+from tests.test_micro_batches import STAGE, Uncoupled
 
 WIDTH, CLASSES = 6, workloads.IDENTITIES
 # The toy's maps are 4 x 2 places of 3 channels.
@@ -115,6 +117,49 @@ def test_the_step_is_the_training_loops(toy_config, tmp_path, monkeypatch):
     train.train_and_evaluate(toy_config, str(tmp_path / "run"))
     assert len(programs) == 2
     assert programs == trained
+
+
+def test_pmap_sees_each_device_s_rows_alone(toy_config, tmp_path):
+    request = Request(measures=["pmap"], devices=[2], windows=1)
+    lines = benchmark(toy_config, str(tmp_path), request)
+    assert [line["what"] for line in lines] == ["pmap:first", "pmap:second"]
+    assert [line["batch"] for line in lines] == [8, 8]
+    # Stage two: the pairs of 4 images on each of two devices; see above.
+    assert lines[1]["flops"] == 2 * 2 * (2 * 4 * 4 * 3)
+    assert "each device's rows alone" in (tmp_path / "table.md").read_text()
+
+
+def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
+    method, stage = Uncoupled(), dataclasses.replace(STAGE, micro_batches=1)
+    devices = jax.devices()[:4]
+    mapped = workloads._mapped_trainer(toy_config, method, stage, devices)
+    mapped.work.call()
+    mesh = sharding.make_mesh(devices)
+    shapes = experiment.example_batch(toy_config, stage.batch_size)
+    program = workloads._program(toy_config, method, stage, mesh, shapes)
+    rows = workloads._training_rows(toy_config, method, stage)
+    state, _ = program.step(program.fresh(), sharding.put_batch(rows, mesh))
+    for found, wanted in zip(
+        jax.tree.leaves(mapped.state.params), jax.tree.leaves(state.params), strict=True
+    ):
+        for device in range(4):
+            np.testing.assert_allclose(found[device], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_layouts_and_micro_batches_are_fields_to_sweep(toy_config, tmp_path):
+    request = Request(
+        measures=["train"],
+        devices=[2],
+        sweeps=["shard_parameters=False,True", "stages.first.micro_batches=2"],
+        windows=1,
+    )
+    toy_config.stages.second.micro_batches = 2
+    lines = benchmark(toy_config, str(tmp_path), request)
+    assert [(line["what"], line["sweep"]["shard_parameters"]) for line in lines] == [
+        (f"train:{stage}", split)
+        for split in (False, True)
+        for stage in ("first", "second")
+    ]
 
 
 def test_rows_fit_the_contract(toy_config):
@@ -229,7 +274,7 @@ def test_the_compilation_cache_is_off_while_it_is_measured(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"measures": ["trian"]}, "--measure=trian: known are train"),
+        ({"measures": ["trian"]}, "--measure=trian: known are train.*pmap"),
         ({"windows": 0}, "at least 1"),
         ({"batches": [0]}, "at least 1"),
         ({"peak_tflops": 0.0}, "more than 0"),
@@ -238,6 +283,11 @@ def test_the_compilation_cache_is_off_while_it_is_measured(
 def test_requests_that_make_no_sense(fields, message):
     with pytest.raises(UserError, match=message):
         Request(**fields)
+
+
+def test_devices_that_cannot_share_the_identities(toy_config, tmp_path):
+    with pytest.raises(UserError, match="8 devices cannot share 4 identities"):
+        benchmark(toy_config, str(tmp_path), Request(measures=["pmap"], devices=[8]))
 
 
 def test_nothing_is_measured_before_every_point_was_checked(toy_config, tmp_path):

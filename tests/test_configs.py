@@ -18,7 +18,8 @@ NAMES = sorted(
 )
 
 # All papers' but CACE-Net's, which compares all pairs of its batch.
-BATCH = {("cacenet", None): 16, ("cacenet", "demo"): 32}
+BATCH = {("cacenet", None): 16}
+BATCH |= {(name, "demo"): 32 for name in ("cacenet", "drop", "sanet")}
 
 
 @pytest.mark.parametrize(

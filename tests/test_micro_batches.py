@@ -84,14 +84,9 @@ def test_without_coupling_it_is_the_whole_batch():
         np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5)
 
 
-def _toy(stage, toy_config):
-    toy_config.model.rows = stage.micro_batch_size
-    return experiment.build_method(toy_config, num_classes=9)
-
-
 def test_with_coupling_it_is_a_loop_over_the_parts(toy_config):
     """The toy draws noise per batch and compares it with a bank of earlier ones."""
-    toy, batch = _toy(STAGE, toy_config), _batch(STAGE)
+    toy, batch = experiment.build_method(toy_config, num_classes=9), _batch(STAGE)
     found, metrics = _one_step(toy, STAGE, batch, devices=2)
     rate = 0.1
     state = next_state(
@@ -127,11 +122,11 @@ def test_with_coupling_it_is_a_loop_over_the_parts(toy_config):
     wanted = jax.tree.map(lambda p, *g: p - rate * sum(g) / 4, state.params, *gradients)
     wanted = {**wanted, "pair": state.params["pair"]}  # frozen in this stage
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         (found.params, found.collections),
         (wanted, collections),
     )
-    assert found.collections["bank"]["pointer"] == 4
+    assert found.collections["bank"]["pointer"] == 4 % 3  # of the bank's three places
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(metrics["distance"], np.mean(distances), rtol=1e-5)
     assert len(set(map(float, distances))) == 4  # the bank fills from part to part
@@ -150,21 +145,21 @@ def test_runs_are_the_same_on_any_number_of_devices_and_resumed(
     cut_toy, tmp_path, on_devices
 ):
     toy_method.TRACES.clear()
-    on_devices(8)
+    on_devices(2)
     straight = train.train_and_evaluate(cut_toy, str(tmp_path / "straight"))
     assert toy_method.TRACES == ["first", "second"]
     steps = len(_losses(tmp_path / "straight"))
-    for stop in (1, steps - 1, 0):
+    for stop in (steps - 1, 0):
         cut_toy.max_steps = stop
         resumed = train.train_and_evaluate(cut_toy, str(tmp_path / "parts"))
     assert resumed == straight
     _assert_bitwise_equal(
         _state(tmp_path / "parts", steps), _state(tmp_path / "straight", steps)
     )
-    on_devices(1)
-    train.train_and_evaluate(cut_toy, str(tmp_path / "one"))
+    on_devices(8)
+    train.train_and_evaluate(cut_toy, str(tmp_path / "eight"))
     np.testing.assert_allclose(
-        list(_losses(tmp_path / "one").values()),
+        list(_losses(tmp_path / "eight").values()),
         list(_losses(tmp_path / "straight").values()),
         rtol=1e-5,
     )
@@ -172,12 +167,13 @@ def test_runs_are_the_same_on_any_number_of_devices_and_resumed(
 
 def test_without_a_mesh(toy_config):
     """As under `jax.pmap`, where each device has rows of its own."""
-    toy, optimizer = _toy(STAGE, toy_config), optax.sgd(0.1)
+    toy = experiment.build_method(toy_config, num_classes=9)
+    optimizer = optax.sgd(0.1)
     batch = _batch(STAGE)
     run = make_step(toy, STAGE, optimizer, lambda _: 0.1, steps_per_epoch=5)
     variables = toy.init(jax.random.key(0), {"image": jnp.zeros((4, 32, 16, 3))})
     state, _ = run(next_state(variables, STAGE, optimizer, seed=0), batch)
-    assert state.collections["bank"]["pointer"] == 4
+    assert state.collections["bank"]["pointer"] == 4 % 3
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from reid_jax.backbones.resnet import Bottleneck, check_dtype, conv
 from reid_jax.errors import UserError
 from reid_jax.layers.norm import BatchNorm
+from reid_jax.layers.remat import run_block
 
 Streams = tuple[jax.Array, ...]
 """Feature maps from the finest on, each with half the height and width of the one
@@ -53,11 +54,13 @@ class Exchange(nn.Module):
     Attributes:
       blocks: number of `BasicBlock`s in every stream.
       bn_groups, dtype: see `BasicBlock`.
+      remat: compute each block again for its gradient, see `run_block`.
     """
 
     blocks: int
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, streams: Streams, *, train: bool) -> Streams:
@@ -77,9 +80,8 @@ class Exchange(nn.Module):
     def _branch(self, index: int, features: jax.Array, train: bool) -> jax.Array:
         for block in range(self.blocks):
             name = f"branches_{index}_{block}"
-            features = BasicBlock(self.bn_groups, self.dtype, name=name)(
-                features, train=train
-            )
+            basic = BasicBlock(self.bn_groups, self.dtype, name=name)
+            features = run_block(basic, features, remat=self.remat, train=train)
         return features
 
     def _fuse(
@@ -132,6 +134,7 @@ class HRNet(nn.Module):
       bn_groups: see `BatchNorm.groups`.
       dtype: "float32" or "bfloat16", of the convolutions and the maps between them.
         Parameters and normalisation are float32.
+      remat: compute each block again for its gradient, see `run_block`.
     """
 
     width: int = 32
@@ -141,6 +144,7 @@ class HRNet(nn.Module):
     incre: int = 32
     bn_groups: int = 1
     dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if len(self.modules) != 3:
@@ -172,12 +176,16 @@ class HRNet(nn.Module):
             for module in range(modules):
                 name = f"stage{index + 2}_{module}"
                 exchange = Exchange(
-                    self.blocks, self.bn_groups, jnp.dtype(self.dtype), name=name
+                    self.blocks,
+                    self.bn_groups,
+                    jnp.dtype(self.dtype),
+                    self.remat,
+                    name=name,
                 )
                 streams = exchange(streams, train=train)
         wide = tuple(
-            self._bottleneck(self.incre * 2**index, f"incre_modules_{index}_0")(
-                stream, train=train
+            self._bottleneck(
+                stream, self.incre * 2**index, f"incre_modules_{index}_0", train
             )
             for index, stream in enumerate(streams)
         )
@@ -189,8 +197,8 @@ class HRNet(nn.Module):
             names = (f"conv{index}", f"bn{index}")
             features = self._reduce(features, self.stem, names, train, stride=2)
         for index in range(self.blocks):
-            block = self._bottleneck(self.stem, f"layer1_{index}")
-            features = block(features, train=train)
+            name = f"layer1_{index}"
+            features = self._bottleneck(features, self.stem, name, train)
         return features
 
     def _transition(
@@ -223,7 +231,10 @@ class HRNet(nn.Module):
         norm = BatchNorm(self.bn_groups, name=names[1])
         return jax.nn.relu(norm(features, train=train))
 
-    def _bottleneck(self, width: int, name: str) -> Bottleneck:
-        return Bottleneck(
+    def _bottleneck(
+        self, features: jax.Array, width: int, name: str, train: bool
+    ) -> jax.Array:
+        block = Bottleneck(
             width, bn_groups=self.bn_groups, dtype=jnp.dtype(self.dtype), name=name
         )
+        return run_block(block, features, remat=self.remat, train=train)

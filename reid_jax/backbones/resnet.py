@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from reid_jax.errors import UserError
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
+from reid_jax.layers.remat import run_block
 
 EXPANSION = 4
 """Channels of a bottleneck's output per channel of its 3x3 convolution."""
@@ -157,6 +158,7 @@ class Stage(nn.Module):
       width: channels of the 3x3 convolutions.
       stride: of the first bottleneck.
       ibn, bn_groups, dtype: see `Bottleneck`.
+      remat: compute each bottleneck again for its gradient, see `run_block`.
     """
 
     layer: int = 4
@@ -166,6 +168,7 @@ class Stage(nn.Module):
     ibn: bool = False
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
@@ -179,7 +182,7 @@ class Stage(nn.Module):
             bn_groups=self.bn_groups,
             dtype=self.dtype,
         ):
-            features = block(features, train=train)
+            features = run_block(block, features, remat=self.remat, train=train)
         return features
 
 
@@ -198,6 +201,7 @@ class ResNet(nn.Module):
       bn_groups: see `BatchNorm.groups`.
       dtype: "float32" or "bfloat16", of the convolutions and the maps between them.
         Parameters and normalisation are float32.
+      remat: compute each bottleneck again for its gradient, see `run_block`.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -207,6 +211,7 @@ class ResNet(nn.Module):
     non_local: bool = False
     bn_groups: int = 1
     dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.blocks) <= 4 or min(self.blocks) < 1:
@@ -249,7 +254,7 @@ class ResNet(nn.Module):
             for block in bottlenecks:
                 if self.non_local and layer > 1 and block is bottlenecks[-1]:
                     features = NonLocal(dtype, name=f"{NON_LOCAL}{layer}")(features)
-                features = block(features, train=train)
+                features = run_block(block, features, remat=self.remat, train=train)
             maps[f"layer{layer}"] = features
         return maps
 

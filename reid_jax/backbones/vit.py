@@ -18,13 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.backbones.attention import (
+    Attend,
+    attend_all,
+    check_implementation,
+    self_attention,
+)
 from reid_jax.errors import UserError
-
-Attend = Callable[
-    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
-]
-"""From query, key and value [B, L, heads, D/heads] to the output of the same shape,
-and whatever arrays of the layer are worth keeping, by name."""
+from reid_jax.layers.remat import run_block
 
 Between = Callable[[int, jax.Array], jax.Array]
 """From a block's index and the tokens [B, L, D] that leave it to those that go on. It
@@ -40,44 +41,6 @@ own "small" is another network: width 768, depth 8, 8 heads, no bias in qkv."""
 
 # timm cuts its normal distribution at -2 and 2: a hundred standard deviations.
 _INIT = nn.initializers.normal(0.02)
-
-
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Scaled dot-product attention with float32 logits and softmax.
-
-    Args:
-      query: [B, T, heads, d].
-      key, value: [B, S, heads, d].
-      mask: bool, broadcastable to [B, heads, T, S]; which keys a query sees. A query
-        that sees none gets zeros.
-
-    Returns:
-      The output [B, T, heads, d] in value's dtype, and the weights [B, heads, T, S],
-      float32.
-    """
-    query = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum(
-        "bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32
-    )
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits)
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0)
-    output = jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
-    return output, weights
-
-
-def attend_all(
-    query: jax.Array, key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Ordinary self-attention, as an `Attend`."""
-    return attention(query, key, value)[0], {}
 
 
 def grid_size(
@@ -274,6 +237,9 @@ class VisionTransformer(nn.Module):
       camera_scale: what they are multiplied by.
       dtype: "float32" or "bfloat16", of the matrix products. Parameters, the residual
         stream, LayerNorm and softmax are float32.
+      attention_implementation: one of `IMPLEMENTATIONS`, the same up to rounding; a
+        caller's own `attend` goes with "einsum" only.
+      remat: compute each block again for its gradient, see `run_block`.
     """
 
     image_size: tuple[int, int] = (256, 128)
@@ -288,6 +254,8 @@ class VisionTransformer(nn.Module):
     cameras: int = 0
     camera_scale: float = 3.0
     dtype: str = "float32"
+    attention_implementation: str = "einsum"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         grid_size(self.image_size, self.patch_size, self.stride)
@@ -298,6 +266,12 @@ class VisionTransformer(nn.Module):
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+        check_implementation(
+            self.attention_implementation,
+            head_width=self.width // self.heads,
+            dtype=self.dtype,
+            field="attention_implementation",
+        )
         super().__post_init__()
 
     @nn.compact
@@ -306,12 +280,13 @@ class VisionTransformer(nn.Module):
         images: jax.Array,
         *,
         train: bool,
-        attend: Attend = attend_all,
+        attend: Attend | None = None,
         camera: jax.Array | None = None,
         between: Between | None = None,
     ) -> dict[str, Any]:
         """Runs standardised images [B, H, W, 3]; `between` is called after each block.
 
+        Without an `attend` it is ordinary self-attention.
         An image of another size than `image_size` gets the position embedding
         resized to its grid. `camera` int32 [B] is read where `cameras` is not 0; an
         image whose camera is not in 0..cameras-1, and every image where it is None,
@@ -323,6 +298,13 @@ class VisionTransformer(nn.Module):
           [B, 1+E+N, D]: all tokens as they enter the last block, for a
           `LocalBranch`; layers: for each block, the dict that `attend` kept.
         """
+        implementation = self.attention_implementation
+        if attend and implementation != "einsum":
+            raise UserError(
+                f"attention_implementation={implementation!r} is for ordinary "
+                "self-attention; this network has its own: use 'einsum'"
+            )
+        attend = attend or self_attention(implementation, train=train)
         tokens = self._embed(images)
         if self.cameras:
             tokens += self._embed_camera(camera)
@@ -336,7 +318,9 @@ class VisionTransformer(nn.Module):
                 jnp.dtype(self.dtype),
                 name=f"blocks_{index}",
             )
-            tokens, layer = block(tokens, train=train, attend=attend)
+            tokens, layer = run_block(
+                block, tokens, remat=self.remat, train=train, attend=attend
+            )
             if between is not None:
                 tokens = between(index, tokens)
             kept.append(layer)

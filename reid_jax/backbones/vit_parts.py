@@ -12,8 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.backbones.attention import self_attention
 from reid_jax.backbones.vit import Block, layer_norm
 from reid_jax.errors import UserError
+from reid_jax.layers.remat import run_block
 
 
 class LocalBranch(nn.Module):
@@ -24,7 +26,7 @@ class LocalBranch(nn.Module):
     parts that are sequences of their own.
 
     Attributes:
-      heads, mlp_ratio, dtype: of the backbone.
+      heads, mlp_ratio, dtype, attention_implementation, remat: of the backbone.
       drop_path: rate of the backbone's last block.
     """
 
@@ -32,6 +34,8 @@ class LocalBranch(nn.Module):
     mlp_ratio: float = 4
     drop_path: float = 0.0
     dtype: str = "float32"
+    attention_implementation: str = "einsum"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
@@ -43,7 +47,11 @@ class LocalBranch(nn.Module):
             jnp.dtype(self.dtype),
             name="block",
         )
-        return layer_norm("norm")(block(tokens, train=train)[0])
+        attend = self_attention(self.attention_implementation, train=train)
+        tokens, _ = run_block(
+            block, tokens, remat=self.remat, train=train, attend=attend
+        )
+        return layer_norm("norm")(tokens)
 
 
 def shift_and_shuffle(patches: jax.Array, *, shift: int, groups: int) -> jax.Array:

@@ -54,13 +54,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reid_jax.backbones.vit import (
-    Attend,
-    VisionTransformer,
-    attend_all,
-    attention,
-    grid_size,
-)
+from reid_jax.backbones.attention import Attend, attention
+from reid_jax.backbones.vit import VisionTransformer, grid_size
 from reid_jax.errors import UserError
 from reid_jax.layers import masks
 from reid_jax.layers.heads import BNNeck, token_heads
@@ -191,7 +186,7 @@ class Network(nn.Module):
           layers: of each layer, `subsets` and `weights` [B, heads, P, N], bool and
             float32, the PARTs' patches and attention; empty without PARTs.
         """
-        attend = self._attend(subsets) if self.tokens == "part" else attend_all
+        attend = self._attend(subsets) if self.tokens == "part" else None
         features = self.backbone(images, train=train, attend=attend)
         outputs = jnp.concatenate([features["cls"][:, None], features["extra"]], axis=1)
         if self.tokens == "pool":
@@ -247,6 +242,9 @@ class Method(method.Method):
         many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the matrix products.
+      attention_implementation: of the Transformer, see there; with PARTs, whose
+        attention (Eqs 1 and 2) is this method's own, "einsum" only.
+      remat: compute the Transformer's blocks again for their gradients.
     """
 
     def __init__(
@@ -278,8 +276,15 @@ class Method(method.Method):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         dtype: str = "float32",
+        attention_implementation: str = "einsum",
+        remat: bool = False,
     ):
         _check(tokens, assignment, feature, granularities)
+        if tokens == "part" and attention_implementation != "einsum":
+            raise UserError(
+                f"attention_implementation={attention_implementation!r}: with "
+                "tokens='part' the attention is AAformer's own; only 'einsum' has it"
+            )
         fixed = tokens in ("part", "pool") and assignment in ("stripes", "parsing")
         self.partition = assignment if fixed else None
         self.granularities = tuple(granularities)
@@ -299,6 +304,8 @@ class Method(method.Method):
             drop_path=drop_path,
             extra_tokens=sum(self.granularities) if tokens in ("part", "cls") else 0,
             dtype=dtype,
+            attention_implementation=attention_implementation,
+            remat=remat,
         )
         cluster = partial(
             auto_assignment,

@@ -99,7 +99,13 @@ class JigsawNetwork(Network):
         )
         parts = with_cls(cls, runs(patches, TRANSREID_PARTS, length=length))
         branch = LocalBranch(
-            vit.heads, vit.mlp_ratio, vit.drop_path, vit.dtype, name="local"
+            vit.heads,
+            vit.mlp_ratio,
+            vit.drop_path,
+            vit.dtype,
+            vit.attention_implementation,
+            vit.remat,
+            name="local",
         )
         local = branch(parts.reshape(-1, *parts.shape[2:]), train=train)[:, 0]
         local = local.reshape(*parts.shape[:2], -1)
@@ -159,6 +165,8 @@ class Method(method.Method):
         many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the matrix products and convolutions.
+      attention_implementation: of a ViT, see there.
+      remat: compute the backbone's blocks again for their gradients.
     """
 
     def __init__(
@@ -177,11 +185,14 @@ class Method(method.Method):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         dtype: str = "float32",
+        attention_implementation: str = "einsum",
+        remat: bool = False,
     ):
-        _check(backbone, feature)
+        _check(backbone, feature, attention_implementation)
         network, trunk, fixed = BACKBONES[backbone]
-        given = {**fixed, **(options or {}), "dtype": dtype}
+        given = {**fixed, **(options or {}), "dtype": dtype, "remat": remat}
         if trunk is VisionTransformer:
+            given["attention_implementation"] = attention_implementation
             given["image_size"] = tuple(image_size)
             if given.get("cameras"):
                 self.embed_inputs = ("camera",)
@@ -275,10 +286,15 @@ class Method(method.Method):
         return euclidean(query["vector"], gallery["vector"])
 
 
-def _check(backbone: str, feature: str) -> None:
+def _check(backbone: str, feature: str, implementation: str) -> None:
     for name, value, choices in (
         ("backbone", backbone, tuple(BACKBONES)),
         ("feature", feature, ("after", "before")),
     ):
         if value not in choices:
             raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+    if implementation != "einsum" and BACKBONES[backbone][1] is not VisionTransformer:
+        raise UserError(
+            f"attention_implementation={implementation!r} is for a ViT; "
+            f"backbone={backbone!r} has no attention"
+        )

@@ -359,6 +359,7 @@ class Method(method.Method):
         "hpnet".
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of convolutions and maps.
+      remat: compute the ResNet's blocks again for their gradients.
     """
 
     def __init__(
@@ -393,6 +394,7 @@ class Method(method.Method):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         dtype: str = "float32",
+        remat: bool = False,
     ):
         _check_names(graph, align, adjacency, update, pool, pair_metric, map_dtype)
         _check_numbers(blocks, top_k, pair_block, alpha)
@@ -408,6 +410,7 @@ class Method(method.Method):
                 last_stride=last_stride,
                 non_local=non_local,
                 dtype=dtype,
+                remat=remat,
             ),
             num_classes=num_classes,
             pairs=PairGraph(graph, align, adjacency, update, pool),

@@ -164,6 +164,10 @@ class Options:
     std: Sequence[float] = (0.5, 0.5, 0.5)
     # "float32" or "bfloat16", of the matrix products.
     dtype: str = "float32"
+    # Of the Transformer's self-attention, see there; ContrastAttn is no such attention.
+    attention_implementation: str = "einsum"
+    # Whether the Transformer's blocks are computed again for their gradients.
+    remat: bool = False
 
     def __post_init__(self) -> None:
         layers, depth = self.layers, self.depth
@@ -398,7 +402,14 @@ class Network(nn.Module):
         self.contrast_attn = [
             ContrastAttn(options, self.grid, self.num_classes) for _ in options.layers
         ]
-        self.local = LocalBranch(vit.heads, vit.mlp_ratio, vit.drop_path, vit.dtype)
+        self.local = LocalBranch(
+            vit.heads,
+            vit.mlp_ratio,
+            vit.drop_path,
+            vit.dtype,
+            vit.attention_implementation,
+            vit.remat,
+        )
         self.heads = BNNeck(self.num_classes, options.bn_groups)
 
     def __call__(self, images: jax.Array) -> None:
@@ -486,6 +497,8 @@ class Method(method.Method):
             drop_path=options.drop_path,
             cameras=options.cameras,
             dtype=options.dtype,
+            attention_implementation=options.attention_implementation,
+            remat=options.remat,
         )
         grid = grid_size(backbone.image_size, backbone.patch_size, backbone.stride)
         self.module = Network(

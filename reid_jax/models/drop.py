@@ -334,6 +334,7 @@ class Method(method.Method):
       bn_groups: batch statistics per group of rows, as on that many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the convolutions and their maps.
+      remat: compute the backbone's blocks again for their gradients.
     """
 
     def __init__(
@@ -367,6 +368,7 @@ class Method(method.Method):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         dtype: str = "float32",
+        remat: bool = False,
     ):
         del image_size
         _check_choices(
@@ -405,6 +407,7 @@ class Method(method.Method):
             self.row_axes = {"bank": 1}
         trunk, fixed = BACKBONES[backbone]
         given = {**fixed, **(options or {}), "bn_groups": bn_groups, "dtype": dtype}
+        given["remat"] = remat
         self.module = Network(
             trunk(**given),
             num_classes,

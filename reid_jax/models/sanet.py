@@ -366,6 +366,7 @@ class Method(method.Method):
         many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the convolutions.
+      remat: compute the ResNet's blocks, in all four stages, again for their gradients.
     """
 
     train_inputs = ("parts",)
@@ -404,6 +405,7 @@ class Method(method.Method):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         dtype: str = "float32",
+        remat: bool = False,
     ):
         del image_size
         check_choices(
@@ -430,7 +432,9 @@ class Method(method.Method):
             : len(self.part_groups) + global_branch
         ]
         common = {"bn_groups": bn_groups, "dtype": dtype}
-        backbone = ResNet(blocks=tuple(blocks[:3]), width=width, ibn=ibn, **common)
+        backbone = ResNet(
+            blocks=tuple(blocks[:3]), width=width, ibn=ibn, remat=remat, **common
+        )
         # Makers, not modules: a module that is handed on is shared by its users.
         cell = partial(
             Cell,
@@ -454,6 +458,7 @@ class Method(method.Method):
                 blocks=blocks[3],
                 width=8 * width,
                 stride=last_stride,
+                remat=remat,
                 **common,
             ),
             num_classes,
@@ -564,12 +569,12 @@ class Method(method.Method):
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Eq. 7: the mean over branches that are visible in both images."""
-        sides = (
-            x
-            for side in (query, gallery)
-            for x in (side["parts"], side["visibility"] > 0)
+        return visible_euclidean(
+            query["parts"],
+            query["visibility"] > 0,
+            gallery["parts"],
+            gallery["visibility"] > 0,
         )
-        return visible_euclidean(*sides)
 
     def _test(self, variables: method.Variables, images: jax.Array) -> dict[str, Any]:
         return self.module.apply(variables, self.standardise(images), train=False)
@@ -591,7 +596,7 @@ class Method(method.Method):
         maps, titles = [branches], self.branch_names
         if outputs["routes"]:
             maps = [third[:, None], enhanced[:, None], *maps]
-            titles = ("before enhancement", "after it", *titles)
+            titles = ("before AFE", "after AFE", *titles)
             pictures["routes"] = method.Routes(**outputs["routes"], scales=SCALES)
         values = relative(jnp.concatenate(maps, axis=1))
         pictures["activation"] = method.Maps(values, titles)

@@ -34,6 +34,11 @@ and convolutions. peak memory: per device, from the allocator (a) or as the comp
 plans it (c).
 """
 
+_PMAP = """\
+pmap: the training step by `jax.pmap`, for comparison. Batch statistics, mining, pairs
+and banks are of each device's rows alone, so that several devices learn something else.
+"""
+
 
 class Report:
     """The measurements of a folder, old and new.
@@ -184,6 +189,8 @@ def _notes(lines: Sequence[Line]) -> str:
     notes = {_CAPTION: None}
     for line in _measured(lines):
         notes[f"{line['config']} on {line['device_kind']}: {_peak(line)}\n"] = None
+        if line["what"].startswith("pmap"):
+            notes[_PMAP] = None
         if line["platform"] == "cpu" and line["devices"] > 1:
             notes[
                 "Several CPU devices of a process share its cores: their efficiency "

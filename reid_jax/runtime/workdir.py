@@ -28,7 +28,7 @@ PACKAGES = (
 
 # Fields that do not change what is computed; a resumed run may differ in them.
 FREE_FIELDS = (
-    "shard_parameters",
+    *("shard_parameters", "model.attention_implementation", "model.remat"),
     *("data.data_dir", "data.num_workers", "data.resident_bytes"),
     *("max_steps", "log_every_steps"),
     *("checkpoint", "evaluation", "evaluate_on"),

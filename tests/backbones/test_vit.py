@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reid_jax.backbones import vit
+from reid_jax.backbones.attention import attention
 from reid_jax.errors import UserError
 from tests.backbones import vit_in_numpy
 from tests.goldens import filling, layout
@@ -199,7 +200,7 @@ def test_attention_of_a_query_that_sees_nothing_is_zero_with_finite_gradients():
     @jax.jit
     @jax.value_and_grad
     def total(inputs):
-        output, weights = vit.attention(*inputs, mask)
+        output, weights = attention(*inputs, mask)
         return (output**2).sum() + weights[0, 0, 1].sum()
 
     found, gradients = total((query, key, value))

@@ -40,7 +40,7 @@ def variables_of(method, seed=0):
 
 
 def step(method):
-    """Loss, metrics, collections and gradients of a batch, compiled."""
+    """Loss, metrics, collections and gradients of a batch, jitted."""
 
     def loss(params, rest, batch, rng):
         value, metrics, collections = method.objective(
@@ -54,13 +54,15 @@ def step(method):
             variables["params"], rest, batch, rng
         )
 
-    return compiled(run)
+    return jax.jit(run)
 
 
-def compiled(function):
-    """Values do not depend on how hard LLVM tries, the suite's time does."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function, compiler_options=options)
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Values do not depend on how hard the compiler tries, the suite's time does."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # Section 3.1 against loops in float64.
@@ -102,7 +104,7 @@ def apply(module, train):
 
 @functools.cache
 def enhance(module, train=False):
-    return compiled(apply(module, train))
+    return jax.jit(apply(module, train))
 
 
 def convolved(x, kernel, stride=1):
@@ -224,8 +226,15 @@ def test_enhancement_equals_loops(mode):
     fields, train, alpha = MODES[mode]
     module = enhancement(**fields)
     variables = enhancement_variables(module)
-    found, routes = enhance(module, train)(variables, some_maps())
+    run = enhance(module, train)
+    found, routes = run(variables, some_maps())
     activity, paths = (np.asarray(routes[key]) for key in ("activity", "paths"))
+    # Other images take other routes through the same program.
+    programs = run._cache_size()
+    _, other = run(variables, some_maps(seed=1))
+    fixed = not fields.get("adaptive", True)
+    assert np.array_equal(other["activity"], activity, equal_nan=True) == fixed
+    assert run._cache_size() == programs
 
     def drawn(layer, scale, logits):
         """The samples, as the routes tell them."""
@@ -279,7 +288,7 @@ def test_an_inactive_cell_contributes_exactly_nothing(train):
 def test_an_idle_cell_keeps_its_statistics():
     module = enhancement(straight_through=True)
     variables = enhancement_variables(module)
-    (_, routes), updated = compiled(
+    (_, routes), updated = jax.jit(
         functools.partial(
             module.apply,
             train=True,
@@ -331,7 +340,7 @@ def test_gates_learn_through_soft_samples_and_straight_through():
             given = {**variables, "params": params}
             return jnp.square(apply(module, True)(given, maps)[0]).mean()
 
-        gradients = compiled(jax.grad(loss))(variables["params"])
+        gradients = jax.jit(jax.grad(loss))(variables["params"])
         for name, cell in gradients.items():
             if "gate" in cell:
                 assert np.isfinite(cell["gate"]["kernel"]).all()
@@ -379,7 +388,7 @@ def test_branches_share_nothing():
     variables = variables_of(method)
     params = variables["params"]
     assert {f"branch{i}" for i in range(5)} == {n for n in params if "branch" in n}
-    embed = compiled(method.embed)
+    embed = jax.jit(method.embed)
     images = batch()["image"]
     before = np.asarray(embed(variables, images)["parts"])
     changed = jax.tree.map(np.copy, variables)
@@ -426,7 +435,7 @@ def test_objective_is_the_sum_of_its_equations(name):
     method = make(bn_groups=2, **fields)
     variables, data = variables_of(method), batch()
     data["parts"][2, 20:40] = 255
-    forward = compiled(
+    forward = jax.jit(
         functools.partial(method.module.apply, train=True, mutable=["batch_stats"])
     )
     given = variables, method.standardise(data["image"])
@@ -438,7 +447,7 @@ def test_objective_is_the_sum_of_its_equations(name):
     objective = functools.partial(
         method.objective, rng=jax.random.key(1), epoch=0.0, stage="train"
     )
-    loss, metrics, _ = compiled(objective)(variables, data)
+    loss, metrics, _ = jax.jit(objective)(variables, data)
     visible, labels = np.asarray(outputs["visible"]), data["label"]
     assert 0 < visible[:, 0].sum() < 8
     assert not visible[:, 1].any()
@@ -487,7 +496,7 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS)
 def test_training_step_is_finite(path):
-    method = make(**PATHS[path])
+    method = make(global_branch=False, **PATHS[path])
     data = batch()
     data["parts"][data["parts"] == 5] = data["parts"][data["parts"] == 3] = 0
     variables = variables_of(method)
@@ -504,7 +513,7 @@ def test_training_step_is_finite(path):
 
 
 def test_one_and_eight_devices_agree():
-    method = make()
+    method = make(part_groups=((1, 2),), part_names=("a",))
     variables, data, rng = variables_of(method), batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     run = step(method)
@@ -559,12 +568,12 @@ def test_embedding_rows_are_independent_unit_parts(feature):
     for index in range(3):
         bias = variables["params"][f"branch{index}"]["mask_conv2"]["bias"]
         bias[:] = (-9, 9, 9)[index]
-    embed = compiled(method.embed)
+    embed = jax.jit(method.embed)
     embedding = embed(variables, images)
     assert embedding["parts"].shape == (8, 3, 64)
     np.testing.assert_array_equal(embedding["visibility"], [[0, 1, 1]] * 8)
     np.testing.assert_allclose(np.linalg.norm(embedding["parts"], axis=2), 1, rtol=1e-5)
-    outputs = compiled(functools.partial(method.module.apply, train=False))(
+    outputs = jax.jit(functools.partial(method.module.apply, train=False))(
         variables, method.standardise(images)
     )
     expected = np.array(outputs[feature])

@@ -1,0 +1,65 @@
+"""Tables of the measurements of speed that are kept in `benchmarks/results`.
+
+    python -m benchmarks.results_table
+    python -m benchmarks.results_table runs/aaformer-demo/benchmark
+
+`--mode=benchmark` leaves `benchmark.jsonl` in the folder of its run. To keep one, copy
+it to `benchmarks/results/NAME.jsonl`; this prints each file's table with the hardware,
+the date, the revision and the command that made it, for `docs/results.md`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from reid_jax.errors import UserError
+from reid_jax.runtime import speed_report
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def section(path: pathlib.Path) -> str:
+    """The table of a JSONL file, and what was run on what.
+
+    Raises:
+      UserError: if there are no measurements.
+    """
+    lines = speed_report.read_lines(path)
+    if not lines:
+        raise UserError(f"{path} has no measurements")
+    launches = {
+        (line["started"], line["git_revision"], shlex.join(line["command"])): line
+        for line in lines
+    }
+    about = [
+        f"{line['started'][:10]}, {line['device_kind']}, "
+        f"{line['cpu_count']} CPU cores, jax {line['versions']['jax']}, "
+        f"revision {str(revision)[:12]}:\n\n"
+        f"    python -m reid_jax.main {command.partition(' ')[2]}\n"
+        for (_, revision, command), line in launches.items()
+    ]
+    table = speed_report.table(lines)
+    return f"### {lines[0]['config']} ({path.stem})\n\n{table}\n" + "\n".join(about)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the sections of files, or of all files in folders."""
+    found = [
+        file
+        for path in map(pathlib.Path, arguments or [RESULTS])
+        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+    ]
+    if not found:
+        raise UserError("there are no JSONL files of --mode=benchmark")
+    print("\n".join(map(section, found)))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
