@@ -56,7 +56,7 @@ import numpy as np
 
 from reid_jax.backbones.attention import Attend, attention
 from reid_jax.backbones.vit import VisionTransformer, grid_size
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks
 from reid_jax.layers.heads import BNNeck, token_heads
 from reid_jax.layers.pixels import standardise
@@ -462,13 +462,11 @@ def _check(
     tokens: str, assignment: str, feature: str, granularities: Sequence[int]
 ) -> None:
     """Refuses values and combinations that have no meaning."""
-    for name, value, choices in (
-        ("tokens", tokens, ("part", "pool", "cls", "none")),
-        ("assignment", assignment, ("ot", "nn", "stripes", "parsing")),
-        ("feature", feature, ("after", "before")),
-    ):
-        if value not in choices:
-            raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+    check_choices(
+        tokens=(tokens, ("part", "pool", "cls", "none")),
+        assignment=(assignment, ("ot", "nn", "stripes", "parsing")),
+        feature=(feature, ("after", "before")),
+    )
     if tokens == "pool" and assignment in ("ot", "nn"):
         raise UserError(
             f"tokens='pool' has no part tokens for assignment={assignment!r} to match "

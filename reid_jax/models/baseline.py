@@ -33,7 +33,7 @@ from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.resnet import ResNet
 from reid_jax.backbones.vit import VisionTransformer, grid_size
 from reid_jax.backbones.vit_parts import LocalBranch, runs, shift_and_shuffle, with_cls
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.heads import BNNeck, token_heads
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
@@ -287,12 +287,9 @@ class Method(method.Method):
 
 
 def _check(backbone: str, feature: str, implementation: str) -> None:
-    for name, value, choices in (
-        ("backbone", backbone, tuple(BACKBONES)),
-        ("feature", feature, ("after", "before")),
-    ):
-        if value not in choices:
-            raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+    check_choices(
+        backbone=(backbone, tuple(BACKBONES)), feature=(feature, ("after", "before"))
+    )
     if implementation != "einsum" and BACKBONES[backbone][1] is not VisionTransformer:
         raise UserError(
             f"attention_implementation={implementation!r} is for a ViT; "

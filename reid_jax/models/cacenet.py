@@ -77,7 +77,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.backbones.resnet import ResNet
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks
 from reid_jax.layers.all_pairs import by_images, by_offset
 from reid_jax.layers.graph import inverse_norms
@@ -651,9 +651,8 @@ _NAMES = {
 
 def _check_names(*values: str) -> None:
     """Refuses values and combinations that have no meaning; values as `_NAMES`."""
-    for (name, known), value in zip(_NAMES.items(), values, strict=True):
-        if value not in known:
-            raise UserError(f"{name} is one of {', '.join(known)}, not {value!r}")
+    fields = zip(_NAMES.items(), values, strict=True)
+    check_choices(**{name: (value, known) for (name, known), value in fields})
     graph, align = values[:2]
     if align == "none" and graph != "none":
         raise UserError(f"graph={graph!r} needs an alignment: align is 'none'")

@@ -68,7 +68,7 @@ import numpy as np
 
 from reid_jax.backbones.vit import VisionTransformer, grid_size
 from reid_jax.backbones.vit_parts import LocalBranch, runs
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.correlation4d import STACK, CorrelationStack, similarity
 from reid_jax.layers.heads import BNNeck, token_heads
 from reid_jax.layers.norm import BatchNorm
@@ -171,13 +171,10 @@ class Options:
 
     def __post_init__(self) -> None:
         layers, depth = self.layers, self.depth
-        for name, choices in (
-            ("correlate", ("attended", "tokens")),
-            ("mining", ("random", "hard")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+        check_choices(
+            correlate=(self.correlate, ("attended", "tokens")),
+            mining=(self.mining, ("random", "hard")),
+        )
         if list(layers) != sorted({*layers}) or not all(0 < i <= depth for i in layers):
             raise UserError(
                 f"attention_layers={layers} must rise from 1 to at most {depth}, the "

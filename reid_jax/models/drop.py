@@ -67,7 +67,7 @@ import numpy as np
 
 from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.resnet import ResNet, conv
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks, memory_bank, pooling
 from reid_jax.layers.heads import BNNeck, token_heads
 from reid_jax.layers.norm import BatchNorm
@@ -371,7 +371,7 @@ class Method(method.Method):
         remat: bool = False,
     ):
         del image_size
-        _check_choices(
+        check_choices(
             backbone=(backbone, tuple(BACKBONES)),
             upsampling=(upsampling, ("cascade", "direct")),
             position=(position, ("none", "1d", "2d")),
@@ -583,9 +583,3 @@ def _tokens(embeddings: Sequence[str], part_names: tuple[str, ...]) -> np.ndarra
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"embeddings={tuple(embeddings)} must name each of some once")
     return np.array(chosen)
-
-
-def _check_choices(**fields: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, choices) in fields.items():
-        if value not in choices:
-            raise UserError(f"{name} is one of {', '.join(choices)}, not {value!r}")
