@@ -17,6 +17,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def _run(
         start = time.perf_counter()
         command = [sys.executable, "-m", "reid_jax.main", f"--config={config}"]
         command += [f"--config.seed={seed}", f"--workdir={folder}", *further]
-        if subprocess.run(command, check=False).returncode:
+        if _train(command):
             raise UserError(f"this run failed, see above: {' '.join(command[1:])}")
         if not (folder / "results.json").exists():
             raise UserError(f"{folder} was stopped; the same command goes on there")
@@ -136,6 +137,15 @@ def _run(
             "choose another --workdir"
         )
     return found
+
+
+def _train(command: Sequence[str]) -> int:
+    """Exit code of a run. Ctrl-C reaches the run as well, which saves and stops."""
+    earlier = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:

@@ -257,7 +257,8 @@ class Evaluator:
             query, indices, image_size=self._size, with_parts=True
         )
         for name, item in self._method.pictures(_local(variables), batch).items():
-            pictures.draw(folder / f"{name}.png", batch["image"], item, title=title)
+            what = f"{name.replace('_', ' ')}: {title}"
+            pictures.draw(folder / f"{name}.png", batch["image"], item, title=what)
 
     def _draw_pairs(
         self,
@@ -298,7 +299,6 @@ def evaluate_checkpoint(
     experiment.check_numbers(config)
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
-    storage.check_writable(workdir)
     mesh = sharding.make_mesh()
     method, variables = experiment.restore(config, folder, mesh)
     changed = experiment.changed_fields(config, meta["config"])
@@ -307,6 +307,7 @@ def evaluate_checkpoint(
     protocols = experiment.build_protocols(config)
     for protocol in protocols:
         evaluator.check(protocol, (meta["stage"],))
+    storage.check_writable(workdir)
     entries = evaluate_protocols(
         evaluator,
         protocols,
@@ -315,8 +316,8 @@ def evaluate_checkpoint(
         step=meta["global_step"],
         picture_root=pictured / "changed" if changed else pictured,
     )
-    if changed:
-        entries = [{**entry, "changed": changed} for entry in entries]
+    about = {"checkpoint": str(folder)} | ({"changed": changed} if changed else {})
+    entries = [entry | about for entry in entries]
     write_results(workdir, entries)
     return entries
 

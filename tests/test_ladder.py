@@ -1,7 +1,9 @@
 """`benchmarks/ladder.py`, with a stand-in for the training processes."""
 
 import json
+import os
 import pathlib
+import signal
 import types
 
 import pytest
@@ -79,6 +81,17 @@ def test_a_run_that_does_not_end(monkeypatch, tmp_path, capsys, result, message)
     monkeypatch.setattr(ladder.subprocess, "run", lambda command, check: done)
     assert start(tmp_path, "--rows=full") == 2
     assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_is_left_to_the_run(monkeypatch, tmp_path, capsys):
+    def run(command, check):
+        os.kill(os.getpid(), signal.SIGINT)
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ladder.subprocess, "run", run)
+    assert start(tmp_path, "--rows=full") == 2
+    assert "was stopped; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(

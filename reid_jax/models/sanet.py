@@ -431,6 +431,7 @@ class Method(method.Method):
         self.branch_names = (*part_names, "whole body")[
             : len(self.part_groups) + global_branch
         ]
+        self.visibility_titles = self.branch_names
         common = {"bn_groups": bn_groups, "dtype": dtype}
         backbone = ResNet(
             blocks=tuple(blocks[:3]), width=width, ibn=ibn, remat=remat, **common
@@ -599,5 +600,5 @@ class Method(method.Method):
             titles = ("before AFE", "after AFE", *titles)
             pictures["routes"] = method.Routes(**outputs["routes"], scales=SCALES)
         values = relative(jnp.concatenate(maps, axis=1))
-        pictures["activation"] = method.Maps(values, titles)
+        pictures["relative_activation"] = method.Maps(values, titles)
         return pictures

@@ -629,7 +629,7 @@ def test_pictures():
     method = make(**FOUR)
     variables, data = variables_of(method), batch(4)
     pictures = method.pictures(variables, data)
-    assert set(pictures) == {"routes", "activation", "masks"}
+    assert set(pictures) == {"routes", "relative_activation", "masks"}
     routes = pictures["routes"]
     assert routes.activity.shape == (4, 2, 3)
     assert routes.paths.shape == (4, 1, 3, 3)
@@ -639,7 +639,7 @@ def test_pictures():
     activity = np.nan_to_num(routes.activity)
     inflow = np.nan_to_num(routes.paths).sum(2)
     np.testing.assert_array_equal(inflow, activity[:, 1:])
-    masks, activation = pictures["masks"], pictures["activation"]
+    masks, activation = pictures["masks"], pictures["relative_activation"]
     assert masks.titles == ("head", "upper body", "lower body", "feet", "whole body")
     assert masks.values.shape == (4, 5, 4, 2)
     assert activation.values.shape == (4, 7, 4, 2)
@@ -651,8 +651,8 @@ def test_pictures():
 def test_pictures_without_enhancement():
     method = make(enhancement="none", global_branch=False)
     pictures = method.pictures(variables_of(method), batch(4))
-    assert set(pictures) == {"activation", "masks"}
-    assert pictures["activation"].titles == ("a", "b")
+    assert set(pictures) == {"relative_activation", "masks"}
+    assert pictures["relative_activation"].titles == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -682,4 +682,4 @@ def test_a_run_is_evaluated_and_pictured(sanet_config, tmp_path):
     assert entry["step"] == 2
     assert 0 <= entry["metrics"]["mAP"] <= 1
     pictures = {path.stem for path in (tmp_path / "pictures" / "tiny").iterdir()}
-    assert pictures == {"ranking", "routes", "activation", "masks"}
+    assert pictures == {"ranking", "routes", "relative_activation", "masks"}
