@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import tempfile
@@ -86,6 +87,10 @@ def _understood(path: PathLike, action: str) -> Iterator[None]:
     """Turns what a bucket's first use raises into one message."""
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{path} is in a bucket, which needs: pip install gcsfs")
+    # It logs every failure, with tracebacks, before it raises.
+    logger = logging.getLogger("gcsfs")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception as error:  # gcsfs, google-auth and aiohttp raise many kinds.
@@ -96,6 +101,8 @@ def _understood(path: PathLike, action: str) -> Iterator[None]:
             "auth application-default login', from the file that "
             "GOOGLE_APPLICATION_CREDENTIALS names, or from the VM's service account"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
