@@ -65,9 +65,7 @@ def _assert_close(found, wanted):
 
 
 def _compiled(function, *args, **options):
-    """Compiled quickly rather than well."""
-    quick = {"xla_backend_optimization_level": 0}
-    return jax.jit(function).lower(*args).compile(quick | options)
+    return jax.jit(function).lower(*args).compile(options)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -8,6 +8,7 @@ import numpy as np
 
 from reid_jax.layers.pixels import standardise
 from reid_jax.models import cpacol
+from tests.models.steps import training_step
 from tests.variables import random_variables
 
 SIZE, GRID, CLASSES = (24, 16), (6, 4), 4
@@ -36,28 +37,10 @@ def variables_of(method, seed=0):
     return random_variables(method.init, batch(), seed=seed)
 
 
-def fast(function):
-    """Values do not depend on how hard LLVM tries, the suite's time does."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def _compiled(options, stage):
     method = cpacol.Method(CLASSES, SIZE, **dataclasses.asdict(options))
-
-    def loss(params, rest, batch, rng, epoch):
-        value, metrics, collections = method.objective(
-            {"params": params, **rest}, batch, rng=rng, epoch=epoch, stage=stage
-        )
-        return value, (metrics, collections)
-
-    def run(variables, batch, rng, epoch):
-        rest = {"batch_stats": variables["batch_stats"]}
-        return jax.value_and_grad(loss, has_aux=True)(
-            variables["params"], rest, batch, rng, epoch
-        )
-
-    return fast(run)
+    return training_step(method, stage)
 
 
 def step(method, stage):
@@ -73,4 +56,4 @@ def step(method, stage):
 def extract(method, variables, images, *, train=False, **further):
     images = standardise(images, (0.5,) * 3, (0.5,) * 3)
     apply = functools.partial(method.module.apply, method="extract", train=train)
-    return fast(functools.partial(apply, **further))(variables, images)
+    return jax.jit(functools.partial(apply, **further))(variables, images)

@@ -14,6 +14,7 @@ from reid_jax.models.aaformer import align, auto_assignment
 from tests.backbones import vit_in_numpy
 from tests.layers.test_sinkhorn import exponential_domain
 from tests.losses import test_identity, test_triplet
+from tests.models.steps import training_step
 from tests.variables import random_variables
 
 SIZE, CLASSES = (16, 12), 4
@@ -37,25 +38,6 @@ def batch(rows=8, seed=0):
 
 def variables_of(method, seed=0):
     return random_variables(method.init, batch(), seed=seed)
-
-
-def step(method):
-    """Loss, metrics, collections and gradients of a batch, compiled."""
-
-    def loss(params, rest, batch, rng):
-        value, metrics, collections = method.objective(
-            {"params": params, **rest}, batch, rng=rng, epoch=0.0, stage="train"
-        )
-        return value, (metrics, collections)
-
-    def run(variables, batch, rng):
-        rest = {name: variables[name] for name in variables if name != "params"}
-        return jax.value_and_grad(loss, has_aux=True)(
-            variables["params"], rest, batch, rng
-        )
-
-    # Values do not depend on how hard LLVM tries, the suite's time does.
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
 # Section III-B against loops.
@@ -204,7 +186,7 @@ def test_objective_is_the_sum_of_its_equations():
             method.module.apply, train=True, mutable=["batch_stats"], rngs={}
         )
     )(variables, standardise(data["image"], (0.5,) * 3, (0.5,) * 3))
-    (loss, (metrics, _)), _ = step(method)(variables, data, jax.random.key(0))
+    (loss, (metrics, _)), _ = training_step(method)(variables, data, jax.random.key(0))
     logits = np.asarray(outputs["logits"], np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     targets = test_identity.soft_targets(data["label"], CLASSES, 0.1)
@@ -239,7 +221,7 @@ def test_training_step_is_finite(path):
     assert method.train_inputs == (("parts",) if "parsing" in path else ())
     data = batch()
     data["parts"][:, 3:] = 0  # most regions are absent
-    (loss, (_, collections)), gradients = step(method)(
+    (loss, (_, collections)), gradients = training_step(method)(
         variables_of(method), data, jax.random.key(0)
     )
     assert np.isfinite(loss)
@@ -254,7 +236,7 @@ def test_one_and_eight_devices_agree():
     method = make(drop_path=0.3)
     variables, data, rng = variables_of(method), batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    run = step(method)
+    run = training_step(method)
     one = run(variables, data, rng)
     sharded = jax.device_put(data, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))

@@ -8,7 +8,8 @@ import pytest
 from reid_jax.errors import UserError
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
-from tests.models.test_aaformer import CLASSES, SIZE, TINY, batch, step, variables_of
+from tests.models.steps import training_step
+from tests.models.test_aaformer import CLASSES, SIZE, TINY, batch, variables_of
 from tests.variables import random_variables
 
 VIT = TINY
@@ -45,7 +46,7 @@ def setting(name):
 @functools.cache
 def stepped(name):
     method, variables, data = setting(name)
-    return step(method)(variables, data, jax.random.key(0))
+    return training_step(method)(variables, data, jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -101,8 +102,8 @@ def test_vit_is_aaformer_without_parts():
     theirs = aaformer.Method(CLASSES, SIZE, tokens="none", **TINY)
     variables, data = variables_of(ours), batch()
     rng = jax.random.key(0)
-    (mine, (my_metrics, _)), _ = step(ours)(variables, data, rng)
-    (other, (their_metrics, _)), _ = step(theirs)(variables, data, rng)
+    (mine, (my_metrics, _)), _ = training_step(ours)(variables, data, rng)
+    (other, (their_metrics, _)), _ = training_step(theirs)(variables, data, rng)
     np.testing.assert_allclose(mine, other, rtol=1e-6)
     assert my_metrics.keys() == their_metrics.keys()
     np.testing.assert_allclose(
@@ -135,7 +136,10 @@ def test_losses_of_transreid_from_its_outputs():
 def test_pcb_may_leave_the_triplet_away():
     _, variables, data = setting("pcb")
     loss, (metrics, _) = jax.eval_shape(
-        step(make("pcb", triplet_weight=0.0)), variables, data, jax.random.key(0)
+        training_step(make("pcb", triplet_weight=0.0)),
+        variables,
+        data,
+        jax.random.key(0),
     )[0]
     assert set(metrics) == {"loss_id", "accuracy"}
     assert loss.shape == ()

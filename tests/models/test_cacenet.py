@@ -13,7 +13,7 @@ from reid_jax.models import cacenet
 from tests.layers.test_graph import by_laplacian
 from tests.losses import test_identity
 from tests.losses.test_pairs import triplet_by_loops
-from tests.models.test_aaformer import step
+from tests.models.steps import training_step
 from tests.variables import random_variables
 
 SIZE, CLASSES = (48, 32), 4
@@ -119,8 +119,7 @@ def results(path):
         return found
 
     rest = {"batch_stats": variables["batch_stats"]}
-    compiled = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
-    found = jax.tree.map(np.asarray, compiled(variables["params"], rest, data))
+    found = jax.tree.map(np.asarray, jax.jit(run)(variables["params"], rest, data))
     return method, variables, found
 
 
@@ -326,12 +325,12 @@ def test_devices_and_blocks_do_not_matter(fields):
     data, rng = batch(8), jax.random.key(3)
     method = make(Patches(), pair_block=1, **fields)
     variables = variables_of(method)
-    one = step(method)(variables, data, rng)
+    one = training_step(method)(variables, data, rng)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(data, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     many = make(Patches(), pair_block=3, **fields)
-    agree(one, step(many)(replicated, sharded, rng))
+    agree(one, training_step(many)(replicated, sharded, rng))
 
 
 # Section 3.5.
@@ -399,7 +398,7 @@ def test_maps_may_be_stored_in_half_precision(dtype):
 @pytest.mark.parametrize("fields", [{}, CODE], ids=["paper", "code"])
 def test_half_precision_networks_train(fields):
     method = make(Patches(dtype="bfloat16"), **fields)
-    (loss, _), gradients = step(method)(
+    (loss, _), gradients = training_step(method)(
         variables_of(method), batch(), jax.random.key(0)
     )
     path = "code" if fields else "paper"

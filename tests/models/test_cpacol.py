@@ -22,7 +22,6 @@ from tests.models.cpacol_tiny import (
     GRID,
     batch,
     extract,
-    fast,
     make,
     step,
     variables_of,
@@ -136,7 +135,7 @@ def test_embedding_joins_the_tokens_with_a_share_for_each_part():
     method = make(**EXTRACTOR)
     variables, images = variables_of(method), batch(4)["image"]
     after = np.asarray(extract(method, variables, images)["after"], np.float64)
-    vector = fast(method.embed)(variables, images)["vector"]
+    vector = jax.jit(method.embed)(variables, images)["vector"]
     joined = np.concatenate([after[:, 0], (after[:, 1:] / 3).reshape(4, -1)], axis=1)
     joined /= np.linalg.norm(joined, axis=1, keepdims=True)
     np.testing.assert_allclose(vector, joined, rtol=1e-4, atol=1e-5)
@@ -250,7 +249,7 @@ def test_residual_grows_with_the_epochs_and_is_full_at_test():
     assert gaps[0] == 0
     assert gaps[1] > 1e-3
     assert found[2] == found[3]
-    embed = fast(method.embed)
+    embed = jax.jit(method.embed)
     at_test = [embed(v, data["image"])["vector"] for v in (variables, other)]
     assert np.abs(at_test[0] - at_test[1]).max() > 1e-3
     full = extract(method, variables, data["image"], ramp=1.0)["after"]
@@ -280,7 +279,7 @@ def optimizer_step(method, stage, variables, data):
     optimizer = make_optimizer(spec, lambda _: 0.1, frozen=method.frozen(stage))
     run = make_step(method, described, optimizer, lambda _: 0.1, steps_per_epoch=1)
     state = next_state(variables, described, optimizer, seed=0)
-    return fast(run)(state, data)[0].variables
+    return jax.jit(run)(state, data)[0].variables
 
 
 def split(variables):

@@ -15,7 +15,6 @@ from tests.models.cpacol_tiny import (
     SIZE,
     batch,
     extract,
-    fast,
     make,
     step,
     variables_of,
@@ -26,7 +25,7 @@ from tests.models.cpacol_tiny import (
 
 def pair_inputs(method, variables, queries=2, candidates=3):
     scorer = method.pair_scorer(method.stages[-1])
-    maps = fast(scorer.pair_maps)(variables, batch(8)["image"])
+    maps = jax.jit(scorer.pair_maps)(variables, batch(8)["image"])
     chosen = np.arange(queries * candidates).reshape(queries, candidates) + 1
     return scorer, maps[:queries], maps[chosen]
 
@@ -44,17 +43,17 @@ def by_places(query, gallery, alpha):
 def stack_of(params):
     """The 4D convolutions, which have tests of their own."""
     apply = CorrelationStack(BLOCKS).apply
-    return fast(functools.partial(apply, {"params": params["stack"]}))
+    return jax.jit(functools.partial(apply, {"params": params["stack"]}))
 
 
 def test_scores_equal_loops_over_places():
     method = make()
     variables = variables_of(method)
     scorer, query, candidates = pair_inputs(method, variables)
-    found = np.asarray(fast(scorer.score_pairs)(variables, query, candidates))
+    found = np.asarray(jax.jit(scorer.score_pairs)(variables, query, candidates))
     assert found.shape == (2, 3)
     params = variables["params"]["correl"]
-    stack = fast(
+    stack = jax.jit(
         functools.partial(CorrelationStack(BLOCKS).apply, {"params": params["stack"]})
     )
     for q, k in np.ndindex(2, 3):
@@ -99,7 +98,7 @@ def test_pair_maps_are_omega_of_the_attended_features():
 def logits_of_pairs(method, variables, maps, rows, columns):
     """Logits [n] of pairs of maps, one call."""
     params = {"params": variables["params"]["correl"]}
-    apply = fast(functools.partial(method.module.correl.apply, params))
+    apply = jax.jit(functools.partial(method.module.correl.apply, params))
     return np.asarray(apply(maps[rows], maps[columns]), np.float64)
 
 
@@ -113,7 +112,7 @@ def trained_maps(method, variables, images):
         mutable=["batch_stats"],
         method="embed",
     )
-    return np.asarray(fast(embed)(own, levels)[0])
+    return np.asarray(jax.jit(embed)(own, levels)[0])
 
 
 def scores_of_partners(method, variables, data, partners):
@@ -161,7 +160,7 @@ def test_hard_mining_starts_at_its_epoch():
     method = make(**SWITCHED)
     variables, data = variables_of(method), batch(8)
     _, metrics = step(method, "correlate")(variables, data, jax.random.key(5), 20.0)[0]
-    vectors = np.asarray(fast(method.embed)(variables, data["image"])["vector"])
+    vectors = np.asarray(jax.jit(method.embed)(variables, data["image"])["vector"])
     gaps = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
     partners = verification.hardest_partners(data["label"], gaps)
     expected = entropy(*scores_of_partners(method, variables, data, partners))
@@ -188,7 +187,7 @@ def test_alpha_is_active_at_test():
     method = make()
     variables = variables_of(method)
     scorer, query, candidates = pair_inputs(method, variables)
-    score = fast(scorer.score_pairs)
+    score = jax.jit(scorer.score_pairs)
     before = score(variables, query, candidates)
     variables["params"]["correl"]["alpha"] = np.zeros((*GRID, *GRID), np.float32)
     assert (np.abs(score(variables, query, candidates) - before) > 1e-5).all()
@@ -197,7 +196,7 @@ def test_alpha_is_active_at_test():
     ones = variables_of(method)
     ones["params"]["correl"]["alpha"] = np.ones((*GRID, *GRID), np.float32)
     np.testing.assert_allclose(
-        fast(without.score_pairs)(variables, query, candidates),
+        jax.jit(without.score_pairs)(variables, query, candidates),
         score(ones, query, candidates),
         rtol=1e-5,
     )
@@ -223,7 +222,7 @@ def test_top_k_and_camera_reach_the_scorer():
     variables, data = variables_of(method), batch(4)
     scorer = method.pair_scorer("correlate")
     assert scorer.inputs == method.embed_inputs == ("camera",)
-    maps = fast(scorer.pair_maps)
+    maps = jax.jit(scorer.pair_maps)
     one = maps(variables, data["image"], np.zeros(4, np.int32))
     other = maps(variables, data["image"], data["camera"])
     assert (one[0] == other[0]).all()  # image 0 comes from camera 0
@@ -236,11 +235,13 @@ def test_any_number_of_pairs_can_be_exported():
     scorer = method.pair_scorer("correlate")
     symbols = jax_export.symbolic_shape("b, q, k")
     images = jax.ShapeDtypeStruct((symbols[0], *SIZE, 3), np.uint8)
-    maps = jax_export.export(fast(scorer.pair_maps))(variables, images).out_avals[0]
+    maps = jax_export.export(jax.jit(scorer.pair_maps))(variables, images).out_avals[0]
     assert maps.shape == (symbols[0], 2, *GRID, 8)
     query = jax.ShapeDtypeStruct((symbols[1], *maps.shape[1:]), maps.dtype)
     candidates = jax.ShapeDtypeStruct((*symbols[1:], *maps.shape[1:]), maps.dtype)
-    exported = jax_export.export(fast(scorer.score_pairs))(variables, query, candidates)
+    exported = jax_export.export(jax.jit(scorer.score_pairs))(
+        variables, query, candidates
+    )
     assert exported.out_avals[0].shape == symbols[1:]
 
 
@@ -249,9 +250,9 @@ def test_bfloat16_pairs():
     variables = variables_of(method)
     scorer, query, candidates = pair_inputs(method, variables)
     assert query.dtype == "bfloat16"
-    half = fast(scorer.score_pairs)(variables, query, candidates)
+    half = jax.jit(scorer.score_pairs)(variables, query, candidates)
     assert half.dtype == "float32"
-    exact = fast(make().pair_scorer("correlate").score_pairs)
+    exact = jax.jit(make().pair_scorer("correlate").score_pairs)
     scores = exact(variables, *(np.float32(maps) for maps in (query, candidates)))
     np.testing.assert_allclose(half, scores, atol=0.05)
     (loss, _), gradients = step(method, "correlate")(
@@ -283,7 +284,7 @@ def test_correspondences_are_the_strongest_places_of_loops():
     found = scorer.pictures(variables, query, candidates)["correspondences"]
     assert isinstance(found, Correspondences)
     params = variables["params"]["correl"]
-    stack = fast(
+    stack = jax.jit(
         functools.partial(CorrelationStack(BLOCKS).apply, {"params": params["stack"]})
     )
     for k in range(2):

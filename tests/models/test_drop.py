@@ -16,6 +16,7 @@ from reid_jax.runtime import sharding
 from reid_jax.step import state_layout
 from tests.losses import test_identity, test_part_triplet
 from tests.losses.test_parsing import loss_by_loops
+from tests.models.steps import training_step
 from tests.variables import random_variables
 
 SIZE, CLASSES, PARTS = (32, 16), 4, 3
@@ -52,32 +53,6 @@ def variables_of(method, data=None, seed=0):
     return variables
 
 
-def step(method):
-    """Loss, metrics, collections and gradients of a batch, compiled."""
-
-    def run(variables, batch):
-        rest = {name: variables[name] for name in variables if name != "params"}
-
-        def loss(params):
-            value, metrics, collections = method.objective(
-                {"params": params, **rest},
-                batch,
-                rng=jax.random.key(0),
-                epoch=0.0,
-                stage="train",
-            )
-            return value, (metrics, collections)
-
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
-
-    return quick(run)
-
-
-def quick(function):
-    """Values do not depend on how hard LLVM tries, the suite's time does."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def apply(method, *, train):
     """The network's outputs for a batch."""
 
@@ -89,7 +64,7 @@ def apply(method, *, train):
         )
         return out[0] if train else out
 
-    return quick(run)
+    return jax.jit(run)
 
 
 # 3.2. The parsing branch.
@@ -204,7 +179,7 @@ def test_pooled_embeddings_equal_loops():
 
 def test_objective_is_the_sum_of_its_equations():
     method = make(bank_batches=2, bn_groups=2)
-    variables, data, run = variables_of(method), batch(), step(method)
+    variables, data, run = variables_of(method), batch(), training_step(method)
     outputs = apply(method, train=True)(variables, data["image"])
     earlier = batch(seed=1)
     (_, (_, after)), _ = run(variables, earlier)
@@ -281,7 +256,9 @@ def test_training_step_is_finite_and_reaches_everything(path):
     data = batch(size=(32, 32) if path == "hrnet" else SIZE)
     data["parts"][:2] = 255  # unlabelled images
     data["parts"][data["parts"] == 1] = 0  # no heads
-    (loss, (_, collections)), gradients = step(method)(variables_of(method, data), data)
+    (loss, (_, collections)), gradients = training_step(method)(
+        variables_of(method, data), data
+    )
     assert np.isfinite(loss)
     for leaf in jax.tree.leaves((gradients, collections)):
         assert np.isfinite(leaf).all()
@@ -300,7 +277,7 @@ def test_training_step_is_finite_and_reaches_everything(path):
 def test_one_and_eight_devices_agree_in_the_loop_s_own_layout():
     method = make(bank_batches=2)
     data = batch(16)
-    variables, run = variables_of(method, data), step(method)
+    variables, run = variables_of(method, data), training_step(method)
     mesh = sharding.make_mesh()
     shapes = {name: jnp.asarray(x) for name, x in data.items()}
     layout = state_layout(method, optax.sgd(0.1), mesh, shapes=shapes)
@@ -349,7 +326,7 @@ def test_embedding_and_visibility():
     # Two places in three show the second part, no place the first.
     bias = variables["params"]["parsing"]["classifier"]["bias"]
     bias[:] = [0, -20, 3, 0]
-    run = quick(method.embed)
+    run = jax.jit(method.embed)
     embedding = run(variables, images)
     outputs = apply(method, train=False)(variables, images)
     greatest = np.asarray(outputs["maps"])[..., 1:].max((1, 2))
@@ -382,8 +359,8 @@ def test_what_is_compared_is_chosen_when_testing():
     del variables["bank"]
     method = make(embeddings=("legs", "head"))
     images = batch()["image"]
-    all_of_them = quick(everything.embed)(variables, images)
-    chosen = quick(method.embed)(variables, images)
+    all_of_them = jax.jit(everything.embed)(variables, images)
+    chosen = jax.jit(method.embed)(variables, images)
     for name, value in chosen.items():
         np.testing.assert_allclose(value, all_of_them[name][:, [4, 2]], atol=1e-5)
     distances = method.distance(chosen, chosen)

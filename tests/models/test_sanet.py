@@ -13,6 +13,7 @@ from reid_jax.layers.routing import Grid
 from reid_jax.models import sanet
 from reid_jax.models.sanet import PART_GROUPS, Enhancement
 from tests.losses import test_focal, test_identity, test_visible_triplet
+from tests.models.steps import training_step
 from tests.variables import random_variables
 from tests.weights import state_dicts, torch_writer
 
@@ -37,32 +38,6 @@ def batch(rows=8, seed=0):
 
 def variables_of(method, seed=0):
     return random_variables(method.init, batch(), seed=seed)
-
-
-def step(method):
-    """Loss, metrics, collections and gradients of a batch, jitted."""
-
-    def loss(params, rest, batch, rng):
-        value, metrics, collections = method.objective(
-            {"params": params, **rest}, batch, rng=rng, epoch=0.0, stage="train"
-        )
-        return value, (metrics, collections)
-
-    def run(variables, batch, rng):
-        rest = {name: variables[name] for name in variables if name != "params"}
-        return jax.value_and_grad(loss, has_aux=True)(
-            variables["params"], rest, batch, rng
-        )
-
-    return jax.jit(run)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Values do not depend on how hard the compiler tries, the suite's time does."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # Section 3.1 against loops in float64.
@@ -503,7 +478,7 @@ def test_training_step_is_finite(path):
     variables["params"]["branch1"]["mask_conv2"]["bias"][
         :
     ] = -9  # a part that is neither there nor seen
-    (loss, (_, collections)), gradients = step(method)(
+    (loss, (_, collections)), gradients = training_step(method)(
         variables, data, jax.random.key(0)
     )
     assert np.isfinite(loss)
@@ -516,7 +491,7 @@ def test_one_and_eight_devices_agree():
     method = make(part_groups=((1, 2),), part_names=("a",))
     variables, data, rng = variables_of(method), batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    run = step(method)
+    run = training_step(method)
     one = run(variables, data, rng)
     sharded = jax.device_put(data, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
