@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from absl import app, logging
 from ml_collections import config_flags
 
-from reid_jax import evaluate, experiment
+from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
 from reid_jax.models.method import Embedding, Method
 from reid_jax.retrieval.distances import euclidean
 from reid_jax.runtime import sharding

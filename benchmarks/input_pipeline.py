@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import jax
 
 from data_pipelines import loader, records, sampling, transforms
-from reid_jax import resident
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding
+from reid_jax.training import resident
 
 STEPS = ("flip", "pad_crop", "random_erasing")
 

@@ -37,7 +37,7 @@ from reid_jax.layers import memory_bank
 from reid_jax.losses.part_triplet import part_average_triplet
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
-from reid_jax.step import StageProgram
+from reid_jax.training.step import StageProgram
 
 IDENTITIES, IMAGES = 702, 4
 STEPS_PER_EPOCH = 100

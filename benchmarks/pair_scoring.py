@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.retrieval import SIZES
+from reid_jax.evaluation.pairs import PairNetwork, PairRescorer
 from reid_jax.models import cacenet
-from reid_jax.pairs import PairNetwork, PairRescorer
 from reid_jax.retrieval.rescoring import MapStore
 
 SCALE = {"kernel": 0.02, "theta": 0.02, "similar": 0.02, "project": 0.02}

@@ -25,13 +25,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines import loader
 from data_pipelines.records import Records
-from reid_jax import evaluate, experiment
+from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
+from reid_jax.evaluation.scoring import Ranking
 from reid_jax.losses.parsing import UNLABELLED, part_targets
 from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.scoring import Ranking
 
 COMBINATIONS = {
     "G": ("global",),

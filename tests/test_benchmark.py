@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from reid_jax import experiment, train, workloads
+from reid_jax import experiment, workloads
 from reid_jax.benchmark import Request, benchmark
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding, timing
+from reid_jax.training import train
 from tests import toy_method
 from tests.test_main import DEMO, _run
-from tests.test_micro_batches import STAGE, Uncoupled
+from tests.training.test_micro_batches import STAGE, Uncoupled
 
 WIDTH, CLASSES = 6, workloads.IDENTITIES
 # The toy's maps are 4 x 2 places of 3 channels.

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax import sweep, train, workloads
+from reid_jax import sweep, workloads
 from reid_jax.backbones.attention import IMPLEMENTATIONS, self_attention
 from reid_jax.benchmark import Request, benchmark
 from reid_jax.retrieval.ranking import Labels, Ranker, on_accelerator
 from reid_jax.runtime import sharding
+from reid_jax.training import train
 from tests import toy_method
 
 pytestmark = pytest.mark.gpu
@@ -125,7 +126,12 @@ def test_a_feature_is_that_of_the_cpu():
 
 
 def test_batches_from_the_devices_memory_equal_those_of_grain():
-    from tests.test_resident import MemoryRecords, _loaders, _take, assert_equal
+    from tests.training.test_resident import (
+        MemoryRecords,
+        _loaders,
+        _take,
+        assert_equal,
+    )
 
     mesh = sharding.make_mesh(jax.devices()[:1])
     pair = _loaders(MemoryRecords(has_parts=True), mesh, with_parts=True)

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from reid_jax import train
 from reid_jax.runtime import sharding
+from reid_jax.training import train
 
 
 def test_a_run_reranks_and_says_what_it_was_before(

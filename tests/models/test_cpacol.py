@@ -13,7 +13,7 @@ from reid_jax.errors import UserError
 from reid_jax.layers.pixels import standardise
 from reid_jax.models import cpacol
 from reid_jax.runtime.optimizer import OptimizerSpec, make_optimizer
-from reid_jax.step import make_step, next_state
+from reid_jax.training.step import make_step, next_state
 from tests.backbones import vit_in_numpy
 from tests.losses import test_contrastive, test_identity
 from tests.models.cpacol_tiny import (

@@ -13,7 +13,7 @@ from reid_jax.layers.pixels import standardise
 from reid_jax.losses.parsing import part_targets
 from reid_jax.models import drop
 from reid_jax.runtime import sharding
-from reid_jax.step import state_layout
+from reid_jax.training.step import state_layout
 from tests.losses import test_identity, test_part_triplet
 from tests.losses.test_parsing import loss_by_loops
 from tests.models.steps import training_step

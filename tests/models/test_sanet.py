@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from reid_jax import train, weights
+from reid_jax import weights
 from reid_jax.backbones.resnet import Stage
 from reid_jax.errors import UserError
 from reid_jax.layers.routing import Grid
 from reid_jax.models import sanet
 from reid_jax.models.sanet import PART_GROUPS, Enhancement
+from reid_jax.training import train
 from tests.losses import test_focal, test_identity, test_visible_triplet
 from tests.models.steps import training_step
 from tests.variables import random_variables

@@ -23,12 +23,12 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import experiment, pictures, storage
 from reid_jax.errors import UserError
+from reid_jax.evaluation.pairs import PairNetwork, PairRescorer
+from reid_jax.evaluation.scoring import Ranking, Visibility, describe, spread
 from reid_jax.models.method import Embedding, Method, Variables
-from reid_jax.pairs import PairNetwork, PairRescorer
 from reid_jax.retrieval.rescoring import MapStore
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.scoring import Ranking, Visibility, describe, spread
 
 PICTURED_MAPS = 8
 PICTURED_PAIRS = 4

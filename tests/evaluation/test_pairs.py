@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reid_jax.evaluation.pairs import PairNetwork, PairRescorer
 from reid_jax.models import method
-from reid_jax.pairs import PairNetwork, PairRescorer
 from reid_jax.retrieval.rescoring import MapStore
 
 QUERIES, GALLERY = 11, 30

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from data_pipelines import loader, prepare, protocols, records
-from reid_jax import evaluate, experiment, train
+from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
 from reid_jax.retrieval.ranking import Labels
 from reid_jax.runtime import sharding
+from reid_jax.training import train
 from tests.data_pipelines import body_trees as trees
 from tests.retrieval.test_single_shot import loop
 from tests.variables import random_variables

@@ -7,12 +7,12 @@ import pytest
 from data_pipelines import records, transforms
 from data_pipelines.parts import UNLABELLED
 from data_pipelines.sampling import PKPlan
-from reid_jax import resident, train
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding
+from reid_jax.training import resident, train
 from tests.data_pipelines.test_loader import SIZE, MemoryRecords, assert_equal, encoded
 from tests.data_pipelines.test_loader import train as train_loader
-from tests.test_train import _losses
+from tests.training.test_train import _losses
 
 BORDER = {"pad_crop": {"pad": 5}}
 STEPS = ("flip", "pad_crop", "random_erasing")

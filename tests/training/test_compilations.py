@@ -6,7 +6,8 @@ import contextlib
 import jax
 import pytest
 
-from reid_jax import evaluate, train
+from reid_jax.evaluation import evaluate
+from reid_jax.training import train
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from reid_jax import experiment, train
+from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint
+from reid_jax.training import train
 from tests import toy_method
 from tests.conftest import CHECKOUT
 

@@ -10,8 +10,9 @@ import jax
 from data_pipelines import loader
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
-from reid_jax import experiment, resident
+from reid_jax import experiment
 from reid_jax.models.method import Method
+from reid_jax.training import resident
 
 Loader = loader.TrainLoader | resident.ResidentLoader
 

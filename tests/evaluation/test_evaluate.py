@@ -9,8 +9,9 @@ import pytest
 
 from data_pipelines import loader
 from data_pipelines.records import open_records
-from reid_jax import evaluate, experiment, pictures, scoring
+from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate, scoring
 from reid_jax.runtime import sharding
 from tests import toy_method
 from tests.variables import random_variables

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
-from reid_jax import evaluate, experiment
-from reid_jax.batches import Loader, TrainingBatches
+from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
@@ -27,7 +27,8 @@ from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints, TrainState
 from reid_jax.runtime.metrics import MetricWriter, StepLog
 from reid_jax.runtime.preemption import PreemptionNotice
-from reid_jax.step import StageProgram
+from reid_jax.training.batches import Loader, TrainingBatches
+from reid_jax.training.step import StageProgram
 
 
 class _Stopped(Exception):

@@ -7,10 +7,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import aaformer, baseline
-from reid_jax import evaluate, experiment, train
+from reid_jax import experiment
+from reid_jax.evaluation import evaluate
 from reid_jax.runtime import sharding
-from reid_jax.step import StageProgram
-from tests.test_train import _losses
+from reid_jax.training import train
+from reid_jax.training.step import StageProgram
+from tests.training.test_train import _losses
 
 
 def _program(config, *, split):

@@ -10,15 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from reid_jax import experiment, train
+from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.models import method
 from reid_jax.runtime import sharding
 from reid_jax.runtime.optimizer import OptimizerSpec
-from reid_jax.step import StageProgram, make_step, next_state
+from reid_jax.training import train
+from reid_jax.training.step import StageProgram, make_step, next_state
 from tests import toy_method
-from tests.test_train import _assert_bitwise_equal, _losses, _state
+from tests.training.test_train import _assert_bitwise_equal, _losses, _state
 
 STAGE = Stage(
     index=0,
