@@ -15,8 +15,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from reid_jax.benchmark import speed_report
 from reid_jax.errors import UserError
-from reid_jax.runtime import speed_report
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

@@ -19,7 +19,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from reid_jax import benchmark, export
+from reid_jax import export
+from reid_jax.benchmark import benchmark
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
 from reid_jax.runtime import compilation, processes
@@ -69,7 +70,9 @@ PROCESS_TIMEOUT = flags.DEFINE_integer(
 
 # For benchmark.
 MEASURE = flags.DEFINE_list(
-    "measure", list(benchmark.MEASURES), "What to measure; see reid_jax/benchmark.py."
+    "measure",
+    list(benchmark.MEASURES),
+    "What to measure; see reid_jax/benchmark/benchmark.py.",
 )
 DEVICES = flags.DEFINE_list("devices", [], "Numbers of devices, such as 1,2,4.")
 BATCH = flags.DEFINE_list(

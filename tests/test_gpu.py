@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax import sweep, workloads
 from reid_jax.backbones.attention import IMPLEMENTATIONS, self_attention
-from reid_jax.benchmark import Request, benchmark
+from reid_jax.benchmark import sweep, workloads
+from reid_jax.benchmark.benchmark import Request, benchmark
 from reid_jax.retrieval.ranking import Labels, Ranker, on_accelerator
 from reid_jax.runtime import sharding
 from reid_jax.training import train

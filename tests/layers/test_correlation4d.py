@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from reid_jax.benchmark.flops import count_flops
 from reid_jax.errors import UserError
 from reid_jax.layers.correlation4d import (
     STACK,
@@ -15,7 +16,6 @@ from reid_jax.layers.correlation4d import (
     CorrelationStack,
     similarity,
 )
-from reid_jax.runtime.flops import count_flops
 from tests.variables import random_variables
 
 # Kernel of the query and of the gallery, stride of the query and of the gallery.

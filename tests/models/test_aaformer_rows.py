@@ -10,9 +10,9 @@ import pytest
 
 import configs.aaformer
 from reid_jax import experiment
+from reid_jax.benchmark.flops import count_flops
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
-from reid_jax.runtime.flops import count_flops
 
 D, LAYERS, N, CLASSES = 768, 12, 128, 1041
 

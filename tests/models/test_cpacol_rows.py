@@ -15,11 +15,11 @@ import pytest
 import configs.cpacol
 from data_pipelines import transforms
 from reid_jax import experiment
+from reid_jax.benchmark.flops import count_flops
 from reid_jax.errors import UserError
 from reid_jax.layers.correlation4d import STACK
 from reid_jax.models import cpacol
 from reid_jax.models.method import parameter_count
-from reid_jax.runtime.flops import count_flops
 
 D, LAYERS, ROWS, COLUMNS, CLASSES = 768, 12, 22, 11, 702
 N = ROWS * COLUMNS

@@ -5,14 +5,14 @@ import pytest
 
 from configs import aaformer
 from reid_jax import experiment
-from reid_jax.errors import UserError
-from reid_jax.sweep import (
+from reid_jax.benchmark.sweep import (
     check_embedding,
     check_training,
     choose_devices,
     parse_sweep,
     points,
 )
+from reid_jax.errors import UserError
 
 
 @pytest.fixture

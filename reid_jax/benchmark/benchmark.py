@@ -37,19 +37,19 @@ from typing import Any
 
 import jax
 
-from reid_jax import experiment, storage, workloads
-from reid_jax.errors import UserError
-from reid_jax.runtime import peaks, timing
-from reid_jax.runtime import workdir as workdirs
-from reid_jax.runtime.speed_report import Report
-from reid_jax.sweep import (
+from reid_jax import experiment, storage
+from reid_jax.benchmark import peaks, timing, workloads
+from reid_jax.benchmark.speed_report import Report
+from reid_jax.benchmark.sweep import (
     Point,
     check_embedding,
     check_training,
     points,
     share_of_device,
 )
-from reid_jax.workloads import COMPARISONS, MEASURES, Work
+from reid_jax.benchmark.workloads import COMPARISONS, MEASURES, Work
+from reid_jax.errors import UserError
+from reid_jax.runtime import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,8 @@ import optax
 
 from data_pipelines.parts import CLASS_NAMES
 from reid_jax import experiment
+from reid_jax.benchmark.flops import count_flops
+from reid_jax.benchmark.sweep import Point, share_of_device
 from reid_jax.evaluation.evaluate import embed_function
 from reid_jax.evaluation.pairs import PairNetwork
 from reid_jax.experiment import Stage
@@ -26,8 +28,6 @@ from reid_jax.models.method import Batch, Method, PairScorer, Variables
 from reid_jax.retrieval.ranking import Labels, Ranker
 from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
-from reid_jax.runtime.flops import count_flops
-from reid_jax.sweep import Point, share_of_device
 from reid_jax.training.step import StageProgram, init_state, make_step, stage_optimizer
 
 MEASURES = ("train", "embed", "pairs", "ranking")

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from benchmarks import results_table
-from reid_jax.benchmark import Request, benchmark
+from reid_jax.benchmark import timing
+from reid_jax.benchmark.benchmark import Request, benchmark
 from reid_jax.errors import UserError
-from reid_jax.runtime import timing
 
 
 def test_a_table_says_what_was_run_where_and_when(toy_config, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from reid_jax.backbones.vit import VisionTransformer
-from reid_jax.runtime.flops import count_flops
+from reid_jax.benchmark.flops import count_flops
 
 
 def shape(*sizes):

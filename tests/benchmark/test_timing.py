@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax.runtime import timing
+from reid_jax.benchmark import timing
 
 
 class _Clock:

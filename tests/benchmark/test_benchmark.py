@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from reid_jax import experiment, workloads
-from reid_jax.benchmark import Request, benchmark
+from reid_jax import experiment
+from reid_jax.benchmark import timing, workloads
+from reid_jax.benchmark.benchmark import Request, benchmark
 from reid_jax.errors import UserError
-from reid_jax.runtime import sharding, timing
+from reid_jax.runtime import sharding
 from reid_jax.training import train
 from tests import toy_method
 from tests.test_main import DEMO, _run

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from reid_jax.benchmark import speed_report
+from reid_jax.benchmark.speed_report import Report, efficiencies
 from reid_jax.errors import UserError
-from reid_jax.runtime import speed_report
-from reid_jax.runtime.speed_report import Report, efficiencies
 
 
 def _line(devices=1, batch=64, per_second=100.0, **changes):

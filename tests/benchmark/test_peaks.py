@@ -2,7 +2,7 @@
 
 import pytest
 
-from reid_jax.runtime.peaks import PEAKS, Peak, find_peak, mfu
+from reid_jax.benchmark.peaks import PEAKS, Peak, find_peak, mfu
 
 
 def test_mfu_is_the_share_of_all_devices_peak():
