@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.baseline import IMAGENET
-from data_pipelines import groupings
+from data_pipelines.part_labels import groupings
 
 OCCLUDED = ("occluded", "p_duke", "partial")
 """Data sets with one of these in their names get eight parts, all others five."""

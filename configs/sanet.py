@@ -28,7 +28,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from data_pipelines.groupings import group_names, grouping
+from data_pipelines.part_labels.groupings import group_names, grouping
 
 GROUPINGS = {"pifpaf": "four_v", "hpnet": "four_hpnet", "parts": "four_v"}
 """Kind of part labels: how they make up head, upper body, lower body and feet."""

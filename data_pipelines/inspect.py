@@ -23,9 +23,9 @@ import numpy as np
 import tqdm
 
 from data_pipelines import records, transforms
-from data_pipelines.parts import UNLABELLED
+from data_pipelines.part_labels.kinds import UNLABELLED
+from data_pipelines.readers.sources import shown
 from data_pipelines.records import Records
-from data_pipelines.sources import shown
 from reid_jax.errors import UserError
 
 SPLITS = ("train", "query", "gallery")

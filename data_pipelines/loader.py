@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import transforms
-from data_pipelines.parts import UNLABELLED
+from data_pipelines.part_labels.kinds import UNLABELLED
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError

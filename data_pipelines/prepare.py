@@ -14,12 +14,12 @@ A data set of one's own in Market-1501's layout is stored under its own name:
     python -m data_pipelines.prepare --dataset=market1501 --source=<folder or zip> \
         --allow_other_counts --name=<its_name> --data_dir=data
 
-One that is listed in a CSV or Parquet table (`data_pipelines.table`):
+One that is listed in a CSV or Parquet table (`readers.table`):
 
     python -m data_pipelines.prepare --dataset=table --source=my.csv --name=mine \
         --data_dir=data
 
-Part-label files that lie beside any of them (`data_pipelines.labels`) are stored with
+Part-label files that lie beside any of them (`part_labels.label_files`) are stored with
 the images by adding `--parts=<folder> --parts_kind=pifpaf`.
 
 An interrupted or failed run leaves nothing that could be taken for a data set; start
@@ -44,11 +44,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import labels, records, store
-from data_pipelines.datasets import DATASETS
-from data_pipelines.parts import KINDS
+from data_pipelines import records, store
+from data_pipelines.part_labels import label_files
+from data_pipelines.part_labels.kinds import KINDS
+from data_pipelines.readers.datasets import DATASETS
+from data_pipelines.readers.sources import DataSet, Split, check_published
 from data_pipelines.report import next_command, report
-from data_pipelines.sources import DataSet, Split, check_published
 from data_pipelines.synthetic.builder import Synthetic
 from reid_jax import storage
 from reid_jax.errors import UserError
@@ -91,7 +92,7 @@ def prepare(
       data_dir: folder of the prepared data sets.
       source: folder or zip of a data set that is not rendered by the library.
       lists: folder of the published lists, for data sets that can be made with them.
-      parts: folder of part-label files; see `data_pipelines.labels`.
+      parts: folder of part-label files; see `part_labels.label_files`.
       parts_kind: what they are, one of `data_pipelines.parts.KINDS`.
       allow_other_counts: accepts a source whose counts are not the published ones.
       name: stores under this name instead of that of the data set.
@@ -220,7 +221,7 @@ def _scan(
     splits = data_set.read(source, **options)
     if not allow_other_counts:
         check_published(data_set, splits)
-    return labels.attach(splits, *part_labels)
+    return label_files.attach(splits, *part_labels)
 
 
 def _synthetic(config: str, staging: pathlib.Path) -> tfds.core.DatasetBuilder:

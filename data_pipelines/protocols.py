@@ -152,7 +152,7 @@ _PUBLISHED = {
         _market_like("cuhk03np_detected", valid_queries=1400),
         _occluded("occluded_reid", valid_queries=1000, train="market1501"),
         # DROP trains on half of the identities and tests on the others; see
-        # data_pipelines.occluded_reid.
+        # data_pipelines.readers.occluded_reid.
         _occluded("occluded_reid_half", valid_queries=500),
         _occluded("p_dukemtmc", valid_queries=2163),
         _partial("partial_reid", valid_queries=300),

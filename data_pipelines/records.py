@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from data_pipelines import bucket
-from data_pipelines.parts import check_kind
+from data_pipelines.part_labels.kinds import check_kind
 from reid_jax import storage
 from reid_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def features(with_parts: bool) -> tfds.features.FeaturesDict:
     `person` is positive for an identity and 0 for a distractor (gallery only);
     junk (-1) is never stored. `camera` counts from 0. `filename` is the name in the
     source. With `with_parts`, `parts` holds a single-channel PNG of the size of the
-    picture with the classes of `data_pipelines.parts`, 255 throughout for a picture
+    picture with the classes of `part_labels.kinds`, 255 throughout for a picture
     without labels; the metadata's `parts_kind` says which numbering it is.
     """
     entries: dict[str, Any] = {
@@ -329,7 +329,7 @@ def _damaged(
 def _command(dataset: str, data_dir: str | os.PathLike) -> str:
     """What prepares a data set, as far as its name tells."""
     # Readers import the store, which imports this module.
-    from data_pipelines.datasets import DATASETS
+    from data_pipelines.readers.datasets import DATASETS
 
     data_dir, upload = os.fspath(data_dir), ""
     if storage.in_bucket(data_dir):

@@ -11,8 +11,9 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from data_pipelines import labels, records
-from data_pipelines.sources import Entry, File, Split, bad_file
+from data_pipelines import records
+from data_pipelines.part_labels import label_files
+from data_pipelines.readers.sources import Entry, File, Split, bad_file
 
 MIN_SIDE = 16
 """Images with a shorter side than a ViT patch are refused."""
@@ -101,7 +102,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "filename": entry.path.name,
         }
         if self._with_parts:
-            make = entry.parts or labels.unlabelled
+            make = entry.parts or label_files.unlabelled
             record["parts"] = io.BytesIO(make(*size))
         return record
 
@@ -112,8 +113,8 @@ def _metadata(splits: Mapping[str, Split]) -> dict[str, Any]:
     names = {k: v for split in splits.values() for k, v in split.person_names.items()}
     found = {
         "junk_dropped": {name: split.junk for name, split in splits.items()},
-        "remarks": remarks + labels.report(splits),
-        **labels.metadata(splits),
+        "remarks": remarks + label_files.report(splits),
+        **label_files.metadata(splits),
     }
     if names:
         found["person_names"] = {str(k): v for k, v in sorted(names.items())}

@@ -154,7 +154,8 @@ def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) 
         raise UserError(
             f"the data set's part labels are of kind {stored.parts_kind!r}, but the "
             f"method's classes are numbered as in {method.part_kind!r}: set its "
-            "classes and config.model.part_kind together (data_pipelines/groupings.py)"
+            "classes and config.model.part_kind together (see "
+            "data_pipelines/part_labels/groupings.py)"
         )
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.augment.base import Pair, require, require_probability
-from data_pipelines.parts import check_kind, flip_classes
+from data_pipelines.part_labels.kinds import check_kind, flip_classes
 
 
 @dataclasses.dataclass(frozen=True)

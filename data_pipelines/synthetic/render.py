@@ -36,7 +36,7 @@ def render(shot: Shot) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       uint8 RGB [128, 64, 3], and uint8 part classes [128, 64]: those of
-      `data_pipelines.parts` at the centre of each pixel, 0 where an occluder, a
+      `part_labels.kinds` at the centre of each pixel, 0 where an occluder, a
       carried object or another person is in front.
     """
     cv2.setNumThreads(0)

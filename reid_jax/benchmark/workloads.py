@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_pipelines.parts import CLASS_NAMES
+from data_pipelines.part_labels.kinds import CLASS_NAMES
 from reid_jax import experiment
 from reid_jax.benchmark.flops import count_flops
 from reid_jax.benchmark.sweep import Point, share_of_device

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import loader, parts
+from data_pipelines import loader
 from data_pipelines.augment.geometry import Flip, PadCrop
 from data_pipelines.augment.occlusion import RandomErasing
+from data_pipelines.part_labels import kinds
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
 from data_pipelines.transforms import STEPS, Augment
@@ -113,7 +114,7 @@ class ResidentSet:
         put = functools.partial(jax.make_array_from_process_local_data, everywhere)
         self.mesh, self.images = mesh, put(images)
         self.parts = put(labels) if with_parts else None
-        has_labels = (labels != parts.UNLABELLED).any((1, 2)) if with_parts else None
+        has_labels = (labels != kinds.UNLABELLED).any((1, 2)) if with_parts else None
         self.labelled = put(has_labels) if with_parts else None
 
 
@@ -220,7 +221,7 @@ def _gather(
     if pair[1] is not None:
         # Images without labels stay without: erased pixels are not background either.
         known = labelled[index][:, None, None]
-        made["parts"] = jnp.where(known, pair[1], np.uint8(parts.UNLABELLED))
+        made["parts"] = jnp.where(known, pair[1], np.uint8(kinds.UNLABELLED))
     return made
 
 
@@ -229,7 +230,7 @@ def _flip(step: Flip, drawn: jax.Array, image: jax.Array, labels: Any) -> Pair:
     image = jnp.where(mirrored[..., None], image[:, :, ::-1], image)
     if labels is not None:
         every = np.arange(256, dtype=np.uint8)
-        sides = jnp.asarray(parts.flip_classes(every, step.parts_kind))
+        sides = jnp.asarray(kinds.flip_classes(every, step.parts_kind))
         labels = jnp.where(mirrored, sides[labels[:, :, ::-1]], labels)
     return image, labels
 

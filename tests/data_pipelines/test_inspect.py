@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import inspect, labels, store
-from data_pipelines.sources import Entry, Split
+from data_pipelines import inspect, store
+from data_pipelines.part_labels import label_files
+from data_pipelines.readers.sources import Entry, Split
 from tests.data_pipelines.market_folder import jpeg
 
 # Split -> (person, camera, picture); equal pictures have equal bytes.
@@ -19,7 +20,7 @@ CLEAN = {
 def prepared(folder, splits, *, labelled=()):
     """Stores pictures, those of `labelled` with part labels."""
     np.save(folder / "p.npy", np.full((36, 2, 1), 0.9, np.float32))
-    label = labels.Label(folder / "p.npy", "pifpaf")
+    label = label_files.Label(folder / "p.npy", "pifpaf")
     made = {}
     for name, rows in splits.items():
         entries = []

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from data_pipelines import labels, loader, records, sampling, store, transforms
-from data_pipelines.sources import Entry, Split
+from data_pipelines import loader, records, sampling, store, transforms
+from data_pipelines.part_labels import label_files
+from data_pipelines.readers.sources import Entry, Split
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
@@ -30,7 +31,7 @@ def data_dir(tmp_path_factory):
         for n, (person, camera) in enumerate(zip(persons, CAMERAS[name], strict=True)):
             path = folder / f"{n}.jpg"
             path.write_bytes(jpeg(seed=n))
-            label = KINDS[name] and labels.Label(folder / files[name], KINDS[name])
+            label = KINDS[name] and label_files.Label(folder / files[name], KINDS[name])
             entries.append(Entry(path, person, camera, label))
         store.builder(
             {"train": Split(tuple(entries))},

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines import loader, market1501, records, store, transforms
+from data_pipelines import loader, records, store, transforms
+from data_pipelines.readers import market1501
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError
 

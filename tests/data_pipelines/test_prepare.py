@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import market1501, prepare, records, report
-from data_pipelines.sources import SPLITS
+from data_pipelines import prepare, records, report
+from data_pipelines.readers import market1501
+from data_pipelines.readers.sources import SPLITS
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 

@@ -6,7 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import records, sources, store
+from data_pipelines import records, store
+from data_pipelines.readers import sources
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines.parts import PART_NAMES
+from data_pipelines.part_labels.kinds import PART_NAMES
 from data_pipelines.records import open_records
 from data_pipelines.synthetic import (
     body,

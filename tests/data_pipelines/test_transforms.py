@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from data_pipelines import transforms
-from data_pipelines.parts import KINDS, flip_classes
+from data_pipelines.part_labels.kinds import KINDS, flip_classes
 from reid_jax.errors import UserError
 
 

@@ -14,7 +14,7 @@ from reid_jax.evaluation import evaluate
 from reid_jax.retrieval.ranking import Labels
 from reid_jax.runtime import sharding
 from reid_jax.training import train
-from tests.data_pipelines import body_trees as trees
+from tests.data_pipelines.readers import body_trees as trees
 from tests.retrieval.test_single_shot import loop
 from tests.variables import random_variables
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipelines import groupings
-from data_pipelines.parts import UNLABELLED
+from data_pipelines.part_labels import groupings
+from data_pipelines.part_labels.kinds import UNLABELLED
 from reid_jax.errors import UserError
 from reid_jax.layers.group_labels import group_masks, label_tables, nearest_labels
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import records, transforms
-from data_pipelines.parts import UNLABELLED
+from data_pipelines.part_labels.kinds import UNLABELLED
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import market1501, sources, store
-from data_pipelines.sources import Counts, DataSet, Entry, Split
+from data_pipelines import store
+from data_pipelines.readers import market1501, sources
+from data_pipelines.readers.sources import Counts, DataSet, Entry, Split
 from reid_jax.errors import UserError
 
 RELEASE = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import market1501, sources
+from data_pipelines.readers import market1501, sources
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 

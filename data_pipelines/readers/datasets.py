@@ -4,7 +4,7 @@ The module of a reader says what `--source` should be and what was published; on
 here offers it.
 """
 
-from data_pipelines import (
+from data_pipelines.readers import (
     cuhk03,
     dukemtmc,
     market1501,
@@ -16,7 +16,7 @@ from data_pipelines import (
     partial_reid,
     table,
 )
-from data_pipelines.sources import DataSet
+from data_pipelines.readers.sources import DataSet
 
 _ALL: tuple[DataSet, ...] = (
     market1501.MARKET1501,

@@ -2,7 +2,7 @@
 
 A reader lists a data set by the names of its files, without opening an image: a
 function `scan(source, **options) -> {split: Split}`. It is offered under a name by a
-`DataSet`, and `data_pipelines.datasets` lists those. What is listed here is stored by
+`DataSet`, and `readers.datasets` lists those. What is listed here is stored by
 `data_pipelines.store`.
 """
 
@@ -49,7 +49,7 @@ class Entry:
       person: positive for an identity, 0 for a distractor (gallery only).
       camera: counted from 0.
       parts: makes the part labels of the image when called with its height and width:
-        a single-channel PNG of that size (classes of `data_pipelines.parts`). None
+        a single-channel PNG of that size (classes of `part_labels.kinds`). None
         where the image has no labels.
     """
 

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 
-from data_pipelines.sources import (
+from data_pipelines.readers.sources import (
     AnyPath,
     Entry,
     Split,

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import labels, loader, prepare, records, sampling, transforms
-from data_pipelines.parts import flip_classes
-from data_pipelines.sources import Entry, Split
+from data_pipelines import loader, prepare, records, sampling, transforms
+from data_pipelines.part_labels import label_files
+from data_pipelines.part_labels.kinds import flip_classes
+from data_pipelines.readers.sources import Entry, Split
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import small_files, write
 
@@ -57,7 +58,7 @@ def test_fields_become_the_class_of_the_greatest_confidence(tmp_path, dtype):
     stored = fields(dtype=dtype)
     stored[:, 2:5] *= 0.4  # nobody there
     path = saved(tmp_path / "x.npy", npy(stored))
-    got = decoded(labels.Label(path, "pifpaf")(128, 64))
+    got = decoded(label_files.Label(path, "pifpaf")(128, 64))
     best = np.array(
         [[stored[:, y, x].argmax() + 1 for x in range(9)] for y in range(17)]
     )
@@ -71,9 +72,9 @@ def test_fields_become_the_class_of_the_greatest_confidence(tmp_path, dtype):
 def test_the_threshold_itself_is_not_background_and_overshoot_is_clamped():
     values = np.zeros((36, 1, 3), np.float32)
     values[7, 0] = [0.5, 0.4999, -0.2]
-    np.testing.assert_array_equal(labels.classes_of_fields(values), [[8, 0, 0]])
+    np.testing.assert_array_equal(label_files.classes_of_fields(values), [[8, 0, 0]])
     values[3], values[7] = 1.1, 1.2  # both are certain: the first of equal ones
-    np.testing.assert_array_equal(labels.classes_of_fields(values), [[4, 4, 4]])
+    np.testing.assert_array_equal(label_files.classes_of_fields(values), [[4, 4, 4]])
 
 
 @pytest.mark.parametrize(("kind", "greatest"), [("hpnet", 7), ("parts", 8)])
@@ -87,8 +88,8 @@ def test_maps_are_stored_as_they_are(tmp_path, kind, greatest, mode):
         image.putpalette([n % 256 for n in range(768)])
     path = tmp_path / "x.png"
     image.save(path)
-    np.testing.assert_array_equal(labels.read(path, kind), array)
-    got = decoded(labels.Label(path, kind)(64, 48))
+    np.testing.assert_array_equal(label_files.read(path, kind), array)
+    got = decoded(label_files.Label(path, kind)(64, 48))
     np.testing.assert_array_equal(got, nearest(array, 64, 48))
 
 
@@ -124,7 +125,7 @@ BAD = [
 def test_a_bad_label_file_is_named(tmp_path, kind, data, words):
     path = saved(tmp_path / "0001_c1.bad", data)
     with pytest.raises(UserError) as error:
-        labels.read(path, kind)
+        label_files.read(path, kind)
     assert "0001_c1.bad" in str(error.value)
     assert words in str(error.value)
 
@@ -132,7 +133,7 @@ def test_a_bad_label_file_is_named(tmp_path, kind, data, words):
 def test_an_archive_of_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", fields())
     with pytest.raises(UserError, match="archive of arrays"):
-        labels.read(tmp_path / "x.npz", "pifpaf")
+        label_files.read(tmp_path / "x.npz", "pifpaf")
 
 
 GOOD = {
@@ -153,7 +154,7 @@ def test_any_bytes_give_labels_or_a_user_error(tmp_path, kind, data):
     path = saved(tmp_path / "x", bytes(data.draw(st.sampled_from([whole, cut]))))
     message = ""
     try:
-        got = labels.read(path, kind)
+        got = label_files.read(path, kind)
     except UserError as error:
         message = str(error)
     if message:
@@ -178,7 +179,7 @@ def splits_of(*paths):
 def attached(tmp_path, names, *images, kind="pifpaf"):
     for name in names:
         saved(tmp_path / name, b"")
-    splits = labels.attach(splits_of(*images), tmp_path, kind)
+    splits = label_files.attach(splits_of(*images), tmp_path, kind)
     return {
         str(e.path): e.parts and str(e.parts.path.relative_to(tmp_path))
         for s in splits.values()
@@ -231,7 +232,7 @@ def test_no_label_that_fits_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no \.png file"):
         attached(tmp_path, [], "d/train/1.jpg", kind="hpnet")
     with pytest.raises(UserError, match="is not a folder"):
-        labels.attach(splits_of("d/train/1.jpg"), tmp_path / "no", "hpnet")
+        label_files.attach(splits_of("d/train/1.jpg"), tmp_path / "no", "hpnet")
 
 
 @pytest.mark.parametrize(
@@ -246,18 +247,18 @@ def test_no_label_that_fits_is_an_error(tmp_path):
 )
 def test_arguments_that_do_not_go_together(folder, kind, own, words):
     entry = Entry(
-        pathlib.PurePath("1.jpg"), 1, 0, labels.Label("1", "") if own else None
+        pathlib.PurePath("1.jpg"), 1, 0, label_files.Label("1", "") if own else None
     )
     with pytest.raises(UserError) as error:
-        labels.attach({"train": Split((entry,))}, folder, kind)
+        label_files.attach({"train": Split((entry,))}, folder, kind)
     assert words in str(error.value)
 
 
 def test_without_labels_nothing_changes():
     splits = splits_of("d/train/1.jpg")
-    assert labels.attach(splits, None, None) == splits
-    assert labels.metadata(splits) == {}
-    assert labels.report(splits) == []
+    assert label_files.attach(splits, None, None) == splits
+    assert label_files.metadata(splits) == {}
+    assert label_files.report(splits) == []
 
 
 # From the files to the batches.

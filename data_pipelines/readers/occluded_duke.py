@@ -8,9 +8,9 @@ Miao et al., "Pose-Guided Feature Alignment for Occluded Person Re-Identificatio
 import os
 import pathlib
 
-from data_pipelines import market1501, sources
-from data_pipelines.dukemtmc import WITHDRAWN
-from data_pipelines.sources import AnyPath, Counts, DataSet, Entry, Split
+from data_pipelines.readers import market1501, sources
+from data_pipelines.readers.dukemtmc import WITHDRAWN
+from data_pipelines.readers.sources import AnyPath, Counts, DataSet, Entry, Split
 from reid_jax.errors import UserError
 
 LISTS = {split: f"{split}.list" for split in sources.SPLITS}

@@ -8,18 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import (
+from data_pipelines import prepare, protocols, records
+from data_pipelines.readers import (
     occluded_reid,
     p_dukemtmc,
     partial_ilids,
     partial_reid,
-    prepare,
-    protocols,
-    records,
     sources,
 )
 from reid_jax.errors import UserError
-from tests.data_pipelines import body_trees as trees
+from tests.data_pipelines.readers import body_trees as trees
 
 PUBLISHED = {
     "occluded_reid": (occluded_reid.OCCLUDED_REID, trees.occluded_reid),

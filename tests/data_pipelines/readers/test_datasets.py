@@ -5,10 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipelines import prepare, records, sources
-from data_pipelines.datasets import DATASETS
+from data_pipelines import prepare, records
+from data_pipelines.readers import sources
+from data_pipelines.readers.datasets import DATASETS
 from reid_jax.errors import UserError
-from tests.data_pipelines import market_folder, trees
+from tests.data_pipelines import market_folder
+from tests.data_pipelines.readers import trees
 
 DUKE = {
     "train": [("0001_c2_f0046182.jpg", 1, 1), ("0001_c8_f0046302.jpg", 1, 7)],

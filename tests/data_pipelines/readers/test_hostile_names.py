@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import cuhk03, market1501, msmt17, occluded_duke
-from data_pipelines.datasets import DATASETS
+from data_pipelines.readers import cuhk03, market1501, msmt17, occluded_duke
+from data_pipelines.readers.datasets import DATASETS
 from reid_jax.errors import UserError
-from tests.data_pipelines import trees
+from tests.data_pipelines.readers import trees
 
 
 class Named:

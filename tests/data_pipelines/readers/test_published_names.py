@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import cuhk03, sources
-from data_pipelines.datasets import DATASETS
+from data_pipelines.readers import cuhk03, sources
+from data_pipelines.readers.datasets import DATASETS
 from reid_jax.errors import UserError
 
 FOLDERS = {

@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import prepare, records, table
+from data_pipelines import prepare, records
+from data_pipelines.readers import table
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
 

@@ -18,14 +18,14 @@ import functools
 import os
 import re
 
-from data_pipelines.bodies import (
+from data_pipelines.readers.bodies import (
     BEFORE_UNDERSCORE,
     OCCLUDED_CAMERA,
     WHOLE_CAMERA,
     query_and_gallery,
     scan_folder,
 )
-from data_pipelines.sources import Counts, DataSet, Entry, Split, find_root
+from data_pipelines.readers.sources import Counts, DataSet, Entry, Split, find_root
 
 LAYOUTS = (
     ("partial_body_images", "whole_body_images"),

@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Sequence
 
-from data_pipelines import sources
-from data_pipelines.sources import AnyPath, Counts, DataSet, Entry, Split
+from data_pipelines.readers import sources
+from data_pipelines.readers.sources import AnyPath, Counts, DataSet, Entry, Split
 from reid_jax.errors import UserError
 
 VERSIONS = (("mask_train_v2", "mask_test_v2"), ("train", "test"))

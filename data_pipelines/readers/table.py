@@ -9,7 +9,7 @@ Columns:
   camera (optional): number or name; numbered from 0 in sorted order. Without it, the
     queries get one camera and the gallery another, so that no ranking leaves out
     images of the query's own camera.
-  parts (optional): label file of the image (`data_pipelines.labels`), relative to the
+  parts (optional): label file of the image (`part_labels.label_files`), relative to the
     folder of the table; empty where there is none.
 """
 
@@ -32,8 +32,15 @@ from collections.abc import (
     Sequence,
 )
 
-from data_pipelines.labels import Label
-from data_pipelines.sources import INT32, DataSet, Entry, Split, make_entry, shown
+from data_pipelines.part_labels.label_files import Label
+from data_pipelines.readers.sources import (
+    INT32,
+    DataSet,
+    Entry,
+    Split,
+    make_entry,
+    shown,
+)
 from reid_jax.errors import UserError
 
 SPLITS = ("train", "query", "gallery")

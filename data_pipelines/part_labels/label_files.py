@@ -1,7 +1,7 @@
 """Part-label files of other tools: finding them, checking them, storing them.
 
 PifPaf's files are float arrays [36, h, w] of confidences (`.npy`; see
-`data_pipelines.parts`), far coarser than the image. What is stored is the class of the
+`part_labels.kinds`), far coarser than the image. What is stored is the class of the
 greatest confidence, background where that is below 0.5, brought to the image's size by
 nearest resizing. BPBreID (Somers et al., 2023) keeps the confidences, groups channels
 by their maximum, and takes the arg-max of the groups at the size of the features. A
@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from data_pipelines.parts import CLASS_NAMES, KINDS, UNLABELLED, check_kind
-from data_pipelines.sources import Entry, Split, bad_file, shown
+from data_pipelines.part_labels.kinds import CLASS_NAMES, KINDS, UNLABELLED, check_kind
+from data_pipelines.readers.sources import Entry, Split, bad_file, shown
 from reid_jax.errors import UserError
 
 THRESHOLD = 0.5

@@ -7,8 +7,8 @@ that no query shows; they are persons like any other, not person 0.
 
 import os
 
-from data_pipelines import market1501, sources
-from data_pipelines.sources import Counts, DataSet, Split
+from data_pipelines.readers import market1501, sources
+from data_pipelines.readers.sources import Counts, DataSet, Split
 
 WITHDRAWN = (
     "DukeMTMC was withdrawn by its authors; this holds for everything made from it. "

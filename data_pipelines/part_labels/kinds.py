@@ -2,7 +2,7 @@
 
 A map holds the finest classes that its source provides: 0 is background, 255 a pixel
 without a label, and what lies between depends on the kind. Methods group the classes
-into fewer parts themselves (`data_pipelines.groupings`). Left and right are the
+into fewer parts themselves (`part_labels.groupings`). Left and right are the
 person's own, not those of the picture.
 
 Kinds:

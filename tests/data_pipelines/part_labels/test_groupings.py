@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_pipelines import groupings, labels
-from data_pipelines.parts import CLASS_NAMES, KINDS, PIFPAF_NAMES
+from data_pipelines.part_labels import groupings, label_files
+from data_pipelines.part_labels.kinds import CLASS_NAMES, KINDS, PIFPAF_NAMES
 from reid_jax.errors import UserError
 
 FACE = ("nose", "eye", "ear")
@@ -166,7 +166,7 @@ FIELDS = hnp.arrays(
 def test_class_then_group_is_group_then_class(name, fields):
     # Also with the overlaps: a winner that two groups hold ties, the first has it.
     groups = groupings.grouping(name, "pifpaf")
-    ours = groupings.reduce(labels.classes_of_fields(fields), groups)
+    ours = groupings.reduce(label_files.classes_of_fields(fields), groups)
     theirs = grouped_first(fields, groups)
     if name == "five_v":
         # Where a limb wins that no group holds, nothing is claimed.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.parts import UNLABELLED, check_kind
+from data_pipelines.part_labels.kinds import UNLABELLED, check_kind
 from reid_jax.errors import UserError
 
 Grouping = tuple[frozenset[int], ...]
@@ -164,7 +164,7 @@ def grouping(name: str, kind: str) -> Grouping:
     Args:
       name: `three_v`, `four_v`, `five_v`, `six_new`, `seven_new`, `eight` or
         `four_hpnet`.
-      kind: kind of the part labels (`data_pipelines.parts`).
+      kind: kind of the part labels (`part_labels.kinds`).
 
     Raises:
       UserError: the kind is unknown, or has no such grouping.

@@ -10,8 +10,8 @@ import os
 import re
 from collections.abc import Sequence
 
-from data_pipelines import sources
-from data_pipelines.sources import JPEG, AnyPath, Counts, DataSet, Entry, Split
+from data_pipelines.readers import sources
+from data_pipelines.readers.sources import JPEG, AnyPath, Counts, DataSet, Entry, Split
 
 FOLDERS = {
     "train": "bounding_box_train",
