@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 
-from data_pipelines import loader, records, sampling, transforms
+from data_pipelines import loader, prepared, records, sampling, transforms
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding
 from reid_jax.training import resident
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        stored = records.open_records(args.dataset, "train", args.data_dir)
+        stored = prepared.open_records(args.dataset, "train", args.data_dir)
     except UserError as error:
         print(f"input_pipeline: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,1 @@
+"""Data sets: prepared once, opened as records, sampled, augmented, loaded."""

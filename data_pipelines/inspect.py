@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_pipelines import records, transforms
+from data_pipelines import prepared, transforms
+from data_pipelines.entries import shown
 from data_pipelines.part_labels.kinds import UNLABELLED
-from data_pipelines.readers.sources import shown
 from data_pipelines.records import Records
 from reid_jax.errors import UserError
 
@@ -74,7 +74,7 @@ def inspect(
     """
     found = {}
     for split in _splits(dataset, data_dir):
-        stored = records.open_records(dataset, split, data_dir)
+        stored = prepared.open_records(dataset, split, data_dir)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             images = tqdm.tqdm(
                 pool.map(lambda i, stored=stored: _look(stored[i]), range(len(stored))),
@@ -89,7 +89,7 @@ def inspect(
 
 
 def _splits(dataset: str, data_dir: str | os.PathLike) -> list[str]:
-    present = records.split_names(dataset, data_dir)
+    present = prepared.split_names(dataset, data_dir)
     return sorted(
         present, key=lambda s: SPLITS.index(s) if s in SPLITS else len(SPLITS)
     )

@@ -44,11 +44,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import records, store
+from data_pipelines import prepared, store
+from data_pipelines.entries import Split
 from data_pipelines.part_labels import label_files
 from data_pipelines.part_labels.kinds import KINDS
 from data_pipelines.readers.datasets import DATASETS
-from data_pipelines.readers.sources import DataSet, Split, check_published
+from data_pipelines.readers.sources import DataSet, check_published
 from data_pipelines.report import next_command, report
 from data_pipelines.synthetic.builder import Synthetic
 from reid_jax import storage
@@ -315,7 +316,7 @@ def _build(plan: _Plan, staging: pathlib.Path) -> pathlib.Path:
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
     for split in builder.info.splits:
-        records.open_records(plan.name, split, staging)
+        prepared.open_records(plan.name, split, staging)
     return pathlib.Path(builder.data_path)
 
 

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines import protocols, records
+from data_pipelines import prepared, protocols, records
 
 
 def report(dataset: str, path: str | os.PathLike) -> str:
@@ -21,7 +21,7 @@ def report(dataset: str, path: str | os.PathLike) -> str:
     """
     info = tfds.builder_from_directory(path).info
     data_dir = _data_dir(dataset, path)
-    opened = {s: records.open_records(dataset, s, data_dir) for s in info.splits}
+    opened = {s: prepared.open_records(dataset, s, data_dir) for s in info.splits}
     lines = [f"{'':8}{'images':>8}{'identities':>12}{'cameras':>9}"]
     for split, stored in opened.items():
         cameras = np.unique(stored.camera).size
@@ -37,7 +37,7 @@ def report(dataset: str, path: str | os.PathLike) -> str:
 def next_command(dataset: str, path: str | os.PathLike) -> str:
     """The command that trains on a prepared data set or, lacking that, evaluates."""
     train = protocols.protocol(dataset).train_dataset
-    if train == dataset and "train" not in records.split_names(
+    if train == dataset and "train" not in prepared.split_names(
         dataset, _data_dir(dataset, path)
     ):
         return (

@@ -2,37 +2,19 @@
 
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
 
-from data_pipelines import records
+from data_pipelines import features
+from data_pipelines.entries import Entry, Split
+from data_pipelines.images import read_image
 from data_pipelines.part_labels import label_files
-from data_pipelines.readers.sources import Entry, File, Split, bad_file
-
-MIN_SIDE = 16
-"""Images with a shorter side than a ViT patch are refused."""
 
 VERSION = tfds.core.Version("1.0.0")
 """Version of the stored form; it is that of every data set read from a source."""
-
-_FORMATS = {"JPEG", "MPO", "PNG", "TIFF"}
-_AGAIN = "Copy or download it again, or remove it"
-# What Pillow and zipfile raise on damaged, encrypted and unsupported files.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
-)
 
 Track = Callable[[Sequence[Entry], str], Iterable[Entry]]
 
@@ -80,7 +62,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self._title}, for person re-identification.",
-            features=records.features(with_parts=self._with_parts),
+            features=features.features(with_parts=self._with_parts),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(**_metadata(self._splits)),
         )
@@ -119,57 +101,3 @@ def _metadata(splits: Mapping[str, Split]) -> dict[str, Any]:
     if names:
         found["person_names"] = {str(k): v for k, v in sorted(names.items())}
     return found
-
-
-def read_image(path: File) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of an image that decodes in full to three channels.
-
-    A TIFF becomes a PNG of the same pixels, since the decoder that training uses
-    cannot be relied on to read every TIFF; other formats stay as they are.
-
-    Returns:
-      The encoded image, and its height and width.
-
-    Raises:
-      UserError: it is damaged, of another kind or too small; the file is named.
-    """
-    try:
-        data = path.read_bytes()
-        if not data:
-            raise ValueError("the file is empty")
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except _UNREADABLE as error:
-        reason = _reason(error)
-        raise bad_file(path, f"it cannot be read ({reason})", _AGAIN) from error
-    if image.format not in _FORMATS:
-        raise bad_file(path, f"it is a {image.format} file", "Save it as JPEG")
-    if image.mode != "RGB":
-        raise bad_file(
-            path,
-            f"it is not an RGB image of 3 channels but has mode {image.mode}",
-            "Save it as an RGB JPEG",
-        )
-    if min(image.size) < MIN_SIDE:
-        raise bad_file(
-            path,
-            f"{image.width} x {image.height} pixels are less than a patch "
-            f"({MIN_SIDE} x {MIN_SIDE})",
-            "Remove it",
-        )
-    if image.format == "TIFF":
-        data = png(np.asarray(image))
-    return data, (image.height, image.width)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """A PNG of uint8 `[H, W, 3]` or `[H, W]` pixels."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _reason(error: Exception) -> str:
-    # Pillow's own message would print the address of a buffer.
-    unknown = isinstance(error, PIL.UnidentifiedImageError)
-    return "it is no image" if unknown else str(error)

@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import reid_jax.models
-from data_pipelines import prepare, protocols, records, transforms
+from data_pipelines import prepare, prepared, protocols, records, transforms
 from reid_jax import storage, weights
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
@@ -131,13 +131,13 @@ def open_split(config: Any, dataset: str, split: str) -> records.Records:
     Raises:
       UserError: if it is not prepared; the message names the command.
     """
-    rendered = [n for n in records.joined_names(dataset) if n.startswith("synthetic/")]
+    rendered = [n for n in prepared.joined_names(dataset) if n.startswith("synthetic/")]
     if rendered and not storage.in_bucket(config.data.data_dir):
         for name in rendered if jax.process_index() == 0 else ():
             prepare.prepare(name, data_dir=config.data.data_dir)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("data prepared")
-    return records.open_records(dataset, split, config.data.data_dir)
+    return prepared.open_records(dataset, split, config.data.data_dir)
 
 
 def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) -> None:
@@ -162,7 +162,7 @@ def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:
     """The protocols to evaluate on: `evaluate_on`, or the first training set's own."""
     chosen = config.evaluation
-    first = records.joined_names(config.data.dataset)[0]
+    first = prepared.joined_names(config.data.dataset)[0]
     named = map(protocols.protocol, config.evaluate_on or (first,))
     return tuple(
         dataclasses.replace(
@@ -311,7 +311,7 @@ def open_training_data(config: Any) -> records.Records:
     Raises:
       UserError: if it is not prepared; says how to, and where weights come from.
     """
-    for name in records.joined_names(config.data.dataset):
+    for name in prepared.joined_names(config.data.dataset):
         paired = protocols.protocol(name).train_dataset
         if paired != name:
             raise UserError(

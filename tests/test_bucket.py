@@ -9,7 +9,7 @@ from etils import epath
 from jax import export as jax_export
 
 from data_pipelines import bucket as data_bucket
-from data_pipelines import prepare, records
+from data_pipelines import prepare, prepared
 from reid_jax import export, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
@@ -89,18 +89,18 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
 
 
 def test_data_are_copied_once_and_again_when_they_changed(gs_data, tiny_data, cache):
-    there = records.open_records("tiny", "train", gs_data)
-    here = records.open_records("tiny", "train", tiny_data)
+    there = prepared.open_records("tiny", "train", gs_data)
+    here = prepared.open_records("tiny", "train", tiny_data)
     assert len(there) == len(here)
     assert there[5]["image"] == here[5]["image"]
     np.testing.assert_array_equal(there.person, here.person)
 
     (copy,) = cache.glob("bucket/data/tiny/[0-9]*")
     (copy / "mark").write_text("")
-    records.open_records("tiny", "query", gs_data)
+    prepared.open_records("tiny", "query", gs_data)
     assert (copy / "mark").exists()
     (epath.Path(gs_data) / "tiny" / copy.name / "note.txt").write_text("new")
-    records.open_records("tiny", "query", gs_data)
+    prepared.open_records("tiny", "query", gs_data)
     assert not (copy / "mark").exists()
     assert (copy / "note.txt").read_text() == "new"
 
@@ -109,9 +109,9 @@ def test_an_interrupted_copy_is_no_copy(gs_data, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(data_bucket, "_copy_file", _breaks_off)
         with pytest.raises(UserError, match=r"cannot copy .*broke off"):
-            records.open_records("tiny", "train", gs_data)
+            prepared.open_records("tiny", "train", gs_data)
     assert not list(cache.glob("bucket/data/tiny/[0-9]*"))
-    assert len(records.open_records("tiny", "train", gs_data))
+    assert len(prepared.open_records("tiny", "train", gs_data))
 
 
 def _breaks_off(source, target, bar):
@@ -138,7 +138,7 @@ class TestMistakes:
 
     def test_data_that_are_not_there(self, gs):
         with pytest.raises(UserError, match=r"gcloud storage cp .* gs://bucket/nodata"):
-            records.open_records("market1501", "train", f"{gs}/nodata")
+            prepared.open_records("market1501", "train", f"{gs}/nodata")
 
     def test_data_are_not_prepared_into_a_bucket(self):
         with pytest.raises(UserError, match="prepared on a disk"):

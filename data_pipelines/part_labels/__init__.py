@@ -1,0 +1,1 @@
+"""Part labels: their classes by kind, groupings into parts, files of other tools."""

@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from data_pipelines.entries import Entry, Split, bad_file, shown
 from data_pipelines.part_labels.kinds import CLASS_NAMES, KINDS, UNLABELLED, check_kind
-from data_pipelines.readers.sources import Entry, Split, bad_file, shown
 from reid_jax.errors import UserError
 
 THRESHOLD = 0.5

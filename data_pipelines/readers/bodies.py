@@ -10,13 +10,10 @@ import re
 import zipfile
 from collections.abc import Iterable
 
+from data_pipelines.entries import Entry, Split, bad_file, make_entry
 from data_pipelines.readers.sources import (
     AnyPath,
-    Entry,
-    Split,
-    bad_file,
     children,
-    make_entry,
     require_identities,
     visible,
 )

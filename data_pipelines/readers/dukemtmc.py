@@ -7,8 +7,9 @@ that no query shows; they are persons like any other, not person 0.
 
 import os
 
+from data_pipelines.entries import Counts, Split
 from data_pipelines.readers import market1501, sources
-from data_pipelines.readers.sources import Counts, DataSet, Split
+from data_pipelines.readers.sources import DataSet
 
 WITHDRAWN = (
     "DukeMTMC was withdrawn by its authors; this holds for everything made from it. "

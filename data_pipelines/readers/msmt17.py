@@ -12,8 +12,10 @@ import os
 import re
 from collections.abc import Sequence
 
+from data_pipelines import entries
+from data_pipelines.entries import Counts, Entry, Split
 from data_pipelines.readers import sources
-from data_pipelines.readers.sources import AnyPath, Counts, DataSet, Entry, Split
+from data_pipelines.readers.sources import AnyPath, DataSet
 from reid_jax.errors import UserError
 
 VERSIONS = (("mask_train_v2", "mask_test_v2"), ("train", "test"))
@@ -60,7 +62,7 @@ def _read_list(path: AnyPath) -> _Listed:
     for number, line in enumerate(sources.read_lines(path), start=1):
         match = _LINE.fullmatch(line)
         if not match:
-            raise sources.bad_file(
+            raise entries.bad_file(
                 path,
                 f"line {number}, {line[:80]!r}, is not "
                 "<folder>/<person>_<number>_<camera>_...jpg <person>",
@@ -79,7 +81,7 @@ def _split(folder: AnyPath, listed: _Listed, *, first: int) -> Split:
     for name, camera, person in sorted(set(listed)):
         path = folder / name
         if path.is_file():
-            entry = sources.make_entry(path, person=person + first, camera=camera - 1)
+            entry = entries.make_entry(path, person=person + first, camera=camera - 1)
             entries.append(entry)
         else:
             missing.append(f"{folder.name}/{name}")

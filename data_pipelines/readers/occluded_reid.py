@@ -12,6 +12,7 @@ machine; figures on it are not comparable with those on all 200 persons.
 import hashlib
 import os
 
+from data_pipelines.entries import Counts, Entry, Split
 from data_pipelines.readers.bodies import (
     BEFORE_UNDERSCORE,
     OCCLUDED_CAMERA,
@@ -20,7 +21,7 @@ from data_pipelines.readers.bodies import (
     query_and_gallery,
     scan_folder,
 )
-from data_pipelines.readers.sources import Counts, DataSet, Entry, Split, find_root
+from data_pipelines.readers.sources import DataSet, find_root
 
 EXPECTED = (
     "Expected Occluded_REID, a folder (or a zip of it) with occluded_body_images and "

@@ -8,13 +8,14 @@ of the release, 24,143 images of 1,299 persons.
 
 import os
 
+from data_pipelines.entries import Counts, Split
 from data_pipelines.readers.bodies import (
     BEFORE_UNDERSCORE,
     OCCLUDED_CAMERA,
     WHOLE_CAMERA,
     scan_folder,
 )
-from data_pipelines.readers.sources import Counts, DataSet, Split, find_root
+from data_pipelines.readers.sources import DataSet, find_root
 
 EXPECTED = (
     "Expected P-DukeMTMC-reid, a folder (or a zip of it) with train and test, and in "

@@ -18,6 +18,7 @@ import functools
 import os
 import re
 
+from data_pipelines.entries import Counts, Entry, Split
 from data_pipelines.readers.bodies import (
     BEFORE_UNDERSCORE,
     OCCLUDED_CAMERA,
@@ -25,7 +26,7 @@ from data_pipelines.readers.bodies import (
     query_and_gallery,
     scan_folder,
 )
-from data_pipelines.readers.sources import Counts, DataSet, Entry, Split, find_root
+from data_pipelines.readers.sources import DataSet, find_root
 
 LAYOUTS = (
     ("partial_body_images", "whole_body_images"),

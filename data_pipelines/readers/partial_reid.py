@@ -11,13 +11,14 @@ import functools
 import os
 import re
 
+from data_pipelines.entries import Counts, Split
 from data_pipelines.readers.bodies import (
     OCCLUDED_CAMERA,
     WHOLE_CAMERA,
     query_and_gallery,
     scan_folder,
 )
-from data_pipelines.readers.sources import Counts, DataSet, Split, find_root
+from data_pipelines.readers.sources import DataSet, find_root
 
 # The person is what stands before the underscore, or else the first three digits.
 _PERSON = re.compile(r"(\d+(?=_)|\d{3}).*", re.ASCII)

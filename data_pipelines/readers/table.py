@@ -32,15 +32,9 @@ from collections.abc import (
     Sequence,
 )
 
+from data_pipelines.entries import INT32, Entry, Split, make_entry, shown
 from data_pipelines.part_labels.label_files import Label
-from data_pipelines.readers.sources import (
-    INT32,
-    DataSet,
-    Entry,
-    Split,
-    make_entry,
-    shown,
-)
+from data_pipelines.readers.sources import DataSet
 from reid_jax.errors import UserError
 
 SPLITS = ("train", "query", "gallery")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_pipelines import records
+from data_pipelines import features
 from data_pipelines.synthetic import plan, render
 
 _ALONE = 300
@@ -54,7 +54,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
-            features=records.features(with_parts=True),
+            features=features.features(with_parts=True),
             disable_shuffling=True,
         )
 

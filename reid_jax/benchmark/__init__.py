@@ -1,0 +1,1 @@
+"""`--mode=benchmark`: what is timed, the points of a sweep, the report."""

@@ -1,0 +1,1 @@
+"""Embedding, ranking and reporting; the second look of pair models."""

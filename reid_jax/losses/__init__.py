@@ -1,0 +1,1 @@
+"""Losses that papers share; each is a function of arrays."""

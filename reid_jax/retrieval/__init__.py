@@ -1,0 +1,1 @@
+"""Distances, ranking, re-scoring of candidates, fusion of scores."""

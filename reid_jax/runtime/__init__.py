@@ -1,0 +1,1 @@
+"""What a run needs on machines: mesh, processes, checkpoints, work directory, logs."""

@@ -1,0 +1,1 @@
+"""The training loop, its compiled step, and where its batches come from."""

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import inspect, store
+from data_pipelines.entries import Entry, Split
 from data_pipelines.part_labels import label_files
-from data_pipelines.readers.sources import Entry, Split
 from tests.data_pipelines.market_folder import jpeg
 
 # Split -> (person, camera, picture); equal pictures have equal bytes.

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from data_pipelines import loader, records, sampling, store, transforms
+from data_pipelines import loader, prepared, sampling, store, transforms
+from data_pipelines.entries import Entry, Split
 from data_pipelines.part_labels import label_files
-from data_pipelines.readers.sources import Entry, Split
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
@@ -48,7 +48,7 @@ def pairs(name):
 
 
 def test_persons_and_cameras_of_the_members_are_disjoint(data_dir):
-    joined = records.open_records("a+b+c", "train", data_dir)
+    joined = prepared.open_records("a+b+c", "train", data_dir)
     assert len(joined) == 12
     assert joined.person.dtype == joined.camera.dtype == np.int32
     before = [(name, *pair) for name in "abc" for pair in pairs(name)]
@@ -68,12 +68,12 @@ def test_persons_and_cameras_of_the_members_are_disjoint(data_dir):
 
 
 def test_records_are_those_of_the_members(data_dir):
-    joined = records.open_records("b+a", "train", data_dir)
+    joined = prepared.open_records("b+a", "train", data_dir)
     joined = pickle.loads(pickle.dumps(joined))
     for index, (name, row) in enumerate(
         [("b", n) for n in range(4)] + [("a", n) for n in range(5)]
     ):
-        single = records.open_records(name, "train", data_dir)[row]
+        single = prepared.open_records(name, "train", data_dir)[row]
         assert joined[np.int64(index)] == single | {"filename": f"{name}/{row}.jpg"}
     assert [r["filename"] for r in joined][3:5] == ["b/3.jpg", "a/0.jpg"]
     with pytest.raises(IndexError):
@@ -81,7 +81,7 @@ def test_records_are_those_of_the_members(data_dir):
 
 
 def test_labels_of_one_member_are_served_and_the_others_have_none(data_dir):
-    joined = records.open_records("a+c", "train", data_dir)
+    joined = prepared.open_records("a+c", "train", data_dir)
     assert joined.has_parts
     assert joined.parts_kind == "pifpaf"
     plan = sampling.PKPlan(joined.person, identities=4, images_per_identity=2, seed=0)
@@ -102,7 +102,7 @@ def test_labels_of_one_member_are_served_and_the_others_have_none(data_dir):
 
 
 def test_labels_of_several_kinds_are_refused_where_they_are_wanted(data_dir):
-    joined = records.open_records("b+c", "train", data_dir)
+    joined = prepared.open_records("b+c", "train", data_dir)
     plan = sampling.PKPlan(joined.person, identities=2, images_per_identity=2, seed=0)
     settings = {
         "augment": transforms.build(["flip"]),
@@ -125,7 +125,7 @@ def test_labels_of_several_kinds_are_refused_where_they_are_wanted(data_dir):
 )
 def test_what_cannot_be_joined(data_dir, dataset, split, words):
     with pytest.raises(UserError) as error:
-        records.open_records(dataset, split, data_dir)
+        prepared.open_records(dataset, split, data_dir)
     assert words in str(error.value)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines import loader, records, store, transforms
+from data_pipelines import loader, store, transforms
+from data_pipelines.prepared import open_records
 from data_pipelines.readers import market1501
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError
@@ -215,7 +216,7 @@ def prepared(tmp_path_factory):
 
 
 def test_workers_deliver_the_same_batches_and_continue(prepared):
-    stored = records.open_records("tiny", "train", prepared)
+    stored = open_records("tiny", "train", prepared)
     plan = plan_of(stored, p=2, k=2)
     straight = take(train(stored, plan), 9)
     it = train(stored, plan, num_workers=2)
@@ -238,10 +239,10 @@ def test_a_plain_script_with_workers_ends_silently(prepared, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        from data_pipelines import loader, records, sampling, transforms
+        from data_pipelines import loader, prepared, sampling, transforms
 
         if __name__ == "__main__":
-            stored = records.open_records("tiny", "train", {str(prepared)!r})
+            stored = prepared.open_records("tiny", "train", {str(prepared)!r})
             plan = sampling.PKPlan(
                 stored.person, identities=2, images_per_identity=2, seed=0
             )

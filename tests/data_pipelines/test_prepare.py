@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import prepare, records, report
+from data_pipelines import prepare, prepared, report
+from data_pipelines.entries import SPLITS
 from data_pipelines.readers import market1501
-from data_pipelines.readers.sources import SPLITS
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 
@@ -50,7 +50,7 @@ def contents(data_dir):
 
 
 def image_count(data_dir):
-    return len(records.open_records("own", "train", data_dir))
+    return len(prepared.open_records("own", "train", data_dir))
 
 
 def test_records_are_the_files_as_they_are(folder, data_dir):
@@ -58,7 +58,7 @@ def test_records_are_the_files_as_they_are(folder, data_dir):
     assert path == data_dir / "own" / "1.0.0"
     files = small_files()
     for split, name in market1501.FOLDERS.items():
-        stored = records.open_records("own", split, data_dir)
+        stored = prepared.open_records("own", split, data_dir)
         kept = sorted(
             f.split("/")[1]
             for f in files
@@ -83,8 +83,8 @@ def test_a_zip_gives_the_same_records(folder, data_dir, tmp_path):
     own(folder, data_dir)
     own(archive, data_dir, name="zipped")
     for split in SPLITS:
-        a = records.open_records("own", split, data_dir)
-        b = records.open_records("zipped", split, data_dir)
+        a = prepared.open_records("own", split, data_dir)
+        b = prepared.open_records("zipped", split, data_dir)
         assert list(a) == list(b)
         np.testing.assert_array_equal(a.person, b.person)
 
@@ -140,7 +140,7 @@ def test_a_png_under_a_jpg_name_is_kept(folder, data_dir):
     data = encoded(".png", (32, 16, 3))
     (folder / "query" / "0003_c3s1.jpg").write_bytes(data)
     own(folder, data_dir)
-    assert records.open_records("own", "query", data_dir)[2]["image"] == data
+    assert prepared.open_records("own", "query", data_dir)[2]["image"] == data
 
 
 def test_a_prepared_data_set_is_left_alone(folder, data_dir):
@@ -343,7 +343,7 @@ def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
 
 def test_real_photographs_go_through(shared_data, data_dir):
     path = own(shared_data / "grocery_photos", data_dir, name="grocery")
-    counts = [len(records.open_records("grocery", s, data_dir)) for s in SPLITS]
+    counts = [len(prepared.open_records("grocery", s, data_dir)) for s in SPLITS]
     assert counts == [4572, 220, 472]
     lines = report.report("grocery", path).splitlines()
     assert ["query", "220", "15", "1"] in [x.split() for x in lines]

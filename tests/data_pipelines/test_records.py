@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import records
+from data_pipelines import features, prepared
 from reid_jax.errors import UserError
 
 
@@ -46,7 +46,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             disable_shuffling=True,
-            features=records.features(with_parts=self.builder_config.name == "parts"),
+            features=features.features(with_parts=self.builder_config.name == "parts"),
         )
 
     def _split_generators(self, dl_manager):
@@ -73,7 +73,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.mark.parametrize("config", ["parts", "plain"])
 def test_round_trip_keeps_bytes_and_order(data_dir, config):
-    opened = records.open_records(f"tiny/{config}", "train", data_dir)
+    opened = prepared.open_records(f"tiny/{config}", "train", data_dir)
     assert len(opened) == 7
     assert opened.has_parts == (config == "parts")
     for index in range(7):
@@ -90,12 +90,12 @@ def test_round_trip_keeps_bytes_and_order(data_dir, config):
 
 
 def test_iterates_each_record_once(data_dir):
-    opened = records.open_records("tiny/plain", "query", data_dir)
+    opened = prepared.open_records("tiny/plain", "query", data_dir)
     assert [r["filename"] for r in opened] == [opened.filename(i) for i in range(3)]
 
 
 def test_numpy_indices_and_pickling(data_dir):
-    opened = records.open_records("tiny/parts", "train", data_dir)
+    opened = prepared.open_records("tiny/parts", "train", data_dir)
     copy = pickle.loads(pickle.dumps(opened))
     assert copy[np.int64(4)] == opened[4]
     np.testing.assert_array_equal(copy.person, opened.person)
@@ -114,30 +114,30 @@ def test_numpy_indices_and_pickling(data_dir):
 )
 def test_missing_names_the_prepare_command(data_dir, name, arguments):
     with pytest.raises(UserError) as error:
-        records.open_records(name, "train", data_dir)
+        prepared.open_records(name, "train", data_dir)
     command = f"python -m data_pipelines.prepare {arguments}--data_dir={data_dir}"
     assert command in str(error.value)
 
 
 def test_missing_lists_what_is_prepared(data_dir, tmp_path):
     with pytest.raises(UserError) as error:
-        records.open_records("tiny/plane", "train", data_dir)
+        prepared.open_records("tiny/plane", "train", data_dir)
     assert "Did you mean tiny/plain?" in str(error.value)
     assert "Prepared there: tiny/parts, tiny/plain." in str(error.value)
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="Prepared there: nothing"):
-            records.open_records("market1501", "train", folder)
+            prepared.open_records("market1501", "train", folder)
 
 
 def test_unfinished_preparation_counts_as_missing(tmp_path):
     (tmp_path / "tiny/parts/incomplete.AB12CD_1.0.0").mkdir(parents=True)
     with pytest.raises(UserError, match="is not prepared"):
-        records.open_records("tiny/parts", "train", tmp_path)
+        prepared.open_records("tiny/parts", "train", tmp_path)
 
 
 def test_unknown_split_lists_the_known(data_dir):
     with pytest.raises(UserError, match="splits: train, query"):
-        records.open_records("tiny/parts", "test", data_dir)
+        prepared.open_records("tiny/parts", "test", data_dir)
 
 
 @pytest.mark.parametrize("damage", ["no metadata", "no shard", "cut shard", "junk"])
@@ -155,7 +155,7 @@ def test_damaged_directory(tmp_path, damage):
     else:
         (version / "features.json").write_text("{")
     with pytest.raises(UserError, match=r"damaged or incomplete.*prepare"):
-        records.open_records("tiny/plain", "train", tmp_path)
+        prepared.open_records("tiny/plain", "train", tmp_path)
 
 
 def test_newest_version_wins(data_dir, tmp_path):
@@ -169,14 +169,14 @@ def test_newest_version_wins(data_dir, tmp_path):
                 text = text.replace(b"1.0.0", b"10.0.0")
             (target / file.name).write_bytes(text)
     (tmp_path / "tiny/plain/9.0.0/features.json").unlink()
-    assert len(records.open_records("tiny/plain", "train", tmp_path)) == 7
+    assert len(prepared.open_records("tiny/plain", "train", tmp_path)) == 7
 
 
 def test_reading_needs_no_tensorflow(data_dir):
     code = (
         "from tests.data_pipelines import no_tensorflow\n"
-        "from data_pipelines import records\n"
-        f"r = records.open_records('tiny/parts', 'train', {str(data_dir)!r})\n"
+        "from data_pipelines import prepared\n"
+        f"r = prepared.open_records('tiny/parts', 'train', {str(data_dir)!r})\n"
         "print(len(r), r.person.tolist(), sorted(r[0]))"
     )
     done = subprocess.run(

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import records, store
-from data_pipelines.readers import sources
+from data_pipelines import images, prepared, store
+from data_pipelines.entries import Entry, Split
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
 
@@ -27,7 +27,7 @@ def decoded(data):
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "packbits"])
 def test_a_tiff_is_stored_as_png_of_the_same_pixels(tmp_path, compression):
     path = tiff(tmp_path / "001_01.tif", compression=compression)
-    data, size = store.read_image(path)
+    data, size = images.read_image(path)
     kind, pixels = decoded(data)
     assert (kind, size) == ("PNG", (48, 24))
     np.testing.assert_array_equal(pixels, PIXELS)
@@ -36,10 +36,10 @@ def test_a_tiff_is_stored_as_png_of_the_same_pixels(tmp_path, compression):
 def test_a_tiff_of_other_pixels_is_refused(tmp_path):
     path = tiff(tmp_path / "grey.tif", PIXELS[..., 0])
     with pytest.raises(UserError, match=r"grey\.tif: it is not an RGB image"):
-        store.read_image(path)
+        images.read_image(path)
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=r"grey\.tif: it cannot be read"):
-        store.read_image(path)
+        images.read_image(path)
 
 
 def build(splits, data_dir):
@@ -55,16 +55,16 @@ def test_images_without_labels_are_unlabelled_throughout(tmp_path):
         (tmp_path / name).write_bytes(jpeg(40, 20))
 
     def parts(height, width):
-        return store.png(np.full((height, width), 3, np.uint8))
+        return images.png(np.full((height, width), 3, np.uint8))
 
     parts.kind = "parts"
     entries = (
-        sources.Entry(tmp_path / "0001_c1.jpg", 1, 0, parts),
-        sources.Entry(tmp_path / "0002_c1.jpg", 2, 0),
+        Entry(tmp_path / "0001_c1.jpg", 1, 0, parts),
+        Entry(tmp_path / "0002_c1.jpg", 2, 0),
     )
-    splits = {"query": sources.Split(entries, remarks=("Two of them.",))}
+    splits = {"query": Split(entries, remarks=("Two of them.",))}
     info = build(splits, tmp_path / "data").info
-    stored = records.open_records("own", "query", tmp_path / "data")
+    stored = prepared.open_records("own", "query", tmp_path / "data")
     assert stored.has_parts
     for record, value in zip(stored, (3, 255), strict=True):
         _, pixels = decoded(record["parts"])
@@ -78,11 +78,11 @@ def test_images_without_labels_are_unlabelled_throughout(tmp_path):
 
 def test_names_of_persons_are_kept(tmp_path):
     (tmp_path / "0001_c1.jpg").write_bytes(jpeg())
-    entries = (sources.Entry(tmp_path / "0001_c1.jpg", 1, 0),)
+    entries = (Entry(tmp_path / "0001_c1.jpg", 1, 0),)
     splits = {
-        "train": sources.Split(entries, person_names={1: "anna"}),
-        "gallery": sources.Split(entries, person_names={2: "Ðoan"}),
+        "train": Split(entries, person_names={1: "anna"}),
+        "gallery": Split(entries, person_names={2: "Ðoan"}),
     }
     metadata = build(splits, tmp_path / "data").info.metadata
     assert metadata["person_names"] == {"1": "anna", "2": "Ðoan"}
-    assert not records.open_records("own", "train", tmp_path / "data").has_parts
+    assert not prepared.open_records("own", "train", tmp_path / "data").has_parts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.part_labels.kinds import PART_NAMES
-from data_pipelines.records import open_records
+from data_pipelines.prepared import open_records
 from data_pipelines.synthetic import (
     body,
     builder,

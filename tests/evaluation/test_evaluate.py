@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import loader
-from data_pipelines.records import open_records
+from data_pipelines.prepared import open_records
 from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, scoring

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import loader, prepare, protocols, records
+from data_pipelines import loader, prepare, prepared, protocols
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
@@ -39,7 +39,7 @@ def config(toy_config, tiny_data, tmp_path):
 
 
 def images(config, split):
-    found = records.open_records("occluded_reid", split, config.data.data_dir)
+    found = prepared.open_records("occluded_reid", split, config.data.data_dir)
     batch = loader.image_batch(found, range(len(found)), image_size=(32, 16))
     return Labels(found.person, found.camera), batch["image"]
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import records, transforms
+from data_pipelines import prepared, records, transforms
 from data_pipelines.part_labels.kinds import UNLABELLED
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError
@@ -121,7 +121,7 @@ class TestMistakes:
 def test_joined_data_of_which_one_has_labels(tiny_data):
     plain = MemoryRecords(images_each=3)
     plain.filename = str
-    labelled = records.open_records("tiny", "train", tiny_data)
+    labelled = prepared.open_records("tiny", "train", tiny_data)
     stored = records.JoinedRecords([("tiny", labelled), ("plain", plain)])
     assert stored.has_parts
     mesh = sharding.make_mesh(jax.devices()[:4])

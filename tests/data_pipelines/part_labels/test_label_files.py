@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import loader, prepare, records, sampling, transforms
+from data_pipelines import loader, prepare, sampling, transforms
+from data_pipelines.entries import Entry, Split
 from data_pipelines.part_labels import label_files
 from data_pipelines.part_labels.kinds import flip_classes
-from data_pipelines.readers.sources import Entry, Split
+from data_pipelines.prepared import open_records
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import small_files, write
 
@@ -299,7 +300,7 @@ def prepared(request, tmp_path_factory):
 def test_labels_are_stored_with_the_image_at_its_size(prepared):
     folder, kind, expected = prepared
     for split in ("train", "query", "gallery"):
-        stored = records.open_records("own", split, folder)
+        stored = open_records("own", split, folder)
         assert stored.has_parts
         assert stored.parts_kind == kind
         for record in stored:
@@ -313,7 +314,7 @@ def test_labels_are_stored_with_the_image_at_its_size(prepared):
 
 def test_labels_are_served_in_training_and_evaluation(prepared):
     folder, kind, expected = prepared
-    stored = records.open_records("own", "train", folder)
+    stored = open_records("own", "train", folder)
     size = transforms.decode(stored[0]["image"]).shape[:2]
     (batch,) = loader.eval_batches(
         stored, image_size=size, batch_size=len(stored), with_parts=True

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipelines import prepare, records
+from data_pipelines import prepare, prepared
+from data_pipelines.entries import Counts, Entry, Split
 from data_pipelines.readers import sources
 from data_pipelines.readers.datasets import DATASETS
 from reid_jax.errors import UserError
@@ -72,7 +73,7 @@ def test_what_is_stored_is_what_the_names_say(case, tmp_path):
     )
     whole = set(files.values())
     for split, rows in expected.items():
-        stored = records.open_records(name, split, data_dir)
+        stored = prepared.open_records(name, split, data_dir)
         assert [stored.filename(i) for i in range(len(stored))] == [r[0] for r in rows]
         np.testing.assert_array_equal(stored.person, [r[1] for r in rows])
         np.testing.assert_array_equal(stored.camera, [r[2] for r in rows])
@@ -203,14 +204,14 @@ def test_lists_where_there_is_no_use_for_them(tmp_path):
 
 
 def test_published_identities_that_nobody_counted_are_not_compared():
-    entries = (sources.Entry(None, 1, 0),)
+    entries = (Entry(None, 1, 0),)
     data_set = sources.DataSet(
         name="some",
         title="Some",
         scan=None,
         expected="Expected.",
-        published={"query": sources.Counts(images=1, identities=None)},
+        published={"query": Counts(images=1, identities=None)},
     )
-    sources.check_published(data_set, {"query": sources.Split(entries)})
+    sources.check_published(data_set, {"query": Split(entries)})
     with pytest.raises(UserError, match="query: 0 images instead of 1"):
         sources.check_published(data_set, {})

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import entries
 from data_pipelines.readers import market1501, sources
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
@@ -49,9 +50,9 @@ def test_scan_reads_names_and_drops_junk(folder):
     splits = market1501.scan(folder)
     assert summary(splits) == EXPECTED
     assert {k: s.counts for k, s in splits.items()} == {
-        "train": sources.Counts(3, 2),
-        "query": sources.Counts(2, 2),
-        "gallery": sources.Counts(3, 2, junk=2),
+        "train": entries.Counts(3, 2),
+        "query": entries.Counts(2, 2),
+        "gallery": entries.Counts(3, 2, junk=2),
     }
 
 
@@ -243,7 +244,7 @@ def test_the_published_names_have_the_published_counts(published):
     splits = {}
     for split, parsed in published.items():
         kept = tuple(entry for entry in parsed if entry)
-        splits[split] = sources.Split(kept, len(parsed) - len(kept))
+        splits[split] = entries.Split(kept, len(parsed) - len(kept))
         assert {e.camera for e in kept} == set(range(6))
     sources.check_published(market1501.MARKET1501, splits)
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import prepare, protocols, records
+from data_pipelines import entries, prepare, prepared, protocols
 from data_pipelines.readers import (
     occluded_reid,
     p_dukemtmc,
@@ -70,8 +70,8 @@ def test_published_counts_identities_cameras_and_protocol(tmp_path, name, zipped
     splits = data_set.scan(source)
     sources.check_published(data_set, splits)
 
-    wanted = dict(zip(sources.SPLITS, COUNTS[name], strict=True))
-    assert list(splits) == [split for split in sources.SPLITS if wanted[split]]
+    wanted = dict(zip(entries.SPLITS, COUNTS[name], strict=True))
+    assert list(splits) == [split for split in entries.SPLITS if wanted[split]]
     for split, found in splits.items():
         assert images_and_persons(found) == wanted[split]
     assert {e.camera for e in splits["query"].entries} == {0}
@@ -252,7 +252,7 @@ HALF_BEGINS = [2, 4, 6, 8, 15, 17, 18, 20, 21, 24]
 def test_half_split_is_disjoint_and_whole(tmp_path):
     source = trees.write(tmp_path / "set", trees.occluded_reid())
     splits = occluded_reid.scan_half(source)
-    train, query, gallery = (splits[s].entries for s in sources.SPLITS)
+    train, query, gallery = (splits[s].entries for s in entries.SPLITS)
     files = [e.path for e in (*train, *query, *gallery)]
     assert len(set(files)) == len(files) == 2000
     assert not {e.person for e in train} & {e.person for e in (*query, *gallery)}
@@ -273,7 +273,7 @@ def test_tiff_images_are_stored_without_loss(tmp_path, name):
         allow_other_counts=True,
         progress=False,
     )
-    query = records.open_records("mine", "query", tmp_path / "data")
+    query = prepared.open_records("mine", "query", tmp_path / "data")
     assert len(query) == (12 if name == "occluded_reid" else 6)
     assert set(query.camera.tolist()) == {0}
     for i in range(len(query)):
@@ -283,8 +283,8 @@ def test_tiff_images_are_stored_without_loss(tmp_path, name):
             stored = PIL.Image.open(io.BytesIO(query[i]["image"]))
             np.testing.assert_array_equal(np.asarray(stored), np.asarray(original))
     if name == "occluded_reid_half":
-        train = records.open_records("mine", "train", tmp_path / "data")
+        train = prepared.open_records("mine", "train", tmp_path / "data")
         assert (len(train), set(train.camera.tolist())) == (12, {0, 1})
     else:
         with pytest.raises(UserError, match="no split 'train'"):
-            records.open_records("mine", "train", tmp_path / "data")
+            prepared.open_records("mine", "train", tmp_path / "data")

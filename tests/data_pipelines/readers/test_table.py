@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import prepare, records
+from data_pipelines import prepare, prepared
 from data_pipelines.readers import table
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
@@ -279,7 +279,7 @@ def test_prepared_from_the_command_line(folder, capsys):
     out = capsys.readouterr().out
     assert "Bert = 1, anna = 2, carl = 3" in out
     for split, expected in NAMED.items():
-        stored = records.open_records("mine", split, data_dir)
+        stored = prepared.open_records("mine", split, data_dir)
         got = [
             (stored.filename(i), stored.person[i], stored.camera[i])
             for i in range(len(stored))
@@ -305,7 +305,7 @@ def test_a_column_of_part_labels(folder, capsys):
     assert "--parts_kind" in capsys.readouterr().err
     assert prepare.main([*arguments, "--parts_kind=pifpaf"]) == 0
     assert "train: 1 of 3 images have part labels" in capsys.readouterr().out
-    assert records.open_records("mine", "train", data_dir).parts_kind == "pifpaf"
+    assert prepared.open_records("mine", "train", data_dir).parts_kind == "pifpaf"
     rows[1] = (*ROWS[1], "gone.npy")
     with pytest.raises(UserError, match="row 3, column parts: there is no file"):
         table.scan(save(folder, rows, head=(*HEAD, "parts")))

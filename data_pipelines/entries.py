@@ -1,0 +1,128 @@
+"""What a reader lists: images with person and camera, by split.
+
+Readers make these from file names, without opening an image; part labels are attached
+to them, and the store writes them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from reid_jax.errors import UserError
+
+SPLITS = ("train", "query", "gallery")
+"""The splits of a data set in their usual order; some sets have no `train`."""
+
+INT32 = 2**31
+"""Persons and cameras are stored as int32, so they are below this."""
+
+
+class File(Protocol):
+    """What an image is read from: a path, a member of a zip, or anything like them."""
+
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """The encoded image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One image: where it is, and what its name says.
+
+    Attributes:
+      path: what the image is read from; its `name` is stored with it.
+      person: positive for an identity, 0 for a distractor (gallery only).
+      camera: counted from 0.
+      parts: makes the part labels of the image when called with its height and width:
+        a single-channel PNG of that size (classes of `part_labels.kinds`). None
+        where the image has no labels.
+    """
+
+    path: File
+    person: int
+    camera: int
+    parts: Callable[[int, int], bytes] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of a split.
+
+    Attributes:
+      entries: the images that are stored, in the order in which they are stored.
+      junk: how many images the protocol leaves out (Market-1501's person -1).
+      missing: files that a list lying with the data names but that are not there.
+      remarks: what the user is told after preparing.
+      person_names: person -> its name in the source, where the reader numbered them.
+    """
+
+    entries: tuple[Entry, ...]
+    junk: int = 0
+    missing: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    person_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def counts(self) -> "Counts":
+        """What is there, to compare with what was published."""
+        persons = {e.person for e in self.entries if e.person > 0}
+        return Counts(len(self.entries), len(persons), self.junk)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Images stored, distinct persons above 0, junk images left out.
+
+    As published counts, `identities` None is not compared.
+    """
+
+    images: int
+    identities: int | None
+    junk: int = 0
+
+
+def make_entry(
+    path: File, *, person: int, camera: int, distractors: bool = False
+) -> Entry:
+    """An image whose person and camera (from 0) can be stored.
+
+    Args:
+      path: what it is read from.
+      person: identity; 0, a distractor, only where `distractors` says so.
+      camera: counted from 0.
+      distractors: whether person 0 may be there, as in a gallery.
+
+    Raises:
+      UserError: person, camera or name cannot be stored.
+    """
+    if not (0 if distractors else 1) <= person < INT32:
+        raise bad_file(
+            path,
+            f"person {person} is out of range",
+            "Identities count from 1; 0 is a distractor, in the gallery only; -1 is "
+            "junk. Rename or remove it",
+        )
+    if not 0 <= camera < INT32:
+        raise bad_file(
+            path,
+            f"camera {camera + 1} is out of range",
+            "Cameras count from 1: rename it",
+        )
+    if not path.name.isprintable():
+        raise bad_file(path, "the name has unprintable characters", "Rename it")
+    return Entry(path, person, camera)
+
+
+def bad_file(path: object, problem: str, remedy: str) -> UserError:
+    """A mistake in one file, named so that any terminal can show it."""
+    text = str(path).encode("unicode_escape").decode()
+    return UserError(f"{text}: {problem}. {remedy}. Nothing was stored.")
+
+
+def shown(names: Sequence[str], *, most: int = 6) -> str:
+    """The first few names and how many more there are; "nothing" for none."""
+    if not names:
+        return "nothing"
+    some = ", ".join(n.encode("unicode_escape").decode() for n in names[:most])
+    return some + (f" and {len(names) - most} more" if len(names) > most else "")
