@@ -1,1 +1,1 @@
-"""One module for each published data set, the table of one's own, and the list of all."""
+"""A module for each published data set, the table of one's own, the list of all."""

@@ -1,1 +1,1 @@
-"""The contract between a paper and the tools (`method.py`), and one file per paper."""
+"""One file per paper, and `method.py`, the contract between a paper and the tools."""
