@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from reid_jax.retrieval.distances import euclidean
-from reid_jax.retrieval.ranking import Labels, Ranker
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.ranking import Ranker
 
 SAMPLE = 256
 """Queries that the reference ranks."""

@@ -16,7 +16,8 @@ import pytest
 from reid_jax.backbones.attention import IMPLEMENTATIONS, self_attention
 from reid_jax.benchmark import sweep, workloads
 from reid_jax.benchmark.benchmark import Request, benchmark
-from reid_jax.retrieval.ranking import Labels, Ranker, on_accelerator
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.ranking import Ranker, on_accelerator
 from reid_jax.runtime import sharding
 from reid_jax.training import train
 from tests import toy_method

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.backbones.attention import self_attention
-from reid_jax.backbones.vit import Block, layer_norm
+from reid_jax.backbones.transformer import Block, layer_norm
 from reid_jax.errors import UserError
 from reid_jax.layers.remat import run_block
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,15 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_pipelines.part_labels.kinds import CLASS_NAMES
 from reid_jax import experiment
+from reid_jax.benchmark import random_data
 from reid_jax.benchmark.flops import count_flops
 from reid_jax.benchmark.sweep import Point, share_of_device
 from reid_jax.evaluation.evaluate import embed_function
 from reid_jax.evaluation.pairs import PairNetwork
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Batch, Method, PairScorer, Variables
-from reid_jax.retrieval.ranking import Labels, Ranker
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.ranking import Ranker
 from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.training.step import StageProgram, init_state, make_step, stage_optimizer
@@ -37,9 +38,9 @@ COMPARISONS = ("pmap",)
 _DEVICES = "devices"  # the axis of `jax.pmap`
 
 # Sizes of Market-1501: training identities and batches of 16 x 4 images in an epoch;
-# persons and images of the gallery, and cameras.
+# persons and images of the gallery.
 IDENTITIES, STEPS_PER_EPOCH = 751, 187
-PERSONS, GALLERY, CAMERAS = 750, 15_913, 6
+PERSONS, GALLERY = 750, 15_913
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _trainer(
     return _Trainer(
         program.step,
         program.following(variables),
-        _put(_training_rows(config, method, stage), mesh),
+        random_data.put(random_data.training_rows(config, method, stage), mesh),
         what=f"train:{stage.name}",
         items=stage.batch_size,
         devices=mesh.devices.tolist(),
@@ -204,21 +205,16 @@ def _mapped_trainer(
     step = make_step(method, share, averaged, rate, steps_per_epoch=STEPS_PER_EPOCH)
     batch = {
         name: rows.reshape(len(devices), -1, *rows.shape[1:])
-        for name, rows in _training_rows(config, method, stage).items()
+        for name, rows in random_data.training_rows(config, method, stage).items()
     }
     return _Trainer(
         mapped(step, donate_argnums=0),
         mapped(fresh)(np.arange(len(devices))),
-        _put(batch, sharding.make_mesh(devices)),
+        random_data.put(batch, sharding.make_mesh(devices)),
         what=f"pmap:{stage.name}",
         items=stage.batch_size,
         devices=devices,
     )
-
-
-def _training_rows(config: Any, method: Method, stage: Stage) -> dict[str, np.ndarray]:
-    rows = _rows(config, method, stage.batch_size, method.train_inputs)
-    return rows | _identities(stage)
 
 
 def _embedding(
@@ -228,7 +224,9 @@ def _embedding(
     mesh: jax.sharding.Mesh,
     count: int,
 ) -> Work:
-    rest = _put(_rows(config, method, count, method.embed_inputs), mesh)
+    rest = random_data.put(
+        random_data.rows(config, method, count, method.embed_inputs), mesh
+    )
     image = rest.pop("image")
     rest = {name: rest[name] for name in method.embed_inputs}
     devices = mesh.devices.tolist()
@@ -246,7 +244,9 @@ def _pairs(
 ) -> Iterator[Work]:
     network, devices = PairNetwork(scorer), jax.local_devices()[:1]
     block = config.evaluation.pair_block
-    rest = jax.device_put(_rows(config, method, block, scorer.inputs), devices[0])
+    rest = jax.device_put(
+        random_data.rows(config, method, block, scorer.inputs), devices[0]
+    )
     image = rest.pop("image")
     rest = {name: rest[name] for name in scorer.inputs}
     inputs = variables, image, rest
@@ -276,19 +276,23 @@ def _ranking(config: Any, method: Method, variables: Variables) -> Work:
     """Distances of a block of queries, and the ranks of their matches."""
     rng = np.random.default_rng(0)
     devices, block = jax.local_devices()[:1], config.evaluation.query_block
-    rows = _rows(config, method, 2, method.embed_inputs)
+    rows = random_data.rows(config, method, 2, method.embed_inputs)
     image, rest = rows["image"], {name: rows[name] for name in method.embed_inputs}
     shapes = jax.eval_shape(lambda: method.embed(variables, image, **rest))
     query, gallery = (
         jax.device_put(
-            jax.tree.map(lambda x, n=n: _random(rng, (n, *x.shape[1:]), x), shapes),
+            jax.tree.map(
+                lambda x, n=n: random_data.like(rng, (n, *x.shape[1:]), x), shapes
+            ),
             devices[0],
         )
         for n in (block, GALLERY)
     )
     ranker = Ranker(
         *(
-            Labels(rng.integers(1, PERSONS + 1, n), rng.integers(0, CAMERAS, n))
+            Labels(
+                rng.integers(1, PERSONS + 1, n), rng.integers(0, random_data.CAMERAS, n)
+            )
             for n in (block, GALLERY)
         )
     )
@@ -337,46 +341,3 @@ def _flops(function: Callable[..., Any], *args: Any) -> int | None:
         return count_flops(function, *args)
     except ValueError:  # a loop whose length is not known before it runs
         return None
-
-
-def _rows(
-    config: Any, method: Method, count: int, inputs: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Random images [count, H, W, 3], cameras, and part labels if they are read."""
-    rng = np.random.default_rng(0)
-    size = experiment.image_size(config)
-    rows = {
-        "image": rng.integers(0, 256, (count, *size, 3), np.uint8),
-        "camera": rng.integers(0, CAMERAS, count, np.int32),
-    }
-    if "parts" in inputs:
-        classes = len(CLASS_NAMES[method.part_kind])
-        rows["parts"] = rng.integers(0, classes, (count, *size), np.uint8)
-    return rows
-
-
-def _identities(stage: Stage) -> dict[str, np.ndarray]:
-    """Labels of a training batch, P identities x K images."""
-    label = np.arange(stage.identities, dtype=np.int32)
-    label = label.repeat(stage.images_per_identity)
-    index = np.arange(stage.batch_size, dtype=np.int32)
-    return {"label": label, "person": label + 1, "index": index}
-
-
-def _put(rows: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Global rows, of which each process brings its own, on the mesh."""
-    index, count = jax.process_index(), jax.process_count()
-    return sharding.put_batch(
-        {name: np.split(x, count)[index] for name, x in rows.items()}, mesh
-    )
-
-
-def _random(
-    rng: np.random.Generator, shape: tuple[int, ...], like: jax.ShapeDtypeStruct
-) -> np.ndarray:
-    """Numbers in [0, 1), true or false, or zeros, by the dtype of `like`."""
-    if jnp.issubdtype(like.dtype, jnp.floating):
-        return rng.random(shape, np.float32).astype(like.dtype)
-    if like.dtype == bool:
-        return rng.random(shape) < 0.5
-    return np.zeros(shape, like.dtype)

@@ -14,7 +14,9 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import pictures
 from reid_jax.models.method import Batch, PairPicture
-from reid_jax.retrieval.ranking import Labels, Ranker, top_matches
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.lists import top_matches
+from reid_jax.retrieval.ranking import Ranker
 from reid_jax.retrieval.single_shot import SingleShotRanker
 
 PICTURED_QUERIES = 10

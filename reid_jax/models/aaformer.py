@@ -55,7 +55,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.backbones.attention import Attend, attention
-from reid_jax.backbones.vit import VisionTransformer, grid_size
+from reid_jax.backbones.patches import grid_size
+from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks
 from reid_jax.layers.heads import BNNeck, token_heads

@@ -30,8 +30,9 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.backbones.hrnet import HRNet
+from reid_jax.backbones.patches import grid_size
 from reid_jax.backbones.resnet import ResNet
-from reid_jax.backbones.vit import VisionTransformer, grid_size
+from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.backbones.vit_parts import LocalBranch, runs, shift_and_shuffle, with_cls
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.heads import BNNeck, token_heads

@@ -66,7 +66,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reid_jax.backbones.vit import VisionTransformer, grid_size
+from reid_jax.backbones.patches import grid_size
+from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.backbones.vit_parts import LocalBranch, runs
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.correlation4d import STACK, CorrelationStack, similarity

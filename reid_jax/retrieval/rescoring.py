@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reid_jax.retrieval.ranking import on_accelerator, smallest
+from reid_jax.retrieval.lists import smallest
+from reid_jax.retrieval.ranking import on_accelerator
 
 Maps = Any
 """A pytree of arrays whose leading axis counts images (`PairScorer.pair_maps`)."""

@@ -9,14 +9,8 @@ import jax
 import numpy as np
 
 from reid_jax.errors import UserError
-from reid_jax.retrieval.ranking import (
-    Labels,
-    MatchIndex,
-    RankingResult,
-    check_ap,
-    check_defined,
-    why_no_match,
-)
+from reid_jax.retrieval.labels import Labels, MatchIndex, why_no_match
+from reid_jax.retrieval.ranking import RankingResult, check_ap, check_defined
 
 
 class SingleShotRanker:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reid_jax.backbones.patches import resize_position_embedding
 from reid_jax.backbones.resnet import NON_LOCAL
-from reid_jax.backbones.vit import resize_position_embedding
 from reid_jax.errors import UserError
 from reid_jax.weights import fetch, files, mapping
 

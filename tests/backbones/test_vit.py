@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax.backbones import vit
+from reid_jax.backbones import patches, transformer, vit
 from reid_jax.backbones.attention import attention
 from reid_jax.errors import UserError
 from tests.backbones import vit_in_numpy
@@ -71,7 +71,7 @@ def test_bfloat16_keeps_float32_outside_the_matrix_products():
     ],
 )
 def test_grid_size(size, stride, grid):
-    assert vit.grid_size(size, 16, stride) == grid
+    assert patches.grid_size(size, 16, stride) == grid
 
 
 def bilinear(grid, new):
@@ -95,7 +95,7 @@ def bilinear(grid, new):
 @pytest.mark.parametrize("new", [(16, 8), (21, 10), (5, 20)])
 def test_resize_position_embedding_equals_a_loop(new):
     embedding = np.random.default_rng(0).normal(size=(1, 1 + 14 * 14, 3))
-    resized = vit.resize_position_embedding(
+    resized = patches.resize_position_embedding(
         jnp.asarray(embedding, jnp.float32), (14, 14), new
     )
     expected = bilinear(embedding[0, 1:].reshape(14, 14, 3), new).reshape(-1, 3)
@@ -163,14 +163,14 @@ def test_initial_values():
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     branch = jnp.ones((4000, 3, 2))
-    kept = vit.DropPath(0.25).apply(
+    kept = transformer.DropPath(0.25).apply(
         {}, branch, train=True, rngs={"drop_path": jax.random.key(0)}
     )
     kept = np.asarray(kept)
     assert set(np.unique(kept)) == {0, np.float32(1 / 0.75)}
     assert (kept == kept[:, :1, :1]).all()
     assert abs((kept[:, 0, 0] > 0).mean() - 0.75) < 0.03
-    assert vit.DropPath(0.25).apply({}, branch, train=False) is branch
+    assert transformer.DropPath(0.25).apply({}, branch, train=False) is branch
 
 
 def test_drop_path_grows_linearly():
@@ -226,7 +226,7 @@ def test_overlapping_patches_and_resized_positions_equal_the_original():
     model = vit.VisionTransformer((64, 32), stride=(12, 12), width=24, depth=3, heads=3)
     variables = layout.variables(model, (64, 32))
     stored = filling.tensor("pos_embed", (1, 1 + 6 * 6, 24))
-    position = vit.resize_position_embedding(stored, (6, 6), (5, 2))
+    position = patches.resize_position_embedding(stored, (6, 6), (5, 2))
     variables["params"]["pos_embed"] = position
     maps = layout.vit_maps(model, variables, filling.images(64, 32))
     golden = layout.golden("vit")

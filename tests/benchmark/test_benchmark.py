@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reid_jax import experiment
-from reid_jax.benchmark import timing, workloads
+from reid_jax.benchmark import random_data, timing, workloads
 from reid_jax.benchmark.benchmark import Request, benchmark
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding
@@ -139,7 +139,7 @@ def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
     mesh = sharding.make_mesh(devices)
     shapes = experiment.example_batch(toy_config, stage.batch_size)
     program = workloads._program(toy_config, method, stage, mesh, shapes)
-    rows = workloads._training_rows(toy_config, method, stage)
+    rows = random_data.training_rows(toy_config, method, stage)
     state, _ = program.step(program.fresh(), sharding.put_batch(rows, mesh))
     for found, wanted in zip(
         jax.tree.leaves(mapped.state.params), jax.tree.leaves(state.params), strict=True
@@ -166,17 +166,17 @@ def test_layouts_and_micro_batches_are_fields_to_sweep(toy_config, tmp_path):
 
 def test_rows_fit_the_contract(toy_config):
     method = experiment.build_method(toy_config, num_classes=9)
-    rows = workloads._rows(toy_config, method, 12, ("parts",))
+    rows = random_data.rows(toy_config, method, 12, ("parts",))
     shapes = experiment.example_batch(toy_config, 12)
     (stage, _) = experiment.build_stages(toy_config, method)
-    labels = workloads._identities(stage)
+    labels = random_data.identities(stage)
     for name, value in (rows | labels).items():
         assert value.dtype == shapes[name].dtype, name
         assert value.shape[1:] == shapes[name].shape[1:], name
     assert rows["parts"].max() == 8  # the classes of the kind "parts"
-    assert rows["camera"].max() < workloads.CAMERAS
+    assert rows["camera"].max() < random_data.CAMERAS
     np.testing.assert_array_equal(labels["label"], [0, 0, 1, 1, 2, 2, 3, 3])
-    assert set(workloads._rows(toy_config, method, 2, ())) == {"image", "camera"}
+    assert set(random_data.rows(toy_config, method, 2, ())) == {"image", "camera"}
 
 
 def test_methods_that_score_the_whole_gallery(toy_config, tmp_path):

@@ -11,7 +11,7 @@ from data_pipelines import loader, prepare, prepared, protocols
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
-from reid_jax.retrieval.ranking import Labels
+from reid_jax.retrieval.labels import Labels
 from reid_jax.runtime import sharding
 from reid_jax.training import train
 from tests.data_pipelines.readers import body_trees as trees

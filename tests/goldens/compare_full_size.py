@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from reid_jax.backbones import vit
+from reid_jax.backbones import patches, vit
 from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.resnet import ResNet
 from tests.goldens import filling, layout
@@ -27,7 +27,7 @@ def vit_outputs(images):
     model = vit.VisionTransformer((256, 128), stride=(12, 12), **vit.SIZES["base"])
     variables = layout.variables(model, (256, 128))
     position = filling.tensor("pos_embed", (1, 197, 768))
-    position = vit.resize_position_embedding(position, (14, 14), (21, 10))
+    position = patches.resize_position_embedding(position, (14, 14), (21, 10))
     variables["params"]["pos_embed"] = position
     return layout.vit_maps(model, variables, images)
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from reid_jax.errors import UserError
 from reid_jax.retrieval import ranking
-from reid_jax.retrieval.ranking import Labels, Ranker, top_matches
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.lists import top_matches
+from reid_jax.retrieval.ranking import Ranker
 
 
 def kept_in_order(keys, person, camera, gallery, camera_filter):

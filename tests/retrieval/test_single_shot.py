@@ -6,7 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reid_jax.errors import UserError
-from reid_jax.retrieval.ranking import Labels, Ranker
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.ranking import Ranker
 from reid_jax.retrieval.single_shot import SingleShotRanker
 from tests.retrieval.test_ranking import reference
 
