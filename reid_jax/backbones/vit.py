@@ -117,26 +117,14 @@ class VisionTransformer(nn.Module):
           [B, 1+E+N, D]: all tokens as they enter the last block, for a
           `LocalBranch`; layers: for each block, the dict that `attend` kept.
         """
-        implementation = self.attention_implementation
-        if attend and implementation != "einsum":
-            raise UserError(
-                f"attention_implementation={implementation!r} is for ordinary "
-                "self-attention; this network has its own: use 'einsum'"
-            )
-        attend = attend or self_attention(implementation, train=train)
+        attend = self._attention(attend, train=train)
         tokens = self._embed(images)
         if self.cameras:
             tokens += self._embed_camera(camera)
         kept = []
         for index in range(self.depth):
             before_last = tokens
-            block = Block(
-                self.heads,
-                self.mlp_ratio,
-                self.drop_path * index / max(self.depth - 1, 1),
-                jnp.dtype(self.dtype),
-                name=f"blocks_{index}",
-            )
+            block = self._block(index)
             tokens, layer = run_block(
                 block, tokens, remat=self.remat, train=train, attend=attend
             )
@@ -152,6 +140,26 @@ class VisionTransformer(nn.Module):
             "before_last": before_last,
             "layers": tuple(kept),
         }
+
+    def _attention(self, own: Attend | None, *, train: bool) -> Attend:
+        """The caller's own attention, or ordinary self-attention."""
+        implementation = self.attention_implementation
+        if own and implementation != "einsum":
+            raise UserError(
+                f"attention_implementation={implementation!r} is for ordinary "
+                "self-attention; this network has its own: use 'einsum'"
+            )
+        return own or self_attention(implementation, train=train)
+
+    def _block(self, index: int) -> Block:
+        """Block `index`, from 0 on."""
+        return Block(
+            self.heads,
+            self.mlp_ratio,
+            self.drop_path * index / max(self.depth - 1, 1),
+            jnp.dtype(self.dtype),
+            name=f"blocks_{index}",
+        )
 
     def _embed(self, images: jax.Array) -> jax.Array:
         """The sequence CLS, extra tokens, patches, with positions: [B, 1+E+N, D]."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from reid_jax.models.method import Correspondences, PairMaps, PairPicture
 from reid_jax.pictures import overlays, sheet
 from reid_jax.pictures.overlays import MAP_HEIGHT
-from reid_jax.pictures.sheet import FRAME, QUERY, RIGHT, WRONG, Tile
+from reid_jax.pictures.sheet import ANSWERS, FRAME, QUERY, Tile, answer_colour
 
 BETWEEN = 28
 """Pixels between the two images that lines connect."""
@@ -50,31 +50,23 @@ def draw_pairs(
     """
     kinds = {PairMaps: _PairMaps, Correspondences: _Correspondences}
     drawn = kinds[type(item)](item)
-    count = np.asarray(ranks).shape[1]
     rows = []
     for i, caption in enumerate(captions):
         query = sheet.resize(query_images[i], MAP_HEIGHT)
         row = [Tile(query, QUERY, caption)]
-        for j in range(count):
+        for j, rank in enumerate(ranks[i]):
             candidate = sheet.resize(candidate_images[i, j], MAP_HEIGHT)
-            if ranks[i, j]:
-                frame = RIGHT if correct[i, j] else WRONG
-                text = f"rank {ranks[i, j]}"
-                row += drawn.pair(i, j, query, candidate, frame, text)
+            if rank:
+                frame = answer_colour(correct[i, j])
+                row += drawn.pair(i, j, query, candidate, frame, f"rank {rank}")
             else:
                 row += drawn.empty(query, candidate)
         rows.append(row)
-    legend = [
-        (sheet.swatch(QUERY), "query"),
-        (sheet.swatch(RIGHT), "same person"),
-        (sheet.swatch(WRONG), "another person"),
-        *drawn.legend,
-    ]
     sheet.write(
         path,
         rows,
-        ["query", *count * drawn.headers],
-        legend=legend,
+        ["query", *len(ranks[0]) * drawn.headers],
+        legend=[*ANSWERS, *drawn.legend],
         title=title,
         breaks=range(1, len(rows[0]), len(drawn.headers)),
     )

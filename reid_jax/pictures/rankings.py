@@ -9,7 +9,7 @@ import numpy as np
 
 from reid_jax.pictures import sheet
 from reid_jax.pictures.overlays import group_colour
-from reid_jax.pictures.sheet import QUERY, RIGHT, WRONG, Tile
+from reid_jax.pictures.sheet import ANSWERS, QUERY, Legend, Tile, answer_colour
 
 _HEIGHT = 128
 """Pixels of an image in a ranking list."""
@@ -52,7 +52,6 @@ def ranking_lists(
       part_titles: names of the K parts for the legend, if there are.
       row_group: so many rows belong together, such as two lists of one query.
     """
-    correct, present = np.asarray(correct), np.asarray(present)
     rows = []
     for i, caption in enumerate(captions):
         query = sheet.resize(query_images[i], _HEIGHT)
@@ -60,29 +59,24 @@ def ranking_lists(
         for j, image in enumerate(gallery_images[i]):
             pixels = sheet.resize(image, _HEIGHT)
             if present[i, j]:
-                frame = RIGHT if correct[i, j] else WRONG
                 strip = _strip(pixels, gallery_visibility, (i, j))
-                row.append(Tile(pixels, frame, strip=strip))
+                row.append(Tile(pixels, answer_colour(correct[i, j]), strip=strip))
             else:
                 row.append(Tile(np.full_like(pixels, sheet.FAINT)))
         rows.append(row)
-    legend = [
-        (sheet.swatch(QUERY), "query"),
-        (sheet.swatch(RIGHT), "same person"),
-        (sheet.swatch(WRONG), "another person"),
-    ]
-    if query_visibility is not None:
-        legend += [
-            (_square(sheet.INK, visible=True, size=12), "part visible"),
-            (_square(sheet.INK, visible=False, size=12), "part not visible"),
-            *(
-                (sheet.swatch(group_colour(part)), name)
-                for part, name in enumerate(part_titles)
-            ),
-        ]
-    ranks = [str(rank + 1) for rank in range(correct.shape[1])]
-    headers = ["query", *ranks]
+    legend = ANSWERS if query_visibility is None else ANSWERS + _parts(part_titles)
+    headers = ["query", *(str(rank + 1) for rank in range(present.shape[1]))]
     sheet.write(path, rows, headers, legend=legend, title=title, row_group=row_group)
+
+
+def _parts(titles: Sequence[str]) -> Legend:
+    """What squares mean, and the colours of the parts that have a name."""
+    swatches = enumerate(titles)
+    return [
+        (_square(sheet.INK, visible=True, size=12), "part visible"),
+        (_square(sheet.INK, visible=False, size=12), "part not visible"),
+        *((sheet.swatch(group_colour(part)), name) for part, name in swatches),
+    ]
 
 
 def _strip(

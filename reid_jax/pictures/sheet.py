@@ -28,7 +28,7 @@ _LEGEND_LINE = 16
 
 Colour = tuple[int, int, int]
 
-Legend = Sequence[tuple[np.ndarray, str]]
+Legend = list[tuple[np.ndarray, str]]
 """Swatches uint8 [h, w, 3] and what they mean."""
 
 
@@ -76,6 +76,19 @@ def write(
 def swatch(colour: Colour) -> np.ndarray:
     """A square of one colour for the legend."""
     return np.full((12, 12, 3), colour, np.uint8)
+
+
+ANSWERS = [
+    (swatch(QUERY), "query"),
+    (swatch(RIGHT), "same person"),
+    (swatch(WRONG), "another person"),
+]
+"""The legend of frames."""
+
+
+def answer_colour(correct: bool) -> Colour:
+    """Frame of an answer: whether it shows the query's person."""
+    return RIGHT if correct else WRONG
 
 
 def resize(image: np.ndarray, height: int) -> np.ndarray:
