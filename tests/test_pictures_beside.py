@@ -6,7 +6,7 @@ import pytest
 from reid_jax import pictures
 from reid_jax.models.method import Correspondences, Maps, PairMaps, Routes, Segments
 from reid_jax.pictures import sheet, single
-from reid_jax.pictures.overlays import heat_colours
+from reid_jax.pictures.pairs import LINES
 from tests.test_pictures import GREY, boxes, flat, read
 
 WHITE = (255, 255, 255)
@@ -229,20 +229,26 @@ def test_maps_of_pairs_stand_beside_each_other(tmp_path):
     assert len(boxes(picture, (236, 236, 236))) == 2
 
 
-def test_lines_connect_places_and_show_their_strength(tmp_path):
-    places = np.zeros((2, 3, 2, 2))
-    places[..., 0, :] = 0.25, 0.5
-    places[..., 1, :] = 0.75, 0.25
-    ends = places.copy()
-    ends[..., 0, 0] = 0.5  # falls by a quarter of the height
-    strength = np.tile([1.0, 0.5], (2, 3, 1))
-    strength[1, :, 1] = 0
-    picture = pairs(tmp_path / "lines.png", Correspondences(places, ends, strength))
-    right, wrong = (boxes(picture, c) for c in (pictures.RIGHT, pictures.WRONG))
+def lines(path, starts, ends, strength, **rest):
+    """A picture of the same lines in every pair, and its first right candidate."""
+    starts, ends, strength = (
+        np.broadcast_to(np.array(x, float), (2, 3, *np.shape(x)))
+        for x in (starts, ends, strength)
+    )
+    picture = pairs(path, Correspondences(starts, ends, strength, **rest))
+    return picture, boxes(picture, pictures.RIGHT)[0]
+
+
+def test_lines_connect_places_and_are_the_wider_the_stronger(tmp_path):
+    picture, (top, left, _, width) = lines(
+        tmp_path / "lines.png",
+        [[0.25, 0.5], [0.75, 0.25], [0.9, 0.5]],
+        [[0.5, 0.5], [0.75, 0.25], [0.9, 0.5]],  # the first falls by a quarter
+        [1.0, 0.25, 0.0],
+    )
     assert len(boxes(picture, pictures.QUERY)) == 2 + 5
-    assert [len(right), len(wrong)] == [2, 3]
-    strong, weak = heat_colours(np.array([1.0, 0.5]))
-    top, left, _, width = right[0]
+    assert len(boxes(picture, pictures.WRONG)) == 3
+    strong, weak = LINES[:2]
     start = left - 28 - width  # the query's frame
     for y, x, colour in (
         (top + 4 + 48, start + 4 + 48, strong),
@@ -252,22 +258,65 @@ def test_lines_connect_places_and_show_their_strength(tmp_path):
     ):
         np.testing.assert_array_equal(picture[y, x], colour)
     # Half way, in the white between the two images.
+    column = picture[top : top + 200, left - 14]
+    widths = []
     for y, colour in ((4 + 72, strong), (4 + 144, weak)):
-        middle = picture[top + y - 1 : top + y + 2, left - 14]
-        assert np.abs(middle - colour).sum(-1).min() < 120
-    # Strength 0 is left out: there the image is bare.
-    top, left, _, _ = wrong[1]
-    assert (inside(picture, wrong[1])[100:] == GREY).all()
-    assert (picture[top + 120 :][:60, left - 14] == 255).all()
+        near = np.abs(column[y - 8 : y + 8] - colour).sum(-1)
+        assert near[7:10].min() < 120
+        widths.append((column[y - 8 : y + 8].sum(-1) < 3 * 255).sum())
+    assert widths[0] > widths[1]
+    # Strength 0 is left out: the gap is white there.
+    assert (column[4 + 160 :] == 255).all()
 
 
-def test_stronger_lines_lie_on_top(tmp_path):
-    places = np.full((2, 3, 2, 2), 0.5)
-    strength = np.tile([0.2, 1.0], (2, 3, 1))
-    picture = pairs(tmp_path / "lines.png", Correspondences(places, places, strength))
-    top, left, height, width = boxes(picture, pictures.RIGHT)[0]
-    middle = picture[top + height // 2, left + width // 2]
-    np.testing.assert_array_equal(middle, heat_colours(np.array([1.0]))[0])
+def test_stronger_lines_lie_on_top_and_what_says_the_same_is_left_out(tmp_path):
+    # The second shares only its start with the strongest; the third has both ends
+    # within half a patch of it.
+    picture, (top, left, height, width) = lines(
+        tmp_path / "lines.png",
+        [[0.5, 0.5], [0.5, 0.5], [0.52, 0.5]],
+        [[0.2, 0.5], [0.8, 0.5], [0.22, 0.5]],
+        [0.9, 1.0, 0.4],
+    )
+    second, first = (LINES[rank] for rank in (1, 0))
+    query = left - 28 - width
+    middle = picture[top + height // 2, query + width // 2]
+    np.testing.assert_array_equal(middle, first)
+    pair = picture[top : top + height, query : left + width]
+    drawn = [(pair == colour).all(-1).any() for colour in LINES]
+    assert drawn == [True, True, *4 * [False]]
+    np.testing.assert_array_equal(pair[4 + 38, left - query + 52], second)
+
+
+def test_no_more_lines_than_colours(tmp_path):
+    rows = np.linspace(0.05, 0.95, 9)
+    places = np.stack([rows, np.full(9, 0.5)], axis=1)
+    strength = np.linspace(1, 0.2, 9)
+    picture, (top, left, height, _) = lines(
+        tmp_path / "lines.png", places, places, strength
+    )
+    ink = (picture[top : top + height, left - 14] < 255).any(-1)
+    assert (np.diff(ink.astype(int)) == 1).sum() == len(LINES)
+
+
+@pytest.mark.parametrize("kind", ["maps", "lines"])
+def test_the_score_of_a_pair_stands_under_it(tmp_path, kind):
+    values = np.zeros((2, 3, 4, 2))
+    places = np.full((2, 3, 1, 2), 0.5)
+    under = []
+    for score in (None, np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)):
+        item = (
+            PairMaps(values, values, score)
+            if kind == "maps"
+            else Correspondences(places, places, np.ones((2, 3, 1)), score)
+        )
+        picture = pairs(tmp_path / "pairs.png", item)
+        top, left, height, width = boxes(picture, pictures.RIGHT)[1]
+        cut = slice(left - 200, left + width)
+        under.append((picture[top + height :, cut][:16] < 255).any(-1))
+    bare, zero, two = under
+    assert zero.sum() > bare.sum() > 0
+    assert (zero != two).any()
 
 
 def test_wide_images_keep_their_proportions(tmp_path):

@@ -90,10 +90,12 @@ class PairMaps:
     Attributes:
       query: float [Q, K, h, w] in [0, 1], over the query, given each candidate.
       candidate: float [Q, K, h, w], over each candidate, given the query.
+      score: float [Q, K], what the pair was scored with, to be written under it.
     """
 
     query: jax.Array
     candidate: jax.Array
+    score: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +106,13 @@ class Correspondences:
       query, candidate: float [Q, K, M, 2], row and column as fractions of the image's
         height and width, of M places each; strongest first.
       strength: float [Q, K, M] in [0, 1].
+      score: float [Q, K], what the pair was scored with, to be written under it.
     """
 
     query: jax.Array
     candidate: jax.Array
     strength: jax.Array
+    score: jax.Array | None = None
 
 
 Picture = Maps | Segments | Routes

@@ -15,7 +15,20 @@ from reid_jax.pictures.sheet import ANSWERS, FRAME, QUERY, Tile, answer_colour
 
 BETWEEN = 28
 """Pixels between the two images that lines connect."""
-_DOT = 3
+LINES = (
+    (255, 215, 0),
+    (0, 205, 255),
+    (255, 0, 200),
+    (255, 130, 0),
+    (150, 230, 0),
+    (150, 90, 255),
+)
+"""Colours of a pair's lines, the strongest first; there are no more lines than these.
+None is the colour of a frame."""
+APART = 18
+"""Pixels: a line both of whose ends are nearer than this to those of a stronger one
+says the same, and is not drawn."""
+_DOT = 3.5
 _FINE = 4
 """Lines are drawn so many times larger, and then reduced: smooth edges."""
 
@@ -34,7 +47,9 @@ def draw_pairs(
     """Draws one row per query: the query, then a pair for each of its candidates.
 
     A pair is the query and the candidate, with their maps over them or with lines
-    between the places that belong together (those of strength 0 are left out).
+    between the places that belong together: the strongest that can be told apart (see
+    `LINES` and `APART`), in a colour each, and the wider the stronger. Under it stand
+    its rank and its score, where the method gives one.
 
     Args:
       path: of the PNG; its folder is created.
@@ -58,7 +73,8 @@ def draw_pairs(
             candidate = sheet.resize(candidate_images[i, j], MAP_HEIGHT)
             if rank:
                 frame = answer_colour(correct[i, j])
-                row += drawn.pair(i, j, query, candidate, frame, f"rank {rank}")
+                text = f"rank {rank}{_score(item, i, j)}"
+                row += drawn.pair(i, j, query, candidate, frame, text)
             else:
                 row += drawn.empty(query, candidate)
         rows.append(row)
@@ -70,6 +86,10 @@ def draw_pairs(
         title=title,
         breaks=range(1, len(rows[0]), len(drawn.headers)),
     )
+
+
+def _score(item: PairPicture, i: int, j: int) -> str:
+    return "" if item.score is None else f", score {float(item.score[i, j]):.3g}"
 
 
 class _PairMaps:
@@ -113,7 +133,8 @@ class _Correspondences:
             np.asarray(item.candidate),
         )
         self._strength = np.asarray(item.strength)
-        self.legend = [(overlays.heat_scale(), "strength, 0 to 1")]
+        strip = np.concatenate([sheet.swatch(colour) for colour in LINES], axis=1)
+        self.legend = [(strip, "correspondences, the strongest first")]
 
     def pair(
         self,
@@ -156,15 +177,27 @@ def _lines(
     canvas = Image.fromarray(pixels).resize(
         (_FINE * width, _FINE * height), Image.Resampling.NEAREST
     )
-    pen, colours = ImageDraw.Draw(canvas), overlays.heat_colours(strength)
-    for m in np.argsort(strength, kind="stable"):
-        if not strength[m]:
-            continue
-        colour = tuple(colours[m].tolist())
+    pen = ImageDraw.Draw(canvas)
+    shown = list(zip(LINES, _distinct(starts, ends, strength), strict=False))
+    for colour, m in reversed(shown):
+        thick = 1 + 2 * float(strength[m])
         places = [
             tuple(_FINE * float(x) for x in p[::-1]) for p in (starts[m], ends[m])
         ]
-        pen.line(places, fill=colour, width=round(1.5 * _FINE))
+        # A dark edge: seen on a white ground and over any image.
+        pen.line(places, fill=sheet.INK, width=round((thick + 1) * _FINE))
+        pen.line(places, fill=colour, width=round(thick * _FINE))
         for place in places:
-            pen.circle(place, _FINE * _DOT, fill=colour, outline="white", width=3)
+            pen.circle(place, _FINE * _DOT, fill=colour, outline=sheet.INK, width=3)
     return np.asarray(canvas.reduce(_FINE))
+
+
+def _distinct(starts: np.ndarray, ends: np.ndarray, strength: np.ndarray) -> list[int]:
+    """Lines that can be told apart, strongest first; those of strength 0 left out."""
+    both = np.stack([starts, ends], axis=1)
+    chosen: list[int] = []
+    for m in np.argsort(-strength, kind="stable"):
+        apart = np.linalg.norm(both[chosen] - both[m], axis=-1).max(-1)
+        if strength[m] > 0 and (apart >= APART).all():
+            chosen.append(int(m))
+    return chosen
