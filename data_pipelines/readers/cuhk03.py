@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import entries, images
-from data_pipelines.entries import Counts, Entry, Split
+from data_pipelines import images
+from data_pipelines.entries import SPLITS, Counts, Entry, Split, make_entry
 from data_pipelines.readers import market1501, sources
 from data_pipelines.readers.sources import DataSet
 from reid_jax.errors import UserError
@@ -121,7 +121,7 @@ def _scan_release(
     path: pathlib.Path, config: pathlib.Path, boxes: str
 ) -> dict[str, Split]:
     protocol, release = _Protocol(config), _Release(path, boxes)
-    return {split: _split(release, protocol, split) for split in entries.SPLITS}
+    return {split: _split(release, protocol, split) for split in SPLITS}
 
 
 def _split(release: _Release, protocol: "_Protocol", split: str) -> Split:
@@ -133,7 +133,7 @@ def _split(release: _Release, protocol: "_Protocol", split: str) -> Split:
             continue
         camera = int(_IMAGE.fullmatch(name)[3]) - 1
         image = _Image(release, name)
-        entries.append(entries.make_entry(image, person=person, camera=camera))
+        entries.append(make_entry(image, person=person, camera=camera))
     sources.require_identities(
         entries, where=release.path, expected=f"{split} needs some."
     )
@@ -150,8 +150,7 @@ class _Protocol:
             self._names = [str(cell[0]) for cell in found["filelist"].ravel()]
             self._persons = found["labels"].ravel().astype(int)
             self._rows = {
-                split: found[f"{split}_idx"].ravel().astype(int) - 1
-                for split in entries.SPLITS
+                split: found[f"{split}_idx"].ravel().astype(int) - 1 for split in SPLITS
             }
             for row in np.concatenate(list(self._rows.values())):
                 if row < 0 or not _IMAGE.fullmatch(self._names[row]):

@@ -10,8 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from data_pipelines import entries
-from data_pipelines.entries import Counts, Entry, Split
+from data_pipelines.entries import Counts, Entry, File, Split, bad_file, make_entry
 from data_pipelines.readers import sources
 from data_pipelines.readers.sources import JPEG, AnyPath, DataSet
 
@@ -75,9 +74,7 @@ def scan_root(
     }
 
 
-def parse(
-    path: entries.File, split: str, *, suffixes: Sequence[str] = JPEG
-) -> Entry | None:
+def parse(path: File, split: str, *, suffixes: Sequence[str] = JPEG) -> Entry | None:
     """What a file name says; None for junk.
 
     Raises:
@@ -85,13 +82,13 @@ def parse(
     """
     match = _NAME.match(path.name)
     if not path.name.lower().endswith(tuple(suffixes)) or not match:
-        raise entries.bad_file(
+        raise bad_file(
             path,
             f"the name is not <person>_c<camera>...{suffixes[0]}",
             "Rename or remove it",
         )
     person, camera = int(match[1]), int(match[2]) - 1
-    entry = entries.make_entry(
+    entry = make_entry(
         path,
         person=0 if person == JUNK else person,
         camera=camera,

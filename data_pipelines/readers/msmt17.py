@@ -12,8 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from data_pipelines import entries
-from data_pipelines.entries import Counts, Entry, Split
+from data_pipelines.entries import Counts, Entry, Split, bad_file, make_entry
 from data_pipelines.readers import sources
 from data_pipelines.readers.sources import AnyPath, DataSet
 from reid_jax.errors import UserError
@@ -62,7 +61,7 @@ def _read_list(path: AnyPath) -> _Listed:
     for number, line in enumerate(sources.read_lines(path), start=1):
         match = _LINE.fullmatch(line)
         if not match:
-            raise entries.bad_file(
+            raise bad_file(
                 path,
                 f"line {number}, {line[:80]!r}, is not "
                 "<folder>/<person>_<number>_<camera>_...jpg <person>",
@@ -81,7 +80,7 @@ def _split(folder: AnyPath, listed: _Listed, *, first: int) -> Split:
     for name, camera, person in sorted(set(listed)):
         path = folder / name
         if path.is_file():
-            entry = entries.make_entry(path, person=person + first, camera=camera - 1)
+            entry = make_entry(path, person=person + first, camera=camera - 1)
             entries.append(entry)
         else:
             missing.append(f"{folder.name}/{name}")

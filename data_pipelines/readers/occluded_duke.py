@@ -8,14 +8,13 @@ Miao et al., "Pose-Guided Feature Alignment for Occluded Person Re-Identificatio
 import os
 import pathlib
 
-from data_pipelines import entries
-from data_pipelines.entries import Counts, Entry, Split
+from data_pipelines.entries import SPLITS, Counts, Entry, Split, bad_file
 from data_pipelines.readers import market1501, sources
 from data_pipelines.readers.dukemtmc import WITHDRAWN
 from data_pipelines.readers.sources import AnyPath, DataSet
 from reid_jax.errors import UserError
 
-LISTS = {split: f"{split}.list" for split in entries.SPLITS}
+LISTS = {split: f"{split}.list" for split in SPLITS}
 """Split -> name of its list."""
 
 
@@ -81,7 +80,7 @@ def _split(path: AnyPath, split: str, images: dict[str, AnyPath]) -> Split:
 def _entry(image: AnyPath, split: str) -> Entry:
     entry = market1501.parse(image, split)
     if entry is None:
-        raise entries.bad_file(image, "a list names it as junk", "Correct the list")
+        raise bad_file(image, "a list names it as junk", "Correct the list")
     return entry
 
 
