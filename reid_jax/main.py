@@ -19,10 +19,10 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from reid_jax import export
 from reid_jax.benchmark import benchmark
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
+from reid_jax.export import export
 from reid_jax.runtime import compilation, processes
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.training import train

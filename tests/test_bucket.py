@@ -10,9 +10,10 @@ from jax import export as jax_export
 
 from data_pipelines import bucket as data_bucket
 from data_pipelines import prepare, prepared
-from reid_jax import export, storage
+from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
+from reid_jax.export import export
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime.metrics import MetricWriter
 from reid_jax.training import train

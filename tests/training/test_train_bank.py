@@ -8,8 +8,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from reid_jax import experiment, export
+from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.export import export
 from reid_jax.layers.memory_bank import EMPTY
 from reid_jax.runtime import checkpoint, sharding, workdir
 from reid_jax.training import train

@@ -12,9 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 from jax import export as jax_export
 
-from reid_jax import experiment, export
+from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
+from reid_jax.export import export
 from reid_jax.models.method import parameter_count
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.training import train
