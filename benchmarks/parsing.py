@@ -74,7 +74,7 @@ def measure(run: pathlib.Path) -> dict[str, Any]:
     protocol = experiment.build_protocols(config)[0]
     evaluator = evaluate.Evaluator(config, method, mesh)
     query, gallery = (
-        experiment.open_split(config, protocol.dataset, split)
+        experiment.open_split(config.data.data_dir, protocol.dataset, split)
         for split in (protocol.query_split, protocol.gallery_split)
     )
     embedded = (

@@ -123,7 +123,7 @@ def build_augment(config: Any) -> transforms.Augment:
     return transforms.build(fields.pop("steps"), fields)
 
 
-def open_split(config: Any, dataset: str, split: str) -> records.Records:
+def open_split(data_dir: str, dataset: str, split: str) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 
     Into a bucket nothing is rendered.
@@ -132,12 +132,12 @@ def open_split(config: Any, dataset: str, split: str) -> records.Records:
       UserError: if it is not prepared; the message names the command.
     """
     rendered = [n for n in prepared.joined_names(dataset) if n.startswith("synthetic/")]
-    if rendered and not storage.in_bucket(config.data.data_dir):
+    if rendered and not storage.in_bucket(data_dir):
         for name in rendered if jax.process_index() == 0 else ():
-            prepare.prepare(name, data_dir=config.data.data_dir)
+            prepare.prepare(name, data_dir=data_dir)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("data prepared")
-    return prepared.open_records(dataset, split, config.data.data_dir)
+    return prepared.open_records(dataset, split, data_dir)
 
 
 def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) -> None:
@@ -320,7 +320,7 @@ def open_training_data(config: Any) -> records.Records:
                 f"--config.evaluate_on={name}"
             )
     try:
-        return open_split(config, config.data.dataset, "train")
+        return open_split(config.data.data_dir, config.data.dataset, "train")
     except UserError as error:
         known = weights.KNOWN.get(config.pretrained)
         source = f"\nIts pretrained weights come from {known.url}." if known else ""

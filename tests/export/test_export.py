@@ -15,7 +15,7 @@ from jax import export as jax_export
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
-from reid_jax.export import export
+from reid_jax.export import card, export
 from reid_jax.models.method import parameter_count
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.training import train
@@ -109,6 +109,24 @@ def _run_card(folder: pathlib.Path, card: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_card_resizes_to_what_is_exported(toy_config):
+    """Where `config.data` differs from what the run was trained with."""
+    trained = {"seed": 0, "data.dataset": "tiny", "data.height": 32, "data.width": 16}
+    meta = {"method": toy_config.method, "stage": "first", "global_step": 3}
+    meta |= {"num_classes": 9, "best": None, "config": trained}
+    about = card.describe(
+        experiment.build_method(toy_config, num_classes=9),
+        {"params": {"kernel": np.zeros((2, 3))}},
+        meta,
+        image_size=(48, 24),
+        embedding={"vector": np.zeros((3, 6), np.float32)},
+    )
+    assert about["output"] == {"vector": "float32 [b, 6]"}
+    text = card.text(about, image_size=(48, 24))
+    assert "[b, 48, 24, 3]" in text
+    assert "cv2.resize(image, (24, 48))" in text  # width first, as OpenCV has it
 
 
 def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch):

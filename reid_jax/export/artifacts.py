@@ -1,0 +1,186 @@
+"""Self-contained artifacts, and the check that they equal the model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.export  # not loaded by `import jax`
+import numpy as np
+
+from reid_jax.errors import UserError
+from reid_jax.models.method import Embedding, Method, Variables
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+CHECKED_IMAGES = 3
+
+# Run by a Python that sees neither this library nor the current folder.
+_CHECK = """
+import json, pathlib, sys
+import jax, numpy as np
+from jax import export
+folder = pathlib.Path(sys.argv[1])
+assert not any(name.startswith("reid_jax") for name in sys.modules)
+stored = np.load(folder / "check.npz")
+worst = {}
+for call in json.loads((folder / "check.json").read_text()):
+    artifact = export.deserialize((folder / call["artifact"]).read_bytes())
+    given = jax.tree.unflatten(
+        artifact.in_tree, [stored[name] for name in call["given"]]
+    )
+    got = jax.tree.leaves(jax.jit(artifact.call)(*given[0], **given[1]))
+    wanted = [stored[name] for name in call["wanted"]]
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape)
+        gap = np.abs(np.asarray(a, np.float64) - b) / (1e-6 + 1e-5 * np.abs(b))
+        worst[call["artifact"]] = max(worst.get(call["artifact"], 0), gap.max())
+print(json.dumps(worst))
+sys.exit(any(not gap <= 1 for gap in worst.values()))
+"""
+
+
+def write(
+    folder: pathlib.Path,
+    method: Method,
+    variables: Variables,
+    *,
+    stage: str,
+    image_size: tuple[int, int],
+) -> Embedding:
+    """Serialises every function, with stored inputs and outputs to check it by.
+
+    Args:
+      folder: where `check` finds all of it.
+      method: whose functions.
+      variables: that they close over.
+      stage: whose pair scorer is one of them, if it has one.
+      image_size: height and width.
+
+    Returns:
+      the Embedding that it is checked by.
+    """
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (CHECKED_IMAGES, *image_size, 3), np.uint8)
+    inputs = {
+        "camera": np.zeros(CHECKED_IMAGES, np.int32),
+        "parts": rng.integers(0, 9, (CHECKED_IMAGES, *image_size), np.uint8),
+    }
+
+    def add_images(
+        name: str, function: Callable[..., Any], names: Sequence[str]
+    ) -> Any:
+        def named(images: jax.Array, *rest: jax.Array) -> Any:
+            return function(variables, images, **dict(zip(names, rest, strict=True)))
+
+        given = [images, *(inputs[name] for name in names)]
+        return recorder.add(name, named, ["b"] * len(given), *given)
+
+    recorder = _Recorder(folder)
+    embedding = add_images("embed", method.embed, method.embed_inputs)
+    one = jax.tree.map(lambda x: x[:1], embedding)
+    recorder.add("distance", method.distance, ["q", "g"], one, embedding)
+    scorer = method.pair_scorer(stage)
+    if scorer is not None:
+        maps = add_images("pair_maps", scorer.pair_maps, scorer.inputs)
+        query = jax.tree.map(lambda x: x[:1], maps)
+        candidates = jax.tree.map(lambda x: x[None], maps)
+        recorder.add(
+            "score_pairs",
+            lambda query, candidates: scorer.score_pairs(variables, query, candidates),
+            ["q", "qk"],
+            query,
+            candidates,
+        )
+    recorder.close()
+    return embedding
+
+
+class _Recorder:
+    """Serialises functions and keeps what each should return."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._arrays: dict[str, np.ndarray] = {}
+        self._calls: list[dict[str, Any]] = []
+
+    def add(
+        self, name: str, function: Callable[..., Any], axes: list[str], *example: Any
+    ) -> Any:
+        """Exports `function` for any sizes of its leading axes.
+
+        Args:
+          name: of the artifact.
+          function: of pytrees of arrays.
+          axes: for each argument its leading axes, one letter each: "b", or "qk";
+            equal letters are equal sizes.
+          *example: arguments to check it by.
+
+        Returns:
+          what `function` returns at `example`.
+        """
+        jitted = jax.jit(function)
+        scope = jax.export.SymbolicScope()
+        shapes = [
+            jax.tree.map(functools.partial(_symbolic, ",".join(letters), scope), given)
+            for letters, given in zip(axes, example, strict=True)
+        ]
+        artifact = jax.export.export(jitted, platforms=PLATFORMS)(*shapes)
+        file = f"{name}.jaxexport"
+        (self._folder / file).write_bytes(bytes(artifact.serialize()))
+        result = jax.tree.map(np.asarray, jitted(*example))
+        self._calls.append(
+            {
+                "artifact": file,
+                "given": self._keep(example),
+                "wanted": self._keep(result),
+            }
+        )
+        return result
+
+    def _keep(self, tree: Any) -> list[str]:
+        names = []
+        for leaf in jax.tree.leaves(tree):
+            names.append(str(len(self._arrays)))
+            self._arrays[names[-1]] = np.asarray(leaf)
+        return names
+
+    def close(self) -> None:
+        """Writes the inputs and outputs for the fresh process."""
+        np.savez(self._folder / "check.npz", **self._arrays)
+        (self._folder / "check.json").write_text(json.dumps(self._calls))
+
+
+def _symbolic(
+    letters: str, scope: jax.export.SymbolicScope, array: Any
+) -> jax.ShapeDtypeStruct:
+    """The shape of `array` with symbols for its leading axes."""
+    leading = jax.export.symbolic_shape(letters, scope=scope)
+    return jax.ShapeDtypeStruct((*leading, *array.shape[len(leading) :]), array.dtype)
+
+
+def check(folder: pathlib.Path) -> None:
+    """Runs what `write` wrote in a fresh process.
+
+    Raises:
+      UserError: unless every artifact returns what the model does.
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _CHECK, str(folder.resolve())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(
+            "the exported artifacts do not equal the model; nothing was exported. "
+            f"Differences over tolerance (1 is the limit): {done.stdout.strip()}\n"
+            f"{done.stderr.strip()[-2000:]}"
+        )
+    for name in ("check.npz", "check.json"):
+        (folder / name).unlink()

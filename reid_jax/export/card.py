@@ -1,0 +1,197 @@
+"""What an export says of itself: `export.json` and the model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from reid_jax.export.artifacts import PLATFORMS
+from reid_jax.models.method import (
+    Embedding,
+    Method,
+    PairScorer,
+    Variables,
+    parameter_count,
+)
+
+
+def describe(
+    method: Method,
+    variables: Variables,
+    meta: dict[str, Any],
+    *,
+    image_size: tuple[int, int],
+    embedding: Embedding,
+) -> dict[str, Any]:
+    """The content of `export.json`.
+
+    Args:
+      method: what is exported.
+      variables: of it.
+      meta: of its checkpoint.
+      image_size: height and width that it takes.
+      embedding: of some images.
+    """
+    height, width = image_size
+    best = meta["best"] or {"entries": []}
+    kinds = {
+        "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
+        "camera": "int32 [b], the training set's number of the camera",
+        "parts": f"uint8 [b, {height}, {width}], part classes",
+    }
+    return {
+        "method": meta["method"],
+        "stage": meta["stage"],
+        "step": meta["global_step"],
+        "parameters": parameter_count(variables),
+        "trained_on": meta["config"]["data.dataset"],
+        "training_identities": meta["num_classes"],
+        "input": {name: kinds[name] for name in ("images", *method.embed_inputs)},
+        "output": _arrays(embedding),
+        **_pairs(method.pair_scorer(meta["stage"]), kinds),
+        "platforms": list(PLATFORMS),
+        "versions": {"jax": jax.__version__},
+        "results": [
+            entry
+            for entry in best["entries"]
+            if entry["step"] == meta["global_step"] and "metrics" in entry
+        ],
+        "config": meta["config"],
+    }
+
+
+def _pairs(scorer: PairScorer | None, kinds: dict[str, str]) -> dict[str, Any]:
+    """What is said of a pair model beside."""
+    if scorer is None:
+        return {}
+    return {
+        "pair_input": {name: kinds[name] for name in ("images", *scorer.inputs)},
+        "pair_candidates": scorer.top_k or "all",
+    }
+
+
+def _arrays(embedding: Embedding) -> dict[str, str]:
+    """Type and shape of each, b for the batch."""
+    return {
+        name: f"{x.dtype} [b{''.join(f', {n}' for n in x.shape[1:])}]"
+        for name, x in embedding.items()
+    }
+
+
+def text(about: dict[str, Any], *, image_size: tuple[int, int]) -> str:
+    """The model card, in Markdown.
+
+    Args:
+      about: from `describe`.
+      image_size: height and width that the artifacts take.
+    """
+    sections = _facts(about), _use(about, image_size) + _lasting(about), LIMITS
+    return "\n".join(sections)
+
+
+def _facts(about: dict[str, Any]) -> str:
+    """What was trained on what, and its results."""
+    rows = [
+        f"| {entry['protocol']} | "
+        + ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
+        + f" | {entry['valid_queries']} |"
+        for entry in about["results"]
+    ] or ["| (this step was not evaluated) | | |"]
+    outputs = ", ".join(f"{name} {kind}" for name, kind in about["output"].items())
+    return f"""# {about["method"].rsplit(".", 1)[-1]}, trained on {about["trained_on"]}
+
+A person re-identification extractor.
+
+| | |
+|---|---|
+| parameters | {about["parameters"]:,} |
+| trained on | {about["trained_on"]}, {about["training_identities"]} identities |
+| step | {about["step"]}, stage `{about["stage"]}`, seed {about["config"]["seed"]} |
+| input | {about["input"]["images"]}; normalised inside |
+| embedding | a dict: {outputs} |
+
+| protocol | result | valid queries |
+|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def _use(about: dict[str, Any], image_size: tuple[int, int]) -> str:
+    """How images are embedded and compared."""
+    height, width = image_size
+    inputs = about["input"]
+    return f"""## Use
+
+With `pip install jax flatbuffers opencv-python-headless`, in this folder:
+
+```python
+import pathlib
+import cv2
+import jax
+import numpy as np
+from jax import export
+
+def load(path):
+    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    return cv2.resize(image, ({width}, {height}))  # bilinear
+
+embed = export.deserialize(pathlib.Path("embed.jaxexport").read_bytes())
+distance = export.deserialize(pathlib.Path("distance.jaxexport").read_bytes())
+
+images = np.stack([load(path) for path in ["a.jpg", "b.jpg"]])
+embedding = jax.jit(embed.call)({", ".join(inputs)})
+print(jax.jit(distance.call)(embedding, embedding))  # smaller is more alike
+```
+
+{_notes(inputs)}{_use_of_pairs(about)}"""
+
+
+def _lasting(about: dict[str, Any]) -> str:
+    """Where the artifacts run, and for how long."""
+    platforms = ", ".join(about["platforms"])
+    return f"""The artifacts run on {platforms} with any batch size.
+They were written by jax {about["versions"]["jax"]} and checked against the model in a
+fresh process. JAX promises to read them for six months; `params/` is the lasting record
+(Orbax), to be used with reid_jax and the config in `export.json`.
+"""
+
+
+LIMITS = """## Limits
+
+Trained and measured on the data named above, and on nothing else. Re-identification is
+surveillance technology: similarity is no proof of identity, errors differ between
+groups of people and between cameras, and most places regulate its use. Decide whether
+it may be used before deciding how.
+"""
+
+
+def _notes(inputs: dict[str, str]) -> str:
+    """What the inputs beside the images are."""
+    further = {name: kind for name, kind in inputs.items() if name != "images"}
+    return "".join(f"`{name}`: {kind}. " for name, kind in further.items())
+
+
+def _use_of_pairs(about: dict[str, Any]) -> str:
+    """How a pair model's second look at pairs is used; "" for other models."""
+    if "pair_input" not in about:
+        return ""
+    candidates, inputs = about["pair_candidates"], about["pair_input"]
+    which = "all of the gallery" if candidates == "all" else f"the {candidates} nearest"
+    return f"""The results above include a second look at pairs of images: {which}
+of each query. It compares maps of images, which are larger than embeddings:
+
+```python
+pair_maps = export.deserialize(pathlib.Path("pair_maps.jaxexport").read_bytes())
+score_pairs = export.deserialize(pathlib.Path("score_pairs.jaxexport").read_bytes())
+
+maps = jax.jit(pair_maps.call)({", ".join(inputs)})
+query = jax.tree.map(lambda x: x[:1], maps)  # [q, ...]
+candidates = jax.tree.map(lambda x: x[None], maps)  # [q, k, ...]
+print(jax.jit(score_pairs.call)(query, candidates))  # [q, k]
+```
+
+{_notes(inputs)}How the scores change a ranking by distance is the method's `fuse`, in
+reid_jax.
+
+"""
