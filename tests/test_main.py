@@ -28,6 +28,7 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
         ((), "no --config; for a first run:"),
         (("--config=configs/aaformed.py",), "aaformed.py"),
         ((DEMO + "x",), "unknown config argument ':demox'; known: :demo"),
+        (("--config=configs/aaformed.py", "--config.seed=1"), "aaformed.py"),
         ((DEMO, "--config.model.widht=3"), "width"),
         ((DEMO, "--config.model.width=wide"), "width"),
         ((DEMO, "--mode=trian"), "train"),
@@ -61,6 +62,23 @@ def test_the_papers_config_without_data_or_weights_says_what_to_do(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def _imported(*modules):
+    """What a fresh process has loaded after these."""
+    code = f"import sys; import {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
 def test_no_tensorflow_is_imported():
-    code = "import sys; import reid_jax.main; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
+    verbs = ("training.train", "evaluation.evaluate", "export.export")
+    verbs += ("benchmark.benchmark", "main")
+    assert "tensorflow" not in _imported(*(f"reid_jax.{verb}" for verb in verbs))
+
+
+def test_flags_are_answered_before_anything_heavy_is_imported():
+    heavy = {"flax", "grain", "matplotlib", "orbax", "tensorflow_datasets"}
+    assert not heavy & _imported("reid_jax.main")
+    assert "jax" not in _imported("reid_jax")

@@ -1,0 +1,82 @@
+"""The flags of a command line, with a config's mistakes as messages of their own."""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import runpy
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from reid_jax.errors import UserError
+from reid_jax.runtime import workdir
+
+
+def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]:
+    """A parser for `absl.app.run`.
+
+    Args:
+      argv: of the process.
+      config: the flag that names a file of `configs/`.
+      about: what `--help` begins with.
+
+    Returns:
+      the arguments that are no flags.
+
+    Raises:
+      UserError: for a flag, a config, an argument after its colon or a field of it that
+        does not exist or cannot be read.
+    """
+    if "--help" in argv:
+        print(f"{about}\nFields of a config: configs/common.py.\n")
+        print(flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+        if config.value is not None:
+            _ = config.value.name  # A file that cannot be read shows when it is used.
+        return rest
+    except OSError as error:
+        raise UserError(_absent(config.name)) from error
+    except (AttributeError, KeyError) as error:
+        for arg in argv:
+            if arg.startswith("--config."):
+                _check_field(arg, _without_overrides(argv))
+        raise UserError(f"--config: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config: {error}") from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+
+
+def _absent(flag: str) -> str:
+    """What is said of a file that cannot be read: which ones can."""
+    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag]))
+    folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
+    there = sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem != "common")
+    return (
+        f"--config={path} cannot be read; in {folder} there are: "
+        f"{', '.join(there) or 'no configs'}"
+    )
+
+
+def _without_overrides(argv: list[str]) -> dict[str, Any]:
+    """The fields of the command line's config as its file has them."""
+    (value,) = (a.removeprefix("--config=") for a in argv if a.startswith("--config="))
+    path, _, argument = value.partition(":")
+    return runpy.run_path(path)["get_config"](argument).to_dict()
+
+
+def _check_field(override: str, config: dict[str, Any]) -> None:
+    """Raises UserError if `--config.a.b=value` names no field; says which is near."""
+    name = override.removeprefix("--config.").partition("=")[0]
+    known = workdir.flatten(config)
+    stem = name.partition("[")[0]
+    if stem in known or any(field.startswith(stem + ".") for field in known):
+        return
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"the config has no field {name}{hint}")
