@@ -110,9 +110,7 @@ def make_step(
 ) -> StepFunction:
     """The training step of a stage: (state, global batch) -> (state, scalar metrics).
 
-    To be jitted over a mesh; everything in it sees the whole batch. Parameters that
-    `layout` splits are gathered to be used, and their gradients split again: left to
-    itself, the compiler moves activations between the devices as well.
+    To be jitted over a mesh; everything in it sees the whole batch.
 
     Args:
       method: to train.
@@ -122,34 +120,11 @@ def make_step(
       steps_per_epoch: batches in an epoch.
       layout: of the states, from `state_layout`; None where there is no mesh.
     """
-    mesh = layout.step.mesh if layout else None
-    whole, split = (sharding.replicated(mesh), layout.params) if mesh else (None, None)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        def objective(
-            params: Any, collections: Any, batch: Batch, key: jax.Array
-        ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-            params = sharding.constrain(params, whole)
-            loss, metrics, new = method.objective(
-                {"params": params, **collections},
-                batch,
-                rng=key,
-                epoch=state.step.astype(jnp.float32) / steps_per_epoch,
-                stage=stage.name,
-            )
-            return loss, ({"loss": loss, **metrics}, {**collections, **new})
-
-        def differentiate(*inputs: Any) -> tuple[Any, Any]:
-            gradients, rest = jax.grad(objective, has_aux=True)(state.params, *inputs)
-            return sharding.constrain(gradients, split), rest
-
-        inputs = state.collections, batch, jax.random.fold_in(state.rng, state.step)
-        if stage.micro_batches > 1:
-            gradients, (metrics, collections) = _over_parts(
-                differentiate, *inputs, params=state.params, stage=stage, mesh=mesh
-            )
-        else:
-            gradients, (metrics, collections) = differentiate(*inputs)
+        gradients, (metrics, collections) = _differentiate(
+            method, stage, state, batch, steps_per_epoch=steps_per_epoch, layout=layout
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             **metrics,
@@ -167,6 +142,46 @@ def make_step(
         )
 
     return step
+
+
+def _differentiate(
+    method: Method,
+    stage: Stage,
+    state: TrainState,
+    batch: Batch,
+    *,
+    steps_per_epoch: int,
+    layout: TrainState | None,
+) -> tuple[Any, tuple[dict[str, jax.Array], Any]]:
+    """Gradients of the objective, its metrics, and the collections after the batch.
+
+    Parameters that `layout` splits are gathered to be used, and their gradients split
+    again: left to itself, the compiler moves activations between the devices as well.
+    """
+    mesh = layout.step.mesh if layout else None
+    whole, split = (sharding.replicated(mesh), layout.params) if mesh else (None, None)
+
+    def objective(
+        params: Any, collections: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        params = sharding.constrain(params, whole)
+        loss, metrics, new = method.objective(
+            {"params": params, **collections},
+            batch,
+            rng=key,
+            epoch=state.step.astype(jnp.float32) / steps_per_epoch,
+            stage=stage.name,
+        )
+        return loss, ({"loss": loss, **metrics}, {**collections, **new})
+
+    def of_rows(*inputs: Any) -> tuple[Any, Any]:
+        gradients, rest = jax.grad(objective, has_aux=True)(state.params, *inputs)
+        return sharding.constrain(gradients, split), rest
+
+    inputs = state.collections, batch, jax.random.fold_in(state.rng, state.step)
+    if stage.micro_batches == 1:
+        return of_rows(*inputs)
+    return _over_parts(of_rows, *inputs, params=state.params, stage=stage, mesh=mesh)
 
 
 def _over_parts(

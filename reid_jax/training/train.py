@@ -16,9 +16,7 @@ from tqdm import tqdm
 
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
-from data_pipelines.sampling import PKPlan
 from reid_jax import experiment
-from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
@@ -87,7 +85,6 @@ class _Run:
 
     config: Any
     workdir: str
-    records: Records
     num_classes: int
     mesh: jax.sharding.Mesh
     method: Method
@@ -107,13 +104,8 @@ class _Run:
         mesh = sharding.make_mesh()
         num_classes = len(np.unique(records.person[records.person > 0]))
         method = experiment.build_method(config, num_classes=num_classes)
-        experiment.check_parts(method, records, method.train_inputs)
-        stages = experiment.build_stages(config, method)
-        for stage in stages:
-            field = f"config.stages.{stage.name}.identities"
-            experiment.check_split(stage, mesh, field=field)
-            _plan(records, stage, config.seed)
-        batches = TrainingBatches(config, records, method, mesh)
+        stages = _checked_stages(config, method, mesh)
+        batches = _batches(config, records, method, stages, mesh)
         evaluator = evaluate.Evaluator(config, method, mesh)
         protocols = experiment.build_protocols(config)
         for protocol in protocols:
@@ -131,7 +123,6 @@ class _Run:
         return cls(
             config=config,
             workdir=workdir,
-            records=records,
             num_classes=num_classes,
             mesh=mesh,
             method=method,
@@ -219,13 +210,9 @@ class _StageLoop:
     def __init__(self, run: _Run, stage: Stage, notice: PreemptionNotice):
         self._run, self._stage, self._notice = run, stage, notice
         self._config = config = run.config
-        plan = _plan(run.records, stage, config.seed)
-        self._plan = plan
-        self._total = max(1, round(stage.epochs * plan.steps_per_epoch))
-        self._offset = sum(
-            max(1, round(s.epochs * _plan(run.records, s, config.seed).steps_per_epoch))
-            for s in run.stages[: stage.index]
-        )
+        self._steps_per_epoch = run.batches.steps_per_epoch(stage)
+        self._total = run.batches.steps(stage)
+        self._offset = sum(map(run.batches.steps, run.stages[: stage.index]))
         self._resumed = run.resumed and stage.index == run.start.stage_index
         self._start = run.start.step if self._resumed else 0
         self._program = StageProgram(
@@ -233,7 +220,7 @@ class _StageLoop:
             stage,
             run.mesh,
             shapes=experiment.example_batch(config, run.stages[0].micro_batch_size),
-            steps_per_epoch=plan.steps_per_epoch,
+            steps_per_epoch=self._steps_per_epoch,
             seed=config.seed,
             shard_parameters=config.shard_parameters,
         )
@@ -315,7 +302,7 @@ class _StageLoop:
         raise _Stopped(f"stopped at step {self._offset + step}, saved; {how_on}")
 
     def _due(self, step: int, every_epochs: float) -> bool:
-        every = round(every_epochs * self._plan.steps_per_epoch)
+        every = round(every_epochs * self._steps_per_epoch)
         return every > 0 and step % every == 0
 
     def _save(self, step: int, state: TrainState, data: Loader) -> None:
@@ -331,9 +318,7 @@ class _StageLoop:
         own state is read back where the processes are the ones that saved it.
         """
         run = self._run
-        data = run.batches.of_stage(
-            self._plan, stage_index=self._stage.index, start_step=self._start
-        )
+        data = run.batches.of_stage(self._stage, start_step=self._start)
         if self._resumed and run.checkpoints.meta()["process_count"] == (
             jax.process_count()
         ):
@@ -351,17 +336,36 @@ class _StageLoop:
         )
 
 
-def _plan(records: Records, stage: Stage, seed: int) -> PKPlan:
-    try:
-        return PKPlan(
-            records.person,
-            identities=stage.identities,
-            images_per_identity=stage.images_per_identity,
-            # Stages draw different batches.
-            seed=seed + (stage.index << 20),
-        )
-    except UserError as error:
-        raise UserError(str(error).replace("<stage>", stage.name)) from error
+def _checked_stages(
+    config: Any, method: Method, mesh: jax.sharding.Mesh
+) -> tuple[Stage, ...]:
+    """The stages, whose batches the mesh divides."""
+    stages = experiment.build_stages(config, method)
+    for stage in stages:
+        field = f"config.stages.{stage.name}.identities"
+        experiment.check_split(stage, mesh, field=field)
+    return stages
+
+
+def _batches(
+    config: Any,
+    records: Records,
+    method: Method,
+    stages: tuple[Stage, ...],
+    mesh: jax.sharding.Mesh,
+) -> TrainingBatches:
+    experiment.check_parts(method, records, method.train_inputs)
+    return TrainingBatches(
+        records,
+        stages,
+        mesh,
+        augment=experiment.build_augment(config),
+        image_size=experiment.image_size(config),
+        with_parts="parts" in method.train_inputs,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        resident_bytes=config.data.resident_bytes,
+    )
 
 
 def _shared_score(entries: list[dict[str, Any]]) -> float:
