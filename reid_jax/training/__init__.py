@@ -1,1 +1,1 @@
-"""The training loop, its compiled step, and where its batches come from."""
+"""The training loop, the run it belongs to, its compiled step and its batches."""
