@@ -84,7 +84,9 @@ def main(argv: Sequence[str]) -> None:
         ("colour histogram, middle half", ColourHistogram(0.5), {}),
         ("untrained network", network, variables),
     ):
-        evaluator = evaluate.Evaluator(config, method, mesh)
+        evaluator = evaluate.Evaluator(
+            method, mesh, experiment.build_evaluation(config)
+        )
         replicated = jax.device_put(given, sharding.replicated(mesh))
         entry = evaluator.evaluate(
             replicated, protocol, stage=network.stages[0], step=0

@@ -27,7 +27,7 @@ from data_pipelines import loader
 from data_pipelines.records import Records
 from reid_jax import experiment
 from reid_jax.errors import UserError
-from reid_jax.evaluation import evaluate
+from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.scoring import Ranking
 from reid_jax.losses.parsing import UNLABELLED, part_targets
 from reid_jax.models.method import Embedding, Method, Variables
@@ -72,14 +72,19 @@ def measure(run: pathlib.Path) -> dict[str, Any]:
     mesh = sharding.make_mesh()
     method, variables = experiment.restore(config, folder, mesh)
     protocol = experiment.build_protocols(config)[0]
-    evaluator = evaluate.Evaluator(config, method, mesh)
+    embed = Embedder(
+        method,
+        mesh,
+        image_size=experiment.image_size(config),
+        batch_size=config.evaluation.batch_size,
+    )
     query, gallery = (
         experiment.open_split(config.data.data_dir, protocol.dataset, split)
         for split in (protocol.query_split, protocol.gallery_split)
     )
     embedded = (
-        evaluator.embed_records(variables, query, "query"),
-        evaluator.embed_records(variables, gallery, "gallery"),
+        embed(variables, query, "query"),
+        embed(variables, gallery, "gallery"),
     )
     figures: dict[str, Any] = {"protocol": protocol.name, "checkpoint": folder.name}
     if method.regions == "parsing":

@@ -52,6 +52,27 @@ class Stage:
         return self.batch_size // self.micro_batches
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+    """Where an evaluation finds its data, and how much it does at once.
+
+    Attributes:
+      data_dir: of the prepared data sets.
+      image_size: (height, width) of the images.
+      batch_size: images that are embedded at once, over all devices.
+      query_block: queries that are ranked at once.
+      pair_block: of a pair model, candidates that are scored at once.
+      map_cache_bytes: of a pair model, disk for the gallery's maps.
+    """
+
+    data_dir: str
+    image_size: tuple[int, int]
+    batch_size: int
+    query_block: int
+    pair_block: int
+    map_cache_bytes: int
+
+
 def image_size(config: Any) -> tuple[int, int]:
     """(height, width) that images are resized to."""
     return config.data.height, config.data.width
@@ -157,6 +178,19 @@ def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) 
             "classes and config.model.part_kind together (see "
             "data_pipelines/part_labels/groupings.py)"
         )
+
+
+def build_evaluation(config: Any) -> EvaluationSpec:
+    """How the config's methods are evaluated."""
+    chosen = config.evaluation
+    return EvaluationSpec(
+        data_dir=config.data.data_dir,
+        image_size=image_size(config),
+        batch_size=chosen.batch_size,
+        query_block=chosen.query_block,
+        pair_block=chosen.pair_block,
+        map_cache_bytes=chosen.map_cache_bytes,
+    )
 
 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:

@@ -139,12 +139,12 @@ def _evaluate(config: Any, workdir: str) -> None:
 
 def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
     """What a run that has been evaluated prints at its end."""
-    from reid_jax.evaluation import evaluate
+    from reid_jax.evaluation import results
 
     if jax.process_index() != 0 or not entries:
         return
     for entry in entries:
-        print(evaluate.summary(entry))
+        print(results.summary(entry))
     print(f"results in {workdir}/results.json, pictures in {workdir}/pictures")
 
 

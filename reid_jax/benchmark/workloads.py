@@ -21,7 +21,7 @@ from reid_jax import experiment
 from reid_jax.benchmark import random_data
 from reid_jax.benchmark.flops import count_flops
 from reid_jax.benchmark.sweep import Point, share_of_device
-from reid_jax.evaluation.evaluate import embed_function
+from reid_jax.evaluation.embedding import embed_function
 from reid_jax.evaluation.pairs import PairNetwork
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Batch, Method, PairScorer, Variables

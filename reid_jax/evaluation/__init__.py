@@ -1,1 +1,1 @@
-"""Embedding, ranking and reporting; the second look of pair models."""
+"""Embedding, ranking, the second look of pair models; figures, entries and pictures."""

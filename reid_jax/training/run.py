@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import experiment
-from reid_jax.evaluation import evaluate
+from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
@@ -60,7 +60,9 @@ class Run:
         method = experiment.build_method(config, num_classes=num_classes)
         stages = _checked_stages(config, method, mesh)
         batches = _batches(config, records, method, stages, mesh)
-        evaluator = evaluate.Evaluator(config, method, mesh)
+        evaluator = evaluate.Evaluator(
+            method, mesh, experiment.build_evaluation(config)
+        )
         protocols = experiment.build_protocols(config)
         for protocol in protocols:
             evaluator.check(protocol)
@@ -109,7 +111,7 @@ class Run:
             picture_root=folder if pictures else None,
         )
         for entry in entries if jax.process_index() == 0 else ():
-            tqdm.write(f"step {step}  {evaluate.summary(entry)}")
+            tqdm.write(f"step {step}  {results.summary(entry)}")
             figures = entry["metrics"].items()
             self.writer.write(
                 step, {f"{entry['protocol']}/{name}": value for name, value in figures}
@@ -129,7 +131,7 @@ class Run:
         entries = self.evaluate(state, stage, step, pictures=True)
         for entry, best in zip(entries, self.best["entries"], strict=True):
             entry["best"] = {"step": best["step"], "metrics": best.get("metrics")}
-        evaluate.write_results(self.workdir, entries)
+        results.write(self.workdir, entries)
         return entries
 
     def meta(self, stage: Stage, position: Position) -> dict[str, Any]:

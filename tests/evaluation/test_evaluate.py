@@ -11,7 +11,8 @@ from data_pipelines import loader
 from data_pipelines.prepared import open_records
 from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
-from reid_jax.evaluation import evaluate, scoring
+from reid_jax.evaluation import evaluate, results, scoring
+from reid_jax.evaluation.embedding import Embedder
 from reid_jax.runtime import sharding
 from tests import toy_method
 from tests.variables import random_variables
@@ -84,7 +85,9 @@ def test_metrics_are_those_of_the_definition(toy_config, stage, top_k, inputs, d
     wanted = _rank1_and_map(keys, query, gallery)
 
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    evaluator = evaluate.Evaluator(toy_config, method, mesh)
+    evaluator = evaluate.Evaluator(
+        method, mesh, experiment.build_evaluation(toy_config)
+    )
     (entry,) = evaluate.evaluate_protocols(
         evaluator,
         experiment.build_protocols(toy_config),
@@ -122,7 +125,7 @@ def test_results_of_other_steps_protocols_and_fields_are_kept(tmp_path):
     first, other = entry("a", 0.1, best={"step": 1}), entry("b", 0.3)
     changed = entry("a", 0.4, changed={"model.assignment": "nn"})
     for written in (first, other, changed, entry("a", 0.2)):
-        evaluate.write_results(str(tmp_path), [written])
+        results.write(str(tmp_path), [written])
     wanted = [other, changed, entry("a", 0.2, best={"step": 1})]
     assert json.loads((tmp_path / "results.json").read_text()) == wanted
 
@@ -133,9 +136,8 @@ def test_embeddings_do_not_depend_on_the_batch_size(toy_config, toy):
     mesh = sharding.make_mesh(jax.devices()[:1])
     rows = []
     for size in (1, 7, 64):
-        toy_config.evaluation.batch_size = size
-        evaluator = evaluate.Evaluator(toy_config, method, mesh)
-        rows.append(evaluator.embed_records(variables, records, "gallery")["vector"])
+        embed = Embedder(method, mesh, image_size=(32, 16), batch_size=size)
+        rows.append(embed(variables, records, "gallery")["vector"])
     assert rows[0].shape == (len(records), 6)
     np.testing.assert_allclose(rows[1], rows[0], atol=1e-6)
     np.testing.assert_allclose(rows[2], rows[0], atol=1e-6)
@@ -143,7 +145,7 @@ def test_embeddings_do_not_depend_on_the_batch_size(toy_config, toy):
 
 def _evaluate(config, method, variables, *, stage="second", **options):
     mesh = sharding.make_mesh()
-    evaluator = evaluate.Evaluator(config, method, mesh)
+    evaluator = evaluate.Evaluator(method, mesh, experiment.build_evaluation(config))
     (protocol,) = experiment.build_protocols(config)
     variables = jax.device_put(variables, sharding.replicated(mesh))
     return evaluator.evaluate(variables, protocol, stage=stage, step=7, **options)
@@ -162,7 +164,9 @@ def test_pair_networks_are_compiled_once(toy_config, toy, monkeypatch):
     method, variables = toy
     mesh = sharding.make_mesh()
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    evaluator = evaluate.Evaluator(toy_config, method, mesh)
+    evaluator = evaluate.Evaluator(
+        method, mesh, experiment.build_evaluation(toy_config)
+    )
     (protocol,) = experiment.build_protocols(toy_config)
     first, again = (
         evaluator.evaluate(variables, protocol, stage="second", step=step)
@@ -303,11 +307,11 @@ def test_examples_of_short_lists(toy_config, monkeypatch):
 def test_a_camera_filter_without_common_cameras_is_reported_as_none(toy_config):
     (protocol,) = experiment.build_protocols(toy_config)
     query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
-    entry = scoring.describe(protocol, query, gallery, 7)
+    entry = results.describe(protocol, query, gallery, 7)
     assert entry["camera_filter"] is True
     # As a table without cameras is stored: one for queries, another for the gallery.
     query.camera, gallery.camera = 0 * query.camera, 0 * gallery.camera + 1
-    entry = scoring.describe(protocol, query, gallery, 7)
+    entry = results.describe(protocol, query, gallery, 7)
     assert entry["camera_filter"] is False
     json.dumps(entry)
 

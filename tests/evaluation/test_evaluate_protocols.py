@@ -10,7 +10,7 @@ import pytest
 from data_pipelines import loader, prepare, prepared, protocols
 from reid_jax import experiment
 from reid_jax.errors import UserError
-from reid_jax.evaluation import evaluate
+from reid_jax.evaluation import evaluate, results
 from reid_jax.retrieval.labels import Labels
 from reid_jax.runtime import sharding
 from reid_jax.training import train
@@ -68,7 +68,7 @@ def test_single_shot_is_the_mean_over_drawn_galleries(config):
     )
     mesh = sharding.make_mesh()
     single, multi = evaluate.evaluate_protocols(
-        evaluate.Evaluator(config, method, mesh),
+        evaluate.Evaluator(method, mesh, experiment.build_evaluation(config)),
         experiment.build_protocols(config),
         jax.device_put(variables, sharding.replicated(mesh)),
         stage="first",
@@ -91,7 +91,7 @@ def test_other_numbers_of_queries_are_noted(config):
     example = {"image": np.zeros((8, 32, 16, 3), np.uint8)}
     mesh = sharding.make_mesh()
     other, own = evaluate.evaluate_protocols(
-        evaluate.Evaluator(config, method, mesh),
+        evaluate.Evaluator(method, mesh, experiment.build_evaluation(config)),
         experiment.build_protocols(config),
         jax.device_put(
             random_variables(method.init, example), sharding.replicated(mesh)
@@ -100,7 +100,7 @@ def test_other_numbers_of_queries_are_noted(config):
         step=1,
     )
     assert "the published occluded_reid has 1000 valid queries" in other["note"]
-    assert "18 queries; the published" in evaluate.summary(other)
+    assert "18 queries; the published" in results.summary(other)
     assert "note" not in own
 
 
@@ -108,7 +108,9 @@ def test_part_labels_that_pairs_need_are_checked_for(config):
     config.model.pair_inputs = ("parts",)
     config.evaluate_on = ("tiny", "occluded_reid")
     method = experiment.build_method(config, num_classes=9)
-    evaluator = evaluate.Evaluator(config, method, sharding.make_mesh())
+    evaluator = evaluate.Evaluator(
+        method, sharding.make_mesh(), experiment.build_evaluation(config)
+    )
     labelled, bare = experiment.build_protocols(config)
     evaluator.check(labelled)
     evaluator.check(bare, ("first",))  # no pairs there
@@ -130,7 +132,7 @@ def test_a_trained_model_on_two_protocols(config, tmp_path):
         assert 0 < entry["metrics"]["mAP"] <= 1
         assert set(entry["metrics_before_pairs"]) == set(entry["metrics"])
         before = entry["metrics_before_pairs"]["mAP"]
-        assert f"; before pairs: mAP {before:.1%}" in evaluate.summary(entry)
+        assert f"; before pairs: mAP {before:.1%}" in results.summary(entry)
         folder = after / "pictures" / entry["protocol"].replace(":", "-")
         assert (folder / "ranking.png").exists()
 

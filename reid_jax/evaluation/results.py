@@ -1,0 +1,72 @@
+"""Entries of `results.json`: what they say, how they are kept, a line for each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from data_pipelines.protocols import Protocol
+from data_pipelines.records import Records
+from reid_jax.runtime import workdir as workdirs
+
+
+def describe(
+    protocol: Protocol, query: Records, gallery: Records, step: int
+) -> dict[str, Any]:
+    """What an entry of `results.json` says beside its figures.
+
+    The camera filter is false as well where no camera took both queries and gallery
+    images: it leaves nothing out.
+    """
+    shared = np.intersect1d(query.camera, gallery.camera).size > 0
+    entry = {
+        "dataset": protocol.dataset,
+        "protocol": protocol.name,
+        "step": step,
+        "ap": protocol.ap,
+        "camera_filter": protocol.camera_filter and shared,
+        "shots": "single" if protocol.single_shot else "all",
+        "query_images": len(query),
+        "gallery_images": len(gallery),
+    }
+    if protocol.single_shot:
+        entry |= {"repeats": protocol.repeats, "seed": protocol.seed}
+    return entry
+
+
+def write(workdir: str, entries: list[dict[str, Any]]) -> None:
+    """Writes `results.json` (process 0 only).
+
+    Entries of other protocols, steps and model fields that are there stay; one of the
+    same is replaced, but keeps the `best` of its run.
+    """
+    if jax.process_index() != 0:
+        return
+    path = epath.Path(workdir) / "results.json"
+    old = workdirs.read_json(path) if path.exists() else []
+    merged = {_identity(entry): entry for entry in old}
+    for entry in entries:
+        before = merged.pop(_identity(entry), {})
+        best = {"best": before["best"]} if "best" in before else {}
+        merged[_identity(entry)] = best | entry
+    workdirs.write_json(path, list(merged.values()))
+
+
+def _identity(entry: dict[str, Any]) -> str:
+    """What makes an entry of the results another one."""
+    names = ("protocol", "step", "ap", "camera_filter", "changed")
+    return json.dumps([entry.get(name) for name in names])
+
+
+def summary(entry: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    figures = ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
+    note = f"; {entry['note']}" if "note" in entry else ""
+    before = entry.get("metrics_before_pairs")
+    if before:
+        note += f"; before pairs: mAP {before['mAP']:.1%}"
+    return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries{note})"
