@@ -18,6 +18,7 @@ from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.runtime.metrics import StepLog
 from reid_jax.runtime.preemption import PreemptionNotice
+from reid_jax.training import sources
 from reid_jax.training.batches import Loader
 from reid_jax.training.run import Position, Run
 from reid_jax.training.step import StageProgram
@@ -44,9 +45,9 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
       UserError: anything that the user can mend, including a loss that is not finite.
     """
     experiment.check_numbers(config)
-    records = experiment.open_training_data(config)
+    records = sources.open_data(config)
     if not workdirs.has_checkpoint(workdir):
-        experiment.check_pretrained(config)
+        sources.check_pretrained(config)
     only_once = workdirs.held(workdir) if jax.process_index() == 0 else nullcontext()
     with only_once:
         return _train(config, workdir, records)
@@ -110,9 +111,9 @@ class _StageLoop:
         if self._resumed:
             return run.checkpoints.restore(program.abstract(), program.layout)
         state = program.fresh()
-        if experiment.wants_pretrained(run.config):
+        if sources.wants_pretrained(run.config):
             # An optimizer's first state does not depend on the parameters' values.
-            loaded = experiment.load_pretrained(run.config, run.method, state.variables)
+            loaded = sources.load_pretrained(run.config, run.method, state.variables)
             params = loaded.pop("params")
             state = state.replace(params=params, collections=loaded)
         count = parameter_overview.count_parameters(state.params)

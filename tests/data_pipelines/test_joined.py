@@ -12,6 +12,7 @@ from data_pipelines.entries import Entry, Split
 from data_pipelines.part_labels import label_files
 from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.training import sources
 from tests.data_pipelines.market_folder import jpeg
 
 PERSONS = {"a": [5, 5, 2, 2, 900], "b": [1, 1, 5, 5], "c": [5, 0, 5]}
@@ -132,7 +133,7 @@ def test_what_cannot_be_joined(data_dir, dataset, split, words):
 def test_a_config_trains_on_all_and_evaluates_on_the_first(data_dir):
     config = common.base("baseline", common.parse("dataset=a+b"))
     config.data.data_dir = str(data_dir)
-    assert len(experiment.open_training_data(config)) == 9
+    assert len(sources.open_data(config)) == 9
     assert [p.dataset for p in experiment.build_protocols(config)] == ["a"]
     config.evaluate_on = ("b", "c")
     assert [p.dataset for p in experiment.build_protocols(config)] == ["b", "c"]

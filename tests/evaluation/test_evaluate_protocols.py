@@ -13,7 +13,7 @@ from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, results
 from reid_jax.retrieval.labels import Labels
 from reid_jax.runtime import sharding
-from reid_jax.training import train
+from reid_jax.training import sources, train
 from tests.data_pipelines.readers import body_trees as trees
 from tests.retrieval.test_single_shot import loop
 from tests.variables import random_variables
@@ -140,6 +140,6 @@ def test_a_trained_model_on_two_protocols(config, tmp_path):
 def test_training_on_a_set_without_training_images_names_the_paired_one(config):
     config.data.dataset = "occluded_reid"
     with pytest.raises(UserError, match="trained on market1501") as error:
-        experiment.open_training_data(config)
+        sources.open_data(config)
     assert "--config.evaluate_on=occluded_reid" in str(error.value)
     assert protocols.protocol("occluded_reid").train_dataset in str(error.value)
