@@ -65,12 +65,7 @@ def write(
     Returns:
       the Embedding that it is checked by.
     """
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (CHECKED_IMAGES, *image_size, 3), np.uint8)
-    inputs = {
-        "camera": np.zeros(CHECKED_IMAGES, np.int32),
-        "parts": rng.integers(0, 9, (CHECKED_IMAGES, *image_size), np.uint8),
-    }
+    inputs = _random_inputs(image_size)
 
     def add_images(
         name: str, function: Callable[..., Any], names: Sequence[str]
@@ -78,7 +73,7 @@ def write(
         def named(images: jax.Array, *rest: jax.Array) -> Any:
             return function(variables, images, **dict(zip(names, rest, strict=True)))
 
-        given = [images, *(inputs[name] for name in names)]
+        given = [inputs[name] for name in ("image", *names)]
         return recorder.add(name, named, ["b"] * len(given), *given)
 
     recorder = _Recorder(folder)
@@ -99,6 +94,16 @@ def write(
         )
     recorder.close()
     return embedding
+
+
+def _random_inputs(image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What artifacts are checked by, under the names of a batch."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (CHECKED_IMAGES, *image_size, 3), np.uint8),
+        "camera": np.zeros(CHECKED_IMAGES, np.int32),
+        "parts": rng.integers(0, 9, (CHECKED_IMAGES, *image_size), np.uint8),
+    }
 
 
 class _Recorder:
