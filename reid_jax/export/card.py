@@ -14,12 +14,13 @@ from reid_jax.models.method import (
     Variables,
     parameter_count,
 )
+from reid_jax.runtime.checkpoint import Meta
 
 
 def describe(
     method: Method,
     variables: Variables,
-    meta: dict[str, Any],
+    meta: Meta,
     *,
     image_size: tuple[int, int],
     embedding: Embedding,

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run is, saved and restored through Orbax.
 
 A step's checkpoint has three items: `state` (parameters, optimizer, collections, PRNG
-key, step in stage), `data` (the Grain iterator) and `meta` (stage, config, classes).
+key, step in stage), `data` (the Grain iterator) and `meta` (see `Meta`).
 Orbax writes into a temporary folder and renames it (in a bucket it marks the folder
 when all is there), so a save that is killed leaves the earlier ones as they were.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import flax
 import grain
@@ -46,6 +46,31 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, **self.collections}
 
 
+class Meta(TypedDict):
+    """What a checkpoint says of itself; JSON.
+
+    Attributes:
+      stage, stage_index: the training stage that it was saved in.
+      step, global_step: steps done in that stage, and in the whole run.
+      method: dotted name of the module.
+      num_classes: training identities.
+      process_count: processes that saved it.
+      best: score, stage and entries of `results.json` of the run's best evaluation so
+        far; None before the first.
+      config: fields by dotted name.
+    """
+
+    stage: str
+    stage_index: int
+    step: int
+    global_step: int
+    method: str
+    num_classes: int
+    process_count: int
+    best: dict[str, Any] | None
+    config: dict[str, Any]
+
+
 class Checkpoints:
     """The checkpoints of one run: the last few, and the best by mAP.
 
@@ -68,7 +93,7 @@ class Checkpoints:
         step: int,
         state: TrainState,
         data: grain.DatasetIterator,
-        meta: Mapping[str, Any],
+        meta: Meta,
     ) -> None:
         """Saves everything at a global step, in the background."""
         if self._last.latest_step() == step:
@@ -82,7 +107,7 @@ class Checkpoints:
             ),
         )
 
-    def save_best(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
+    def save_best(self, step: int, state: TrainState, meta: Meta) -> None:
         """Saves the best state so far; the earlier best is removed afterwards."""
         if self._best.latest_step() == step:
             return
@@ -94,7 +119,7 @@ class Checkpoints:
             ),
         )
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> Meta:
         """The `meta` item of the newest checkpoint."""
         return read_meta(self._last.directory / str(self.latest_step()))
 
@@ -178,7 +203,7 @@ def find(path: str) -> epath.Path:
     )
 
 
-def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
+def read_meta(checkpoint: epath.Path) -> Meta:
     """The `meta` item of one checkpoint folder."""
     reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     with reader, _readable(checkpoint):

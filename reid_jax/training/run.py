@@ -19,7 +19,7 @@ from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.runtime.checkpoint import Checkpoints, TrainState
+from reid_jax.runtime.checkpoint import Checkpoints, Meta, TrainState
 from reid_jax.runtime.metrics import MetricWriter
 from reid_jax.training.batches import TrainingBatches
 
@@ -134,17 +134,17 @@ class Run:
         results.write(self.workdir, entries)
         return entries
 
-    def meta(self, stage: Stage, position: Position) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
-        return {
+    def meta(self, stage: Stage, position: Position) -> Meta:
+        """What a checkpoint at a position says of itself."""
+        return Meta(
             **dataclasses.asdict(position),
-            "stage": stage.name,
-            "method": self.config.method,
-            "num_classes": self.num_classes,
-            "process_count": jax.process_count(),
-            "best": self.best,
-            "config": workdirs.flatten(self.config.to_dict()),
-        }
+            stage=stage.name,
+            method=self.config.method,
+            num_classes=self.num_classes,
+            process_count=jax.process_count(),
+            best=self.best,
+            config=workdirs.flatten(self.config.to_dict()),
+        )
 
     def close(self) -> None:
         """Waits for what is being saved."""
