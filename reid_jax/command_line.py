@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import pathlib
 import runpy
 import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
@@ -40,7 +40,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
             _ = config.value.name  # A file that cannot be read shows when it is used.
         return rest
     except OSError as error:
-        raise UserError(_absent(config.name)) from error
+        raise UserError(_absent(argv)) from error
     except (AttributeError, KeyError) as error:
         for arg in argv:
             if arg.startswith("--config."):
@@ -52,9 +52,20 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         raise UserError(str(error)) from error
 
 
-def _absent(flag: str) -> str:
+def _named(argv: list[str]) -> tuple[str, str]:
+    """The config's file, and its argument; the flags may not have been parsed."""
+    (value, *_) = (
+        following if arg == "--config" else arg.removeprefix("--config=")
+        for arg, following in itertools.pairwise([*argv, ""])
+        if arg.partition("=")[0] == "--config"
+    )
+    path, _, argument = value.partition(":")
+    return path, argument
+
+
+def _absent(argv: list[str]) -> str:
     """What is said of a file that cannot be read: which ones can."""
-    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag]))
+    path = pathlib.Path(_named(argv)[0])
     folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
     there = sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem != "common")
     return (
@@ -65,8 +76,7 @@ def _absent(flag: str) -> str:
 
 def _without_overrides(argv: list[str]) -> dict[str, Any]:
     """The fields of the command line's config as its file has them."""
-    (value,) = (a.removeprefix("--config=") for a in argv if a.startswith("--config="))
-    path, _, argument = value.partition(":")
+    path, argument = _named(argv)
     return runpy.run_path(path)["get_config"](argument).to_dict()
 
 

@@ -30,6 +30,7 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
         ((DEMO + "x",), "unknown config argument ':demox'; known: :demo"),
         (("--config=configs/aaformed.py", "--config.seed=1"), "aaformed.py"),
         ((DEMO, "--config.model.widht=3"), "width"),
+        ((*DEMO.split("="), "--config.model.widht=3"), "did you mean model.width?"),
         ((DEMO, "--config.model.width=wide"), "width"),
         ((DEMO, "--mode=trian"), "train"),
         ((DEMO, "--nosuchflag"), "nosuchflag"),
