@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from reid_jax.errors import UserError
 
@@ -28,6 +29,10 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # ImageNet weights to start from: a file, a folder of `python -m reid_jax.weights`,
     # or a known name such as "resnet50"; "none" trains from scratch.
     config.pretrained = "none"
+    # Rows and columns of the file's position embedding, such as (14, 14), where it does
+    # not say them. Runs, exports, converted files, Hugging Face's folders, known names
+    # and classifiers of ImageNet do.
+    config.pretrained_grid = placeholder(tuple)
     # Arrays of that file that the network may lack, as regular expressions.
     config.allow_unexpected = ()
 

@@ -61,6 +61,7 @@ def load_pretrained(config: Any, method: Method, variables: Variables) -> Variab
         variables,
         config.pretrained,
         position_grid=method.position_grid,
+        pretrained_grid=config.pretrained_grid,
         copies=method.pretrained_copies,
         allow_unexpected=config.allow_unexpected,
     )

@@ -11,6 +11,7 @@ names of timm, torchvision, IBN-Net or HRNet, to be read by PyTorch.
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from reid_jax.errors import UserError
-from reid_jax.weights import fetch, files, mapping
+from reid_jax.weights import fetch, files, folders, load, mapping
 
 
 def convert(source: str, target: str) -> str:
@@ -33,14 +34,7 @@ def convert(source: str, target: str) -> str:
       UserError: a source that cannot be read or holds no known architecture, or a
         target that exists.
     """
-    path = pathlib.Path(target).expanduser()
-    if path.exists():
-        raise UserError(f"{path} exists; remove it or choose another --to")
-    if path.suffix in (".pth", ".pt", ".tar", ".npz", ".bin"):
-        raise UserError(
-            f"--to={path}: {path.suffix} cannot be written; name a folder, or a file "
-            "ending in .safetensors"
-        )
+    path = _target(target)
     file = files.read(fetch.locate(source))
     mapped = mapping.to_ours(file)
     architecture = mapping.describe(mapped.arrays)
@@ -49,14 +43,15 @@ def convert(source: str, target: str) -> str:
             f"{file.path} holds the weights of no known architecture (ViT, ResNet, "
             f"HRNet); its names start with: {', '.join(list(file.arrays)[:4])}"
         )
+    grid = load.known_grid(file, mapped)
     arrays = {name: _float32(array) for name, array in mapped.arrays.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             arrays = mapping.to_pytorch(arrays)
-            files.write_safetensors(path, arrays)
+            files.write_safetensors(path, arrays, grid)
         else:
-            files.write_orbax(path, _nest(arrays))
+            folders.write(path, _nest(arrays), grid)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     numbers = sum(array.size for array in arrays.values())
@@ -68,17 +63,43 @@ def convert(source: str, target: str) -> str:
     )
 
 
+def _target(text: str) -> pathlib.Path:
+    """A path that can be written and is not there."""
+    try:
+        path = pathlib.Path(text).expanduser()
+        exists = bool(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no user
+        raise UserError(f"--to={text!r}: {error}") from error
+    if exists:
+        raise UserError(f"{path} exists; remove it or choose another --to")
+    if path.suffix in (".pth", ".pt", ".tar", ".npz", ".bin"):
+        raise UserError(
+            f"--to={path}: {path.suffix} cannot be written; name a folder, or a file "
+            "ending in .safetensors"
+        )
+    return path
+
+
 def _float32(array: np.ndarray) -> np.ndarray:
     """Our parameters' type."""
     return np.asarray(array, np.float32, order="C")
 
 
 def _nest(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dictionaries from paths."""
+    """Nested dictionaries from paths.
+
+    Raises:
+      UserError: for an array whose path goes through another's.
+    """
     tree: dict[str, Any] = {}
     for path, array in arrays.items():
         *parents, name = path.split("/")
         node = tree
+        for above in pathlib.PurePosixPath(path).parents:
+            if str(above) in arrays:
+                raise UserError(f"{above} is an array, and so is {path} within it")
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = array

@@ -34,10 +34,12 @@ class Source:
     Attributes:
       url: its address.
       digest: algorithm and leading hex digits of the file's checksum.
+      grid: rows and columns of its position embedding.
     """
 
     url: str
     digest: tuple[str, str]
+    grid: tuple[int, int] | None = None
 
     @property
     def file_name(self) -> str:
@@ -49,19 +51,25 @@ _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download"
 _DEIT = "https://dl.fbaipublicfiles.com/deit"
 _IBN = "https://github.com/XingangPan/IBN-Net/releases/download"
 
+_VIT = (14, 14)  # patches of 16 in 224 x 224
+
 # PyTorch's convention: the file's name ends with the start of its SHA-256.
 KNOWN = {
     "vit_base_patch16_224": Source(
-        f"{_TIMM}/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth", ("sha256", "80ecf9dd")
+        f"{_TIMM}/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth",
+        ("sha256", "80ecf9dd"),
+        _VIT,
     ),
     "vit_large_patch16_224": Source(
-        f"{_TIMM}/v0.1-vitjx/jx_vit_large_p16_224-4ee7a4dc.pth", ("sha256", "4ee7a4dc")
+        f"{_TIMM}/v0.1-vitjx/jx_vit_large_p16_224-4ee7a4dc.pth",
+        ("sha256", "4ee7a4dc"),
+        _VIT,
     ),
     "deit_small_patch16_224": Source(
-        f"{_DEIT}/deit_small_patch16_224-cd65a155.pth", ("sha256", "cd65a155")
+        f"{_DEIT}/deit_small_patch16_224-cd65a155.pth", ("sha256", "cd65a155"), _VIT
     ),
     "deit_base_patch16_224": Source(
-        f"{_DEIT}/deit_base_patch16_224-b5f2ef4d.pth", ("sha256", "b5f2ef4d")
+        f"{_DEIT}/deit_base_patch16_224-b5f2ef4d.pth", ("sha256", "b5f2ef4d"), _VIT
     ),
     "resnet50": Source(
         "https://download.pytorch.org/models/resnet50-19c8e357.pth",
@@ -96,17 +104,30 @@ def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       UserError: neither a path nor a known name, or it cannot be had.
     """
+    if not isinstance(path_or_name, str | os.PathLike):
+        raise UserError(
+            f"pretrained weights {path_or_name!r}: it must be a path or a known name"
+        )
     text = os.fspath(path_or_name)
     if text in KNOWN:
         return fetch(KNOWN[text], cache_folder())
     storage.check_reachable(text)
-    path = epath.Path(text).expanduser()
-    if not path.exists():
+    try:
+        path = epath.Path(text).expanduser()
+        found = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, too long, no user
+        raise UserError(f"pretrained weights {text!r}: {error}") from error
+    if not found:
         raise UserError(
             f"pretrained weights {text!r}: neither a file or folder that exists nor a "
             f"known name; known are: {', '.join(KNOWN)}"
         )
     return path
+
+
+def known_grid(path: pathlib.Path) -> tuple[int, int] | None:
+    """The grid of a public file, told by its name, which holds its checksum."""
+    return next((s.grid for s in KNOWN.values() if s.file_name == path.name), None)
 
 
 def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:

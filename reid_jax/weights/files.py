@@ -6,25 +6,28 @@ Every reader returns arrays under the names that the file uses.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
-import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 from etils import epath
 
 from reid_jax import storage
 from reid_jax.errors import UserError
-from reid_jax.runtime import checkpoint
-from reid_jax.weights import pytorch
+from reid_jax.weights import damage, folders, grids, huggingface, pytorch, zips
+from reid_jax.weights.folders import GRID
 
 PYTORCH, GOOGLE, OURS = "pytorch", "google", "ours"
 """Conventions of names and layouts; see `mapping`."""
+
+LONGEST_NAME = 500
+"""Of an array; longer ones are no names."""
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,
@@ -48,18 +51,22 @@ class WeightFile:
       path: where they are from.
       convention: of names and layouts, one of `PYTORCH`, `GOOGLE`, `OURS`.
       arrays: by the file's own names.
+      grid: rows and columns of the position embedding, where what wrote the file says
+        them.
     """
 
     path: pathlib.Path
     convention: str
     arrays: dict[str, np.ndarray]
+    grid: grids.Grid | None = None
 
 
 def read(path: str | pathlib.Path) -> WeightFile:
-    """Reads a weight file or an Orbax folder.
+    """Reads a weight file or a folder.
 
     Known are PyTorch's `.pth` in both formats, `.safetensors`, `.npz` of Google's
-    ViT, and of this library a converted folder, an export or a run.
+    ViT, folders of Hugging Face's, and of this library a converted folder, an export,
+    its `params`, or a run.
 
     Raises:
       UserError: no such file, or none that can be read; the message says what it
@@ -69,23 +76,58 @@ def read(path: str | pathlib.Path) -> WeightFile:
         path = epath.Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: only folders are read from a bucket; copy it")
+        file = _read_ours(path)
     else:
         path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        return WeightFile(path, OURS, _read_orbax(path))
+        file = _read_folder(path) if path.is_dir() else _read_file(path)
+    for name in file.arrays:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise UserError(
+                f"{path} is damaged: it holds an array by the name of "
+                f"{damage.shown(name)}"
+            )
+    return file
+
+
+def _read_ours(path: pathlib.Path) -> WeightFile:
+    tree, grid = folders.read(path)
+    return WeightFile(path, OURS, flatten(tree), grid)
+
+
+def _read_folder(path: pathlib.Path) -> WeightFile:
+    shards = huggingface.shards(path)
+    if shards is None:
+        return _read_ours(path)
+    arrays: dict[str, np.ndarray] = {}
+    for shard, names in shards.items():
+        found = _read_file(shard).arrays
+        for name in found if names is None else names:
+            if name not in found:
+                raise UserError(
+                    f"{shard} does not hold {damage.shown(name)}, as the index beside "
+                    "it says; get the whole folder again"
+                )
+            arrays[name] = found[name]
+    grid = grids.of_image(huggingface.image_size(path), arrays)
+    return WeightFile(path, PYTORCH, arrays, grid)
+
+
+def _read_file(path: pathlib.Path) -> WeightFile:
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is neither a file nor a folder")
         with path.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
         raise UserError(f"cannot read weights: {error}") from error
     if head.startswith(b"PK"):
         return _read_archive(path)
-    if head[:1] == b"\x80" and head[2:].startswith(pytorch.LEGACY_MAGIC):
+    if head[:1] == b"\x80" and pytorch.LEGACY_MAGIC in head[:32]:
         return WeightFile(path, PYTORCH, pytorch.read_legacy(path))
     header = int.from_bytes(head[:8], "little")
     fits = head[8:9] == b"{" and header < path.stat().st_size
     if path.suffix == ".safetensors" or fits:
-        return WeightFile(path, PYTORCH, _read_safetensors(path, head))
+        return _read_safetensors(path, head)
     raise UserError(f"{path} is {_describe(head)}, not a weight file that can be read")
 
 
@@ -109,106 +151,55 @@ def _describe(head: bytes) -> str:
 
 def _read_archive(path: pathlib.Path) -> WeightFile:
     """A zip archive: PyTorch's, or NumPy's."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is cut off or damaged ({error}); get the file again"
-        ) from error
+    with zips.opened(path) as archive:
+        names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
         return WeightFile(path, PYTORCH, pytorch.read_zip(path))
     if names and all(name.endswith(".npy") for name in names):
-        arrays = _read_npz(path)
+        arrays = zips.read_npz(path)
         google = any("Transformer/encoder" in name for name in arrays)
         return WeightFile(path, GOOGLE if google else PYTORCH, arrays)
     raise UserError(
-        f"{path} is a zip archive of {', '.join(names[:4]) or 'nothing'}, not of "
-        "weights; if they are in it, unpack it"
+        f"{path} is a zip archive of {damage.shown(', '.join(names[:4])) or 'nothing'},"
+        " not of weights; if they are in it, unpack it"
     )
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except pytorch.DAMAGE as error:
+def _read_safetensors(path: pathlib.Path, head: bytes) -> WeightFile:
+    if head[8:9] != b"{":
+        raise UserError(f"{path} is {_describe(head)}, not safetensors")
+    with damage.explained(path):
+        content = path.read_bytes()
+        try:
+            # Parsed by the library, which checks lengths and bounds; its NumPy reader
+            # does not know bfloat16.
+            entries = safetensors.deserialize(content)
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from error
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        stated = header.get("__metadata__", {}).get(GRID)
+        grid = grids.parse(stated and json.loads(stated), f"{path}: {GRID}")
+        arrays = {name: _safetensor(path, name, entry) for name, entry in entries}
+    return WeightFile(path, PYTORCH, arrays, grid)
+
+
+def _safetensor(path: pathlib.Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
         raise UserError(
-            f"{path} is damaged, or holds other things than arrays ({error})"
-        ) from error
+            f"{path}: {damage.shown(name)} is of type {entry['dtype']}, which is not "
+            f"supported; supported: {', '.join(_SAFETENSORS_DTYPES)}"
+        )
+    dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
+    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
-def _read_safetensors(path: pathlib.Path, head: bytes) -> dict[str, np.ndarray]:
-    try:
-        # Parsed by the library, which checks lengths and bounds; its NumPy reader
-        # does not know bfloat16.
-        entries = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        if head[8:9] != b"{":
-            raise UserError(f"{path} is {_describe(head)}, not safetensors") from error
-        raise UserError(
-            f"{path} is cut off or damaged ({error}); get the file again"
-        ) from error
-    arrays = {}
-    for name, entry in entries:
-        if entry["dtype"] not in _SAFETENSORS_DTYPES:
-            raise UserError(
-                f"{path}: {name} is of type {entry['dtype']}, which is not supported; "
-                f"supported: {', '.join(_SAFETENSORS_DTYPES)}"
-            )
-        dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
-        arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-    return arrays
-
-
-def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name."""
+def write_safetensors(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], grid: grids.Grid | None = None
+) -> None:
+    """Writes arrays by name, and the grid of their position embedding."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    safetensors.numpy.save_file(contiguous, path)
-
-
-def _read_orbax(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Variables by path, such as `params/backbone/norm/scale`."""
-    folder = _find_orbax(path)
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        stored = handler.metadata(folder).tree
-        wanted = {
-            k: stored[k]
-            for k in ("params", "batch_stats", "collections")
-            if k in stored
-        }
-        with ocp.Checkpointer(handler) as reader:
-            tree = reader.restore(
-                folder,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=jax.tree.map(
-                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-                    ),
-                    partial_restore=True,
-                ),
-            )
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"{folder} is damaged, or no checkpoint of this library ({error})"
-        ) from error
-    tree = {"params": tree.get("params", {}), **tree.get("collections", tree)}
-    return flatten(tree)
-
-
-def _find_orbax(path: pathlib.Path) -> pathlib.Path:
-    """The folder with the arrays: a conversion, an export, or a run's checkpoint."""
-    for folder in (path, path / "params"):
-        if (folder / "_METADATA").is_file():
-            return storage.absolute(folder)
-    return checkpoint.find(str(path)) / "state"
-
-
-def write_orbax(folder: pathlib.Path, tree: dict[str, Any]) -> None:
-    """Writes variables as an Orbax folder."""
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-        writer.save(folder.resolve(), tree)
+    metadata = {GRID: json.dumps(grid)} if grid else None
+    safetensors.numpy.save_file(contiguous, path, metadata)
 
 
 def flatten(tree: Any) -> dict[str, Any]:

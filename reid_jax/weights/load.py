@@ -15,7 +15,7 @@ import numpy as np
 from reid_jax.backbones.patches import resize_position_embedding
 from reid_jax.backbones.resnet import NON_LOCAL
 from reid_jax.errors import UserError
-from reid_jax.weights import fetch, files, mapping
+from reid_jax.weights import fetch, files, grids, mapping
 
 SHOWN_NAMES = 6
 
@@ -68,7 +68,8 @@ def load_pretrained(
     variables: Mapping[str, Any],
     path_or_name: str,
     *,
-    position_grid: tuple[int, int] | None = None,
+    position_grid: grids.Grid | None = None,
+    pretrained_grid: grids.Grid | None = None,
     copies: Mapping[str, str] | None = None,
     allow_unexpected: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Report]:
@@ -82,7 +83,8 @@ def load_pretrained(
       path_or_name: a file or folder that `files.read` knows, or one of
         `fetch.KNOWN`.
       position_grid: rows and columns of the backbone's position embedding; needed if
-        the file's has another size.
+        the file's has others.
+      pretrained_grid: those of the file's, where it does not say them; see `grids`.
       copies: modules that start as copies of others, as the branches that re-ID
         systems put on a pretrained stage; by path within a collection, such as
         {"local/layer4": "backbone/layer4"}. A prefix of names: "backbone/layer4"
@@ -102,38 +104,70 @@ def load_pretrained(
     """
     file = files.read(fetch.locate(path_or_name))
     mapped = mapping.to_ours(file)
-    loader = _Loader(mapped, position_grid, dict(copies or {}))
+    loader = _Loader(
+        mapped,
+        position_grid,
+        known_grid(file, mapped, pretrained_grid),
+        dict(copies or {}),
+    )
     target = files.flatten(variables)
     values = {path: loader.value(path, leaf) for path, leaf in target.items()}
     unused = [path for path in mapped.arrays if path not in loader.used]
     unexpected = [mapped.names[path] for path in unused]
-    allowed = _compile(allow_unexpected)
-    refused = [n for n in unexpected if not any(r.fullmatch(n) for r in allowed)]
+    refused = _refused(unexpected, allow_unexpected)
     if refused or loader.lacking or loader.misshapen:
         raise UserError(_differences(file, mapped, target, loader, refused))
-    report = Report(
-        source=f"{file.path}, {mapping.describe(mapped.arrays) or 'unknown network'}",
-        loaded=tuple(loader.loaded),
-        copied=tuple(loader.copied),
-        resized=tuple(loader.resized),
-        skipped=mapped.skipped,
-        missing=tuple(loader.missing),
-        unexpected=tuple(unexpected),
-    )
+    report = loader.report(file, unexpected)
     if jax.process_index() == 0:
         print(report)
     leaves = [values[path] for path in target]
     return jax.tree.unflatten(jax.tree.structure(variables), leaves), report
 
 
-def _compile(patterns: Sequence[str]) -> list[re.Pattern[str]]:
-    try:
-        return [re.compile(pattern) for pattern in patterns]
-    except re.error as error:
+def known_grid(
+    file: files.WeightFile, mapped: mapping.Mapped, given: grids.Grid | None = None
+) -> grids.Grid | None:
+    """Rows and columns of a file's position embedding; None if nothing says them.
+
+    Args:
+      file: what was read.
+      mapped: the same under our names.
+      given: by the user, for files that do not say it.
+
+    Raises:
+      UserError: if what is said does not agree with itself or the file.
+    """
+    given = grids.parse(given, "config.pretrained_grid")
+    position = mapped.arrays.get("params/backbone/pos_embed")
+    if position is None or position.ndim != 3:
+        return None
+    count = position.shape[1] - 1
+    stated = file.grid or fetch.known_grid(file.path)
+    if stated and given and stated != given:
         raise UserError(
-            f"config.allow_unexpected: {error.pattern!r} is not a regular expression "
-            f"({error})"
+            f"config.pretrained_grid is {given}, but {file.path} says {stated}; leave "
+            "the field out"
+        )
+    grid = stated or given or grids.of_imagenet(file.arrays, count)
+    if grid and math.prod(grid) != count:
+        origin = file.path if stated else "config.pretrained_grid"
+        raise UserError(
+            f"{file.path} has a position embedding of {count} patches and one CLS "
+            f"token, which are not the {grid[0]} x {grid[1]} that {origin} says"
+        )
+    return grid
+
+
+def _refused(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Names that no pattern allows."""
+    try:
+        allowed = [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"config.allow_unexpected: {getattr(error, 'pattern', patterns)!r} is not "
+            f"a regular expression ({error})"
         ) from error
+    return [name for name in names if not any(r.fullmatch(name) for r in allowed)]
 
 
 @dataclasses.dataclass
@@ -142,6 +176,7 @@ class _Loader:
 
     Attributes:
       mapped, position_grid, copies: see `load_pretrained`.
+      file_grid: rows and columns of the file's position embedding, if known.
       loaded, copied, resized, missing: as of `Report`.
       used: paths of the file's arrays that a variable has taken.
       lacking: parameters that the file should have.
@@ -149,7 +184,8 @@ class _Loader:
     """
 
     mapped: mapping.Mapped
-    position_grid: tuple[int, int] | None
+    position_grid: grids.Grid | None
+    file_grid: grids.Grid | None
     copies: dict[str, str]
     loaded: list[str] = dataclasses.field(default_factory=list)
     copied: list[str] = dataclasses.field(default_factory=list)
@@ -166,18 +202,33 @@ class _Loader:
             return leaf
         self.used.add(source)
         array = self.mapped.arrays[source]
-        if array.shape != tuple(leaf.shape):
-            resized = self._resize(path, array, tuple(leaf.shape))
-            if resized is None:
-                return leaf
-            array = resized
-        else:
+        shape = tuple(leaf.shape)
+        if path.endswith("/pos_embed") and self._has_other_grid(array, shape):
+            array = self._resize(path, array, shape)
+        elif array.shape == shape:
             (self.loaded if source == path else self.copied).append(path)
+        else:
+            self._note(path, array, shape)
+        if array.shape != shape:
+            return leaf
         # Always a copy: JAX may use its memory as it is, and the step donates it.
         array = np.array(array, leaf.dtype, order="C")
         if isinstance(leaf, jax.Array):
             return jax.device_put(array, leaf.sharding)
         return array
+
+    def report(self, file: files.WeightFile, unexpected: Sequence[str]) -> Report:
+        """What was done, when every leaf has been asked for."""
+        network = mapping.describe(self.mapped.arrays) or "unknown network"
+        return Report(
+            source=f"{file.path}, {network}",
+            loaded=tuple(self.loaded),
+            copied=tuple(self.copied),
+            resized=tuple(self.resized),
+            skipped=self.mapped.skipped,
+            missing=tuple(self.missing),
+            unexpected=tuple(unexpected),
+        )
 
     def _source(self, path: str) -> str | None:
         """Our path of the file's array that goes to `path`."""
@@ -194,30 +245,39 @@ class _Loader:
         (self.lacking if needed else self.missing).append(path)
         return None
 
+    def _note(
+        self, path: str, array: np.ndarray, shape: tuple[int, ...], why: str = ""
+    ) -> None:
+        text = f"{path}: {array.shape} in the file, {shape} here{why}"
+        self.misshapen.append(text)
+
+    def _has_other_grid(self, array: np.ndarray, shape: tuple[int, ...]) -> bool:
+        """Whether resizing is called for: as many patches may be other rows."""
+        if array.ndim != 3 or (array.shape[0], array.shape[2]) != (1, shape[2]):
+            return False
+        known = self.file_grid and self.position_grid
+        return array.shape != shape or (known and self.file_grid != self.position_grid)
+
     def _resize(
         self, path: str, array: np.ndarray, shape: tuple[int, ...]
-    ) -> np.ndarray | None:
-        """A position embedding for our grid; None, noted, where that is impossible."""
-        described = f"{path}: {array.shape} in the file, {shape} here"
-        if not path.endswith("/pos_embed") or array[:, :0].shape != (1, 0, shape[-1]):
-            self.misshapen.append(described)
-            return None
-        side = math.isqrt(array.shape[1] - 1)
-        if side * side != array.shape[1] - 1:
-            self.misshapen.append(
-                f"{described}; only a square grid with one CLS token can be resized"
+    ) -> np.ndarray:
+        """A position embedding for our grid; as it was, and noted, if impossible."""
+        old, new = self.file_grid, self.position_grid
+        if new is None or math.prod(new) != shape[1] - 1:
+            why = f"; this method does not say its rows and columns ({new})"
+            self._note(path, array, shape, why)
+            return array
+        if old is None:
+            why = (
+                f"; the file does not say how its {array.shape[1] - 1} patches lie: "
+                "name their rows and columns, such as --config.pretrained_grid=14,14 "
+                "for 224 x 224 pixels in patches of 16"
             )
-            return None
-        grid = self.position_grid
-        if grid is None or grid[0] * grid[1] != shape[1] - 1:
-            self.misshapen.append(
-                f"{described}; this method does not say its rows and columns "
-                f"(position_grid is {grid})"
-            )
-            return None
-        self.resized.append(f"{path} {side} x {side} to {grid[0]} x {grid[1]}")
+            self._note(path, array, shape, why)
+            return array
+        self.resized.append(f"{path} {old[0]} x {old[1]} to {new[0]} x {new[1]}")
         embedding = jnp.asarray(array, jnp.float32)
-        return np.asarray(resize_position_embedding(embedding, (side, side), grid))
+        return np.asarray(resize_position_embedding(embedding, old, new))
 
 
 def _differences(

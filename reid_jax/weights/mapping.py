@@ -17,18 +17,28 @@ from typing import Any
 import numpy as np
 
 from reid_jax.errors import UserError
-from reid_jax.weights import files
+from reid_jax.weights import files, values, vits
 
 BACKBONE = re.compile(r"(params|batch_stats)/backbone/")
 _KEPT = re.compile(r"(params|batch_stats)/(backbone|local)/")
 
-# Classifiers and their necks; what HRNet puts between its streams and its classifier;
-# counters of batches, which no momentum here needs.
+# Classifiers, their necks and poolers; what HRNet puts between its streams and its
+# classifier; counters of batches, which no momentum here needs.
 _SKIPPED = re.compile(
-    r"(head|head_dist|pre_logits|fc|classifier(_\d+)?|bottleneck(_\d+)?|heads"
+    r"(head|head_dist|pre_logits|pooler|fc|classifier(_\d+)?|bottleneck(_\d+)?|heads"
     r"|downsamp_modules|final_layer)\..*|(.*\.)?num_batches_tracked"
 )
-_WRAPPERS = ("model.", "base.", "backbone.")
+
+# What training wraps a network in: DataParallel, torch.compile, re-ID systems,
+# self-supervised ones. Beside some of them stands a second network, which is left out.
+_WRAPPERS = (
+    *("module.", "_orig_mod.", "model.", "base."),
+    *("encoder_q.", "teacher.", "student.", "backbone.", "vit."),
+)
+_BESIDE = {
+    "encoder_q.": re.compile(r"encoder_k\..*|queue(_ptr)?"),  # MoCo
+    "teacher.": re.compile(r"student\..*"),  # DINO
+}
 _LEAVES = {
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
@@ -58,14 +68,15 @@ def to_ours(file: files.WeightFile) -> Mapped:
     """Renames and transposes the arrays of a file.
 
     Raises:
-      UserError: if two arrays of the file would have one name.
+      UserError: if two arrays of the file would have one name, or hold numbers that no
+        network has.
     """
     arrays: dict[str, np.ndarray] = {}
     names: dict[str, str] = {}
     skipped = []
     convert = {
         files.PYTORCH: _from_pytorch,
-        files.GOOGLE: _from_google,
+        files.GOOGLE: vits.from_google,
         files.OURS: _from_ours,
     }[file.convention]
     for name, path, array in convert(file.arrays):
@@ -78,6 +89,7 @@ def to_ours(file: files.WeightFile) -> Mapped:
             )
         else:
             arrays[path], names[path] = array, name
+    values.check(file.path, arrays, names)
     return Mapped(arrays, names, tuple(skipped))
 
 
@@ -91,12 +103,14 @@ def _from_ours(arrays: Mapping[str, np.ndarray]) -> _Triples:
 
 
 def _from_pytorch(arrays: Mapping[str, np.ndarray]) -> _Triples:
-    renamed = _unwrap(arrays)
+    arrays, renamed = vits.to_timm(arrays, _unwrap(arrays))
     branches = _transreid_branches(renamed.values())
     for name, array in arrays.items():
-        clean = renamed[name]
-        branch = clean[:5]
-        if branch in branches:
+        clean = renamed.get(name)
+        branch = clean and clean[:5]
+        if clean is None:
+            yield name, None, array
+        elif branch in branches:
             module, own = branches[branch]
             yield name, *_ours(own + clean[5:], array, module)
         elif _SKIPPED.fullmatch(clean) or clean.startswith(
@@ -108,11 +122,22 @@ def _from_pytorch(arrays: Mapping[str, np.ndarray]) -> _Triples:
 
 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
-    """Names without those of the modules around the backbone."""
-    clean = {name: name.removeprefix("module.") for name in names}
-    for wrapper in _WRAPPERS:
-        clean = {name: short.removeprefix(wrapper) for name, short in clean.items()}
+    """Names without those of the modules around the backbone, where one is wanted."""
+    clean = {name: name for name in names}
+    while wrapper := _wrapper(clean.values()):
+        beside = _BESIDE.get(wrapper)
+        clean = {
+            name: short.removeprefix(wrapper)
+            for name, short in clean.items()
+            if not (beside and beside.fullmatch(short))
+        }
     return clean
+
+
+def _wrapper(names: Iterable[str]) -> str | None:
+    """The first of `_WRAPPERS` that any name begins with."""
+    starts = {name.partition(".")[0] + "." for name in names}
+    return next((wrapper for wrapper in _WRAPPERS if wrapper in starts), None)
 
 
 def _transreid_branches(names: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -183,62 +208,12 @@ def _pytorch_names(
         if not rest.startswith(f"{module}/"):
             continue
         path, _, leaf = rest.removeprefix(f"{module}/").rpartition("/")
-        if leaf in ("scale", "kernel"):
+        if leaf in ("scale", "kernel") and array.ndim in _AXES_BACK:
             leaf, array = "weight", array.transpose(_AXES_BACK[array.ndim])
         leaf = back.get((collection, leaf), leaf)
         path = re.sub(r"_(\d+)(?=_|/|$)", r".\1", path).replace("/", ".")
         state[".".join(filter(None, (path, leaf)))] = array
     return state
-
-
-_QKV = ("query", "key", "value")
-
-_GOOGLE = tuple(
-    (re.compile(theirs), own)
-    for theirs, own in (
-        (r"(opt/target/|params/)", ""),
-        (r"Transformer/encoderblock_(\d+)/", r"blocks_\1/"),
-        (r"Transformer/posembed_input/pos_embedding", "pos_embed"),
-        (r"Transformer/encoder_norm/", "norm/"),
-        (r"embedding/", "patch_embed/proj/"),
-        (r"cls$", "cls_token"),
-        (r"(blocks_\d+)/LayerNorm_0/", r"\1/norm1/"),
-        (r"(blocks_\d+)/LayerNorm_[12]/", r"\1/norm2/"),
-        (r"(blocks_\d+)/MlpBlock_\d/Dense_0/", r"\1/mlp/fc1/"),
-        (r"(blocks_\d+)/MlpBlock_\d/Dense_1/", r"\1/mlp/fc2/"),
-        (r"(blocks_\d+)/MultiHeadDotProductAttention_\d/out/", r"\1/attn/proj/"),
-        (r"(blocks_\d+)/MultiHeadDotProductAttention_\d/query/", r"\1/attn/qkv/"),
-    )
-)
-"""Starts of names to replace, one after another."""
-
-
-def _from_google(arrays: Mapping[str, np.ndarray]) -> _Triples:
-    """Flax's ViT: our layouts already, but for heads apart, and query, key, value."""
-    for name, array in arrays.items():
-        path = name
-        for theirs, own in _GOOGLE:
-            if found := theirs.match(path):
-                path = found.expand(own) + path[found.end() :]
-        parts = [name.replace("/query/", f"/{part}/") for part in _QKV]
-        if path.startswith(("head/", "pre_logits/")):
-            yield name, None, array
-        elif path.endswith("attn/proj/kernel"):
-            yield name, f"params/backbone/{path}", array.reshape(-1, array.shape[-1])
-        elif "attn/qkv/" in path:
-            if not all(part in arrays for part in parts):
-                path = name  # nothing takes it; the report tells
-            else:
-                joined = [_join_heads(arrays[part]) for part in parts]
-                array = np.concatenate(joined, axis=-1)
-            yield name, f"params/backbone/{path}", array
-        elif not re.search("Attention_./(key|value)/", path):  # those go with query
-            yield name, f"params/backbone/{path}", array
-
-
-def _join_heads(array: np.ndarray) -> np.ndarray:
-    """Kernel [D, heads, d] to [D, D], bias [heads, d] to [D]."""
-    return array.reshape(*array.shape[:-2], -1)
 
 
 def describe(arrays: Mapping[str, Any]) -> str | None:

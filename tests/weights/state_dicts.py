@@ -31,6 +31,7 @@ def timm_vit(
 
 
 def fill(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 arrays."""
+    """Random float32 arrays; variances are positive."""
     rng = np.random.default_rng(seed)
-    return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    state = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    return {n: abs(a) if n.endswith("running_var") else a for n, a in state.items()}

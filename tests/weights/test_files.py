@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from reid_jax.errors import UserError
 from reid_jax.runtime.checkpoint import Checkpoints, TrainState
-from reid_jax.weights import files
+from reid_jax.weights import damage, files, folders
 from tests.weights import torch_writer
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -87,6 +87,42 @@ def test_wrapped_state_dicts_of_all_ages(tmp_path, options, key):
     assert_same(files.read(path).arrays, arrays)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_trainings_keep_beside_the_state_dict(form):
+    """torchreid's accuracy, counters of a schedule, a command's options: by PyTorch."""
+    file = files.read(DATA / f"beside_{form}.pth")
+    assert_same(file.arrays, {"0.weight": counted(3, 2), "0.bias": counted(3)})
+
+
+@pytest.mark.parametrize("options", [{}, {"legacy": True}])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_numpys_numbers(tmp_path, options, protocol):
+    arrays = {"a.weight": counted(2, 3)}
+    content = {"rank1": np.float64(0.9), "epoch": np.int32(4), "state_dict": arrays}
+    path = torch_writer.write(
+        tmp_path / "w.pth.tar-60", content, protocol=protocol, **options
+    )
+    assert_same(files.read(path).arrays, arrays)
+
+
+@pytest.mark.parametrize(
+    "text", ["numpy.core.multiarray _reconstruct", "numpy ndarray", "_codecs decode"]
+)
+def test_no_more_of_numpy_than_its_numbers(tmp_path, text):
+    pickled = b"\x80\x02c" + text.replace(" ", "\n").encode() + b"\n."
+    path = torch_writer.write_pickle(tmp_path / "w.pth", pickled, legacy=False)
+    with pytest.raises(UserError, match="which is neither a tensor nor a dictionary"):
+        files.read(path)
+
+
+def test_a_teacher_before_its_student(tmp_path):
+    pair = {name: {"a": np.full(2, i, np.float32)} for i, name in enumerate("ts")}
+    path = torch_writer.write(
+        tmp_path / "w.pth", {"student": pair["s"], "teacher": pair["t"], "epoch": 1}
+    )
+    assert_same(files.read(path).arrays, pair["t"])
+
+
 def test_a_big_endian_machines_file(tmp_path):
     arrays = {"a.weight": counted(2, 3, start=1)}
     path = torch_writer.write(tmp_path / "w.pth", arrays)
@@ -137,7 +173,7 @@ def test_npz_and_its_objects(tmp_path):
     assert file.convention == files.GOOGLE
     assert_same(file.arrays, arrays)
     np.savez(tmp_path / "o.npz", x=np.array([{}], object))
-    with pytest.raises(UserError, match="other things than arrays"):
+    with pytest.raises(UserError, match=r"x\.npy holds other things than numbers"):
         files.read(tmp_path / "o.npz")
 
 
@@ -149,9 +185,7 @@ def test_orbax_conversion_export_and_run(tmp_path):
         "params/head": counted(2),
         "batch_stats/backbone/bn/mean": counted(3, start=5),
     }
-    files.write_orbax(
-        tmp_path / "converted", {"params": params, "batch_stats": statistics}
-    )
+    folders.write(tmp_path / "converted", {"params": params, "batch_stats": statistics})
     (tmp_path / "export").mkdir()
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         tree = {"params": params, "batch_stats": statistics}
@@ -331,6 +365,19 @@ def test_other_archives_and_programs(tmp_path):
         archive.writestr("net/constants.pkl", b"x")
     with pytest.raises(UserError, match="TorchScript program; save its state_dict"):
         files.read(path)
+
+
+def test_neither_a_file_nor_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "w.pth")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        files.read(tmp_path / "w.pth")
+
+
+def test_a_folder_that_claims_more_than_it_holds(tmp_path, monkeypatch):
+    folders.write(tmp_path / "w", {"params": {"backbone": {"x": counted(30)}}})
+    monkeypatch.setattr(damage, "capacity", lambda size: 119)
+    with pytest.raises(UserError, match="bytes that claim to hold 120"):
+        files.read(tmp_path / "w")
 
 
 def test_no_such_file(tmp_path):

@@ -16,6 +16,7 @@ from tests.weights import state_dicts, torch_writer
 SIZE = (64, 32)
 TINY = {"patch_size": 8, "stride": (8, 8), "width": 24, "depth": 2, "heads": 3}
 GRID = (8, 4)
+FILE_GRID = (4, 4)
 BATCH = {"image": np.zeros((2, *SIZE, 3), np.uint8)}
 
 
@@ -43,7 +44,8 @@ def resnet_method(**fields):
 
 def load(path, variables=None, **options):
     variables = variables_of() if variables is None else variables
-    return weights.load_pretrained(variables, path, **{"position_grid": GRID} | options)
+    grids = {"position_grid": GRID, "pretrained_grid": FILE_GRID}
+    return weights.load_pretrained(variables, path, **grids | options)
 
 
 def bilinear(grid, rows, columns):
@@ -119,7 +121,7 @@ def test_any_format_gives_the_same(write, tmp_path):
 
 def test_equal_grids_are_not_resized(write):
     state = state_dicts.timm_vit(tokens=33)
-    after, report = load(write(state), position_grid=None)
+    after, report = load(write(state), position_grid=None, pretrained_grid=None)
     assert report.resized == ()
     np.testing.assert_array_equal(
         after["params"]["backbone"]["pos_embed"], state["pos_embed"]
@@ -309,18 +311,53 @@ def test_another_architecture(write):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "grid", "match"),
+    ("grids", "match"),
     [
-        (18, GRID, "only a square grid with one CLS token can be resized"),
-        (17, None, "does not say its rows and columns"),
-        (17, (4, 4), "does not say its rows and columns"),
+        ({"pretrained_grid": (4, 5)}, r"embedding of 16 patches .* not the 4 x 5 that"),
+        ({"pretrained_grid": None}, r"how its 16 patches lie: .*pretrained_grid=14,14"),
+        ({"pretrained_grid": (0, 4)}, r"pretrained_grid is \(0, 4\); it must be rows"),
+        ({"pretrained_grid": (4,)}, r"pretrained_grid is \(4,\); it must be rows"),
+        ({"pretrained_grid": ("a", 4)}, "it must be rows"),
+        ({"pretrained_grid": 16}, "it must be rows"),
+        ({"position_grid": None}, "method does not say its rows and columns"),
+        ({"position_grid": (4, 4)}, "method does not say its rows and columns"),
     ],
 )
-def test_position_embeddings_that_cannot_be_resized(write, tokens, grid, match):
+def test_position_embeddings_that_cannot_be_resized(write, grids, match):
     with pytest.raises(UserError, match=match):
-        load(write(state_dicts.timm_vit(tokens=tokens)), position_grid=grid)
+        load(write(), **grids)
 
 
-def test_neither_path_nor_name():
-    with pytest.raises(UserError, match="known are: vit_base_patch16_224, "):
-        load("vit_enormous")
+ODD = {
+    "vit_enormous": "known are: vit_base_patch16_224, ",
+    "w\0.pth": r"pretrained weights 'w\\x00\.pth': ",
+    "x" * 5000: "pretrained weights 'xx",
+    "~nobody-of-this-name/w.pth": "pretrained weights '~nobody",
+    "\ud800": r"pretrained weights '\\ud800'",
+    "https://example.org/w.pth": "of addresses, only gs://",
+    "/dev/null": "neither a file nor a folder",
+    "/proc/self": "no checkpoint in /proc/self",
+    "/": "no checkpoint in /",
+    "a\n/b": r"pretrained weights 'a\\n/b': neither",
+    "resnet50 ": "known are: ",
+}
+
+
+@pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
+def test_neither_path_nor_name(name):
+    with pytest.raises(UserError, match=ODD[name]):
+        load(name, {"params": {}})
+
+
+@pytest.mark.parametrize("value", [5, None, ("w.pth",), b"w.pth", 1.5])
+def test_no_text_at_all(value):
+    with pytest.raises(UserError, match=r"pretrained weights .*: it must be a path"):
+        load(value, {"params": {}})
+
+
+@pytest.mark.parametrize("value", [(5,), (None,), ("(",), ("a**",)])
+def test_expressions_that_are_none(write, value):
+    with pytest.raises(
+        UserError, match=r"config\.allow_unexpected: .* is not a regular"
+    ):
+        load(write(), {"params": {}}, allow_unexpected=value)

@@ -13,7 +13,7 @@ from reid_jax.weights import __main__ as command
 from reid_jax.weights import files
 from tests.weights import state_dicts, torch_writer
 from tests.weights.test_files import Attack, assert_same
-from tests.weights.test_load import GRID, variables_of
+from tests.weights.test_load import FILE_GRID, GRID, variables_of
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_there_and_back(pth, tmp_path, capsys):
 def test_what_is_converted_loads_the_same(pth, tmp_path):
     run(pth, tmp_path / "vit")
     got = [
-        weights.load_pretrained(variables_of(), str(path), position_grid=GRID)[0]
+        weights.load_pretrained(
+            variables_of(), str(path), position_grid=GRID, pretrained_grid=FILE_GRID
+        )[0]
         for path in (pth, tmp_path / "vit")
     ]
     assert_same(*map(files.flatten, got))
@@ -66,6 +68,21 @@ def test_targets_that_cannot_be_written(pth, tmp_path, capsys):
     for target in ("out", "out.safetensors"):
         assert run(pth, pth / target) == 2  # below a file
         assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["a\0b", "x" * 5000, "~nobody-of-this-name/w"])
+def test_targets_that_are_no_paths(pth, target, capsys):
+    assert run(pth, target) == 2
+    assert capsys.readouterr().err.startswith("error: --to=")
+
+
+def test_an_array_that_others_are_in(tmp_path, capsys):
+    state = state_dicts.timm_vit() | {"norm": np.ones(2, np.float32)}
+    assert run(torch_writer.write(tmp_path / "w.pth", state), tmp_path / "out") == 2
+    assert (
+        "norm is an array, and so is params/backbone/norm/" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_known_architecture(tmp_path, capsys):

@@ -72,7 +72,14 @@ PYTORCH_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "base.", "module.base.", "model."])
+WRAPPERS = (
+    *("", "module.", "base.", "module.base.", "model.", "backbone.", "_orig_mod."),
+    *("module._orig_mod.", "_orig_mod.module.", "teacher.", "teacher.backbone."),
+    *("student.module.backbone.", "module.encoder_q.", "encoder_q."),
+)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize(("name", "shape", "path"), PYTORCH_NAMES)
 def test_pytorchs_names(wrapper, name, shape, path):
     array = state_dicts.fill({name: shape})[name]
@@ -128,6 +135,59 @@ def test_back_leaves_the_rest_out():
     assert list(mapping.to_pytorch(ours)) == ["norm.weight"]
 
 
+def transformers_vit(state):
+    """timm's state under the names of Hugging Face's transformers."""
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm": "layernorm",
+        "head": "classifier",
+    }
+    block = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    for index in range(2):
+        layer = f"encoder.layer.{index}"
+        names |= {f"blocks.{index}.{a}": f"{layer}.{b}" for a, b in block.items()}
+    theirs = {}
+    for name, array in state.items():
+        stem, _, leaf = name.rpartition(".")
+        if ".qkv" in name:
+            place = f"encoder.layer.{stem.split('.')[1]}.attention.attention"
+            for part, rows in zip(
+                ("query", "key", "value"), np.split(array, 3), strict=True
+            ):
+                theirs[f"vit.{place}.{part}.{leaf}"] = rows
+        elif stem:
+            prefix = "" if stem == "head" else "vit."
+            theirs[f"{prefix}{names[stem]}.{leaf}"] = array
+        else:
+            theirs[f"vit.{names[leaf]}"] = array
+    return theirs
+
+
+def test_transformers_vit():
+    state = state_dicts.timm_vit()
+    theirs = transformers_vit(state)
+    theirs["vit.pooler.dense.weight"] = np.ones((24, 24), np.float32)
+    result = mapped(theirs)
+    assert_same(result.arrays, mapped(state).arrays)
+    assert set(result.skipped) == {
+        *("classifier.weight", "classifier.bias", "vit.pooler.dense.weight")
+    }
+    del theirs["vit.encoder.layer.1.attention.attention.key.bias"]
+    partial = mapped(theirs).arrays  # what stays apart fits nowhere
+    assert partial.keys() - result.arrays.keys() == {
+        "params/backbone/blocks_1/attention/attention/value/bias"
+    }
+    assert partial["params/backbone/blocks_1/attn/qkv/bias"].shape == (24,)
+
+
 def test_ours_keeps_the_backbone():
     arrays = {
         "params/backbone/norm/scale": np.ones(2),
@@ -136,6 +196,33 @@ def test_ours_keeps_the_backbone():
     result = mapped(arrays, files.OURS)
     assert list(result.arrays) == ["params/backbone/norm/scale"]
     assert result.skipped == ("params/head/kernel",)
+
+
+@pytest.mark.parametrize(
+    ("taken", "beside"),
+    [
+        ("module.encoder_q.", ("module.encoder_k.", "module.queue")),
+        ("encoder_q.", ("encoder_k.", "queue_ptr")),
+        ("teacher.", ("student.",)),
+        ("module.teacher.backbone.", ("module.student.backbone.",)),
+    ],
+)
+def test_the_network_that_is_wanted_of_two(taken, beside):
+    names = [
+        "norm.weight" if prefix.endswith(".") else "" for prefix in (taken, *beside)
+    ]
+    full = [prefix + name for prefix, name in zip((taken, *beside), names, strict=True)]
+    arrays = {name: np.full(2, i, np.float32) for i, name in enumerate(full)}
+    result = mapped(arrays)
+    assert result.names == {"params/backbone/norm/scale": full[0]}
+    np.testing.assert_array_equal(result.arrays["params/backbone/norm/scale"], [0, 0])
+    assert result.skipped == tuple(full[1:])
+
+
+@pytest.mark.parametrize("prefix", ["modules.", "encoder_k.", "queue.", "orig_mod."])
+def test_other_prefixes_stay(prefix):
+    (path,) = mapped({f"{prefix}norm.weight": np.ones(2)}).arrays
+    assert path == f"params/backbone/{prefix.replace('.', '/')}norm/scale"
 
 
 def test_two_names_of_one_parameter():

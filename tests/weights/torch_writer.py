@@ -54,8 +54,8 @@ class _Storage:
 class _Pickler(pickle.Pickler):
     """Writes arrays as PyTorch does tensors; `ancient` as PyTorch 0.1 did."""
 
-    def __init__(self, stream, *, legacy: bool, ancient: bool):
-        super().__init__(stream, protocol=2)
+    def __init__(self, stream, *, legacy: bool, ancient: bool, protocol: int):
+        super().__init__(stream, protocol=protocol)
         self.storages: list[_Storage] = []
         self._legacy, self._ancient = legacy, ancient
 
@@ -80,15 +80,22 @@ class _Pickler(pickle.Pickler):
 
 
 def write(
-    path: pathlib.Path, content: Any, *, legacy: bool = False, ancient: bool = False
+    path: pathlib.Path,
+    content: Any,
+    *,
+    legacy: bool = False,
+    ancient: bool = False,
+    protocol: int = 2,
 ) -> pathlib.Path:
     """Writes `content`, whose NumPy arrays become tensors."""
     stream = io.BytesIO()
-    pickler = _Pickler(stream, legacy=legacy, ancient=ancient)
+    pickler = _Pickler(stream, legacy=legacy, ancient=ancient, protocol=protocol)
     with mock.patch.dict(sys.modules, {"torch": _TORCH, "torch._utils": _UTILS}):
         pickler.dump(content)
-    pack = _pack_legacy if legacy else _pack_zip
-    pack(path, stream.getvalue(), pickler.storages)
+    if legacy:
+        _pack_legacy(path, stream.getvalue(), pickler.storages, protocol)
+    else:
+        _pack_zip(path, stream.getvalue(), pickler.storages)
     return path
 
 
@@ -120,11 +127,13 @@ def _pack_zip(path: pathlib.Path, pickled: bytes, storages: list[_Storage]) -> N
         archive.writestr("archive/version", "3\n")
 
 
-def _pack_legacy(path: pathlib.Path, pickled: bytes, storages: list[_Storage]) -> None:
+def _pack_legacy(
+    path: pathlib.Path, pickled: bytes, storages: list[_Storage], protocol: int = 2
+) -> None:
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
-    parts = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)]
-    parts += [pickle.dumps(system, 2), pickled]
-    parts.append(pickle.dumps([storage.key for storage in storages], 2))
+    parts = [pickle.dumps(x, protocol) for x in (0x1950A86A20F9469CFC6C, 1001, system)]
+    parts.append(pickled)
+    parts.append(pickle.dumps([storage.key for storage in storages], protocol))
     for storage in storages:
         parts += [struct.pack("<q", storage.array.size), storage.array.tobytes()]
     path.write_bytes(b"".join(parts))

@@ -5,8 +5,10 @@
 Values are counted up, so that the tests know them without another file.
 """
 
+import argparse
 import pathlib
 
+import numpy
 import torch
 
 FOLDER = pathlib.Path(__file__).parent
@@ -56,9 +58,29 @@ def strange() -> dict[str, object]:
     }
 
 
+def beside() -> dict[str, object]:
+    """As torchreid's and DINO's trainings save them."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    for tensor in module.state_dict().values():
+        tensor.copy_(counted(*tensor.shape))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[20, 40])
+    return {
+        "state_dict": module.state_dict(),
+        "epoch": 60,
+        "rank1": numpy.float64(0.9),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": schedule.state_dict(),
+        "args": argparse.Namespace(arch="net", lr=0.1),
+    }
+
+
+FILES = {"plain": plain, "strange": strange, "beside": beside}
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for name, content in (("plain", plain()), ("strange", strange())):
+    for name, make in FILES.items():
+        content = make()
         torch.save(content, FOLDER / f"{name}_zip.pth")
         torch.save(
             content, FOLDER / f"{name}_legacy.pth", _use_new_zipfile_serialization=False
