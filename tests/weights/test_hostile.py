@@ -47,11 +47,10 @@ def nested_tuples(depth, opcode):
     return b")" + opcode * depth
 
 
-DOUBLED = (
-    # A list of 50,000, and an OrderedDict, a Size, a call of it again and again.
-    b"]q\x00(" + b"K\x01" * 50_000 + b"e0"
-)
+LIST = b"]q\x00(" + b"K\x01" * 10_000 + b"e0"
+"""In the memo, not on the stack."""
 
+PAIRS = b"".join(b"M" + struct.pack("<H", i) + b"K\x01\x86" for i in range(2000))
 
 PICKLES = {
     "memo index": opcodes(b"}r" + struct.pack("<I", HUGE)),
@@ -65,17 +64,15 @@ PICKLES = {
     "a key that takes for ever to hash": opcodes(
         b"}", nested_tuples(80, b"2\x86"), b"K\x01s"
     ),
-    "a key too deep to hash": opcodes(b"}", nested_tuples(100_000, b"\x85"), b"K\x01s"),
+    "a key too deep to hash": opcodes(b"}", nested_tuples(60_000, b"\x85"), b"K\x01s"),
     "a set of such": opcodes(b"\x8f(", nested_tuples(80, b"2\x86"), b"\x90"),
-    "copies of a list": opcodes(
-        DOUBLED, (name("torch", "Size") + b"h\x00\x85R") * 5_000
-    ),
+    "copies of a list": opcodes(LIST, (name("torch", "Size") + b"h\x00\x85R") * 2_000),
     "copies of arguments": opcodes(
-        b"(" + b"K\x01" * 50_000 + b"tq\x000",
-        (name("numpy", "dtype") + b"h\x00R") * 5_000,
+        b"(" + b"K\x01" * 10_000 + b"tq\x000",
+        (name("numpy", "dtype") + b"h\x00R") * 2_000,
     ),
     "copies of a dictionary": opcodes(
-        b"]q\x00(" + b"K\x01K\x01\x86" * 20_000 + b"e0(",
+        b"]q\x00(" + PAIRS + b"e0(",
         (name("collections", "OrderedDict") + b"h\x00\x85R") * 2_000,
         b"t",
     ),
