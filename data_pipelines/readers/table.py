@@ -14,46 +14,24 @@ Columns:
 """
 
 import collections
-import csv
 import dataclasses
-import difflib
 import functools
-import io
-import math
 import os
 import pathlib
 import re
-from collections.abc import (
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from data_pipelines.entries import INT32, Entry, Split, make_entry, shown
+from data_pipelines.entries import INT32, SPLITS, Entry, Split, make_entry, shown
 from data_pipelines.part_labels.label_files import Label
+from data_pipelines.readers import table_checks, table_rows
 from data_pipelines.readers.sources import DataSet
+from data_pipelines.readers.table_checks import OPTIONAL, REQUIRED
+from data_pipelines.readers.table_rows import EXPECTED, Row
 from reid_jax.errors import UserError
 
-SPLITS = ("train", "query", "gallery")
-
-EXPECTED = (
-    "Expected a .csv or .parquet table with the columns path, person, split and, where "
-    "there are any, camera and parts."
-)
-"""What `scan` reads, for messages."""
-
-_REQUIRED = ("path", "person", "split")
-_OPTIONAL = ("camera", "parts")
-_PARQUET = (".parquet", ".pq")
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
 _WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+$", re.ASCII)
 _CAMERA_OF_SPLIT = {"train": 0, "query": 0, "gallery": 1}
-_PROBLEMS_SHOWN = 6
-
-Cells = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +46,6 @@ class _File:
 
     def __str__(self) -> str:
         return str(self.path)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """A row whose cells are there; `number` is what an editor shows."""
-
-    number: int
-    cells: Cells
-
-    @classmethod
-    def make(cls, number: int, columns: Sequence[str], cells: Iterable[str]) -> "_Row":
-        """A row without the blanks around its cells, the split in small letters."""
-        row = dict(zip(columns, map(str.strip, cells), strict=True))
-        return cls(number, row | {"split": row.get("split", "").lower()})
-
-    def __getitem__(self, column: str) -> str:
-        return self.cells[column]
 
 
 def scan(source: str | os.PathLike) -> dict[str, Split]:
@@ -103,13 +64,19 @@ def scan(source: str | os.PathLike) -> dict[str, Split]:
     table = pathlib.Path(source).expanduser()
     if not table.is_file():
         raise UserError(f"--source={source} is not a file. {EXPECTED}")
-    columns, rows = _read(table)
-    _check_columns(table, columns)
-    _check_rows(table, rows, _cell_problems)
-    _check_rows(table, rows, functools.partial(_file_problems, table.parent))
+    columns, rows = table_rows.read(table)
+    table_checks.check_columns(table, columns)
+    table_checks.check_rows(table, rows, table_checks.cell_problems)
+    table_checks.check_rows(
+        table, rows, functools.partial(table_checks.file_problems, table.parent)
+    )
     persons, named = _persons(rows)
-    _check_rows(table, rows, functools.partial(_person_problems, persons))
-    _check_splits(table, {r["split"] for r in rows if persons[r["person"]] > 0})
+    table_checks.check_rows(
+        table, rows, functools.partial(table_checks.person_problems, persons)
+    )
+    table_checks.check_splits(
+        table, {r["split"] for r in rows if persons[r["person"]] > 0}
+    )
     cameras = _cameras(rows)
     splits = {
         split: _split(
@@ -127,161 +94,7 @@ def scan(source: str | os.PathLike) -> dict[str, Split]:
     return splits
 
 
-def _read(table: pathlib.Path) -> tuple[list[str], list[_Row]]:
-    """Names of the columns, and the rows."""
-    if table.suffix.lower() in _PARQUET:
-        return _read_parquet(table)
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{table} cannot be read as UTF-8 text ({error}). {EXPECTED}"
-        ) from error
-    # Spreadsheets export with semicolons where the comma is the decimal point.
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, strict=True, delimiter=separator)
-    try:
-        columns = [name.strip().lower() for name in next(reader, [])]
-        return columns, list(_csv_rows(table, reader, columns))
-    except csv.Error as error:
-        raise UserError(f"{table}: row {reader.line_num}: {error}.") from error
-
-
-def _csv_rows(
-    table: pathlib.Path, reader: Iterator[list[str]], columns: Sequence[str]
-) -> Iterator[_Row]:
-    for cells in reader:
-        if not any(map(str.strip, cells)):
-            continue
-        if len(cells) != len(columns):
-            raise UserError(
-                f"{table}: row {reader.line_num} has {len(cells)} cells; the first "
-                f"row names {len(columns)} columns."
-            )
-        yield _Row.make(reader.line_num, columns, cells)
-
-
-def _read_parquet(table: pathlib.Path) -> tuple[list[str], list[_Row]]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            f"{table}: reading Parquet needs pyarrow. Install it with: pip install "
-            "pyarrow. Or save the table as CSV."
-        ) from error
-    try:
-        with table.open("rb") as file:
-            stored = pyarrow.parquet.read_table(file, use_threads=False)
-        columns = [name.strip().lower() for name in stored.column_names]
-        values = [map(_text, column.to_pylist()) for column in stored.columns]
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{table} cannot be read as Parquet ({reason}).") from error
-    rows = enumerate(zip(*values, strict=True), start=1)
-    return columns, [_Row.make(n, columns, cells) for n, cells in rows]
-
-
-def _text(value: object) -> str:
-    """A Parquet value as the text that a CSV file would hold."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    # A column of whole numbers with gaps comes as float.
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return str(value)
-
-
-def _check_columns(table: pathlib.Path, columns: Sequence[str]) -> None:
-    known = (*_REQUIRED, *_OPTIONAL)
-    found = f"Its columns: {shown(columns)}."
-    for name in known:
-        if columns.count(name) > 1:
-            raise UserError(f"{table} has the column {name} twice. {found}")
-        if name in columns:
-            continue
-        unknown = [c for c in columns if c not in known]
-        near = difflib.get_close_matches(name, unknown, n=1, cutoff=0.75)
-        if near:
-            raise UserError(
-                f"{table} has no column {name}. Is it {near[0]!r}? Rename that. {found}"
-            )
-        if name in _REQUIRED:
-            raise UserError(f"{table} has no column {name}. {found} {EXPECTED}")
-
-
-def _check_rows(
-    table: pathlib.Path,
-    rows: Sequence[_Row],
-    problems: Callable[[Sequence[_Row]], Iterator[tuple[_Row, str, str]]],
-) -> None:
-    """Raises UserError with the first few problems: row, column and what is wrong."""
-    found = [
-        f"row {row.number}, column {column}: {problem}"
-        for row, column, problem in problems(rows)
-    ]
-    if found:
-        more = len(found) - _PROBLEMS_SHOWN
-        raise UserError(
-            f"{table}: {'; '.join(found[:_PROBLEMS_SHOWN])}"
-            + (f"; and {more} more" if more > 0 else "")
-            + ". Nothing was stored."
-        )
-
-
-def _cell_problems(rows: Sequence[_Row]) -> Iterator[tuple[_Row, str, str]]:
-    """What can be said of the cells without looking at the files."""
-    seen: dict[tuple[str, str], int] = {}
-    for row in rows:
-        for column in (*_REQUIRED, "camera"):
-            if row.cells.get(column) == "":
-                yield row, column, "it is empty"
-        if row["split"] not in ("", *SPLITS):
-            yield row, "split", f"{row['split']!r} is none of {', '.join(SPLITS)}"
-        for column in ("path", "parts"):
-            if not row.cells.get(column, "").isprintable():
-                yield row, column, f"{row[column]!r} has unprintable characters"
-        first = seen.setdefault((row["split"], row["path"]), row.number)
-        if first != row.number and row["path"]:
-            yield row, "path", f"{row['path']} is in row {first} already"
-
-
-def _file_problems(
-    folder: pathlib.Path, rows: Sequence[_Row]
-) -> Iterator[tuple[_Row, str, str]]:
-    for row in rows:
-        for column in ("path", "parts"):
-            name = row.cells.get(column)
-            if name and not os.path.isfile(folder / name):
-                yield row, column, f"there is no file {folder / name}"
-
-
-def _person_problems(
-    persons: Mapping[str, int], rows: Sequence[_Row]
-) -> Iterator[tuple[_Row, str, str]]:
-    for row in rows:
-        person = persons[row["person"]]
-        if person < -1:
-            yield row, "person", f"{person} is negative"
-        if person == 0 and row["split"] != "gallery":
-            yield row, "person", "0, a distractor, belongs into the gallery"
-
-
-def _check_splits(table: pathlib.Path, present: Collection[str]) -> None:
-    """Refuses a table that can neither be trained on nor be evaluated on."""
-    if not present:
-        raise UserError(f"{table} has no image of an identity. {EXPECTED}")
-    for there, lacking in (("query", "gallery"), ("gallery", "query")):
-        if there in present and lacking not in present:
-            raise UserError(
-                f"{table} has identities in {there} but none in {lacking}: evaluation "
-                "needs both."
-            )
-
-
-def _persons(rows: Sequence[_Row]) -> tuple[dict[str, int], bool]:
+def _persons(rows: Sequence[Row]) -> tuple[dict[str, int], bool]:
     """The person cells and what they are stored as; whether they are names."""
     # A column that held a gap comes out of many tools as 1.0, 2.0, ...
     whole = {row["person"]: _WHOLE_FLOAT.sub(r"\1", row["person"]) for row in rows}
@@ -300,7 +113,7 @@ def _are_numbers(texts: Iterable[str]) -> bool:
     return all(_WHOLE.fullmatch(t) and int(t) < INT32 for t in texts)
 
 
-def _cameras(rows: Sequence[_Row]) -> dict[str, int] | None:
+def _cameras(rows: Sequence[Row]) -> dict[str, int] | None:
     """The camera cells and what they are stored as; None without such a column."""
     if "camera" not in rows[0].cells:
         return None
@@ -312,12 +125,12 @@ def _cameras(rows: Sequence[_Row]) -> dict[str, int] | None:
 
 def _remarks(
     columns: Sequence[str],
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
     names: Mapping[str, int],
     cameras: Mapping[str, int] | None,
 ) -> Iterator[str]:
     """What the user should know of how the table was understood."""
-    if unused := [c for c in columns if c not in (*_REQUIRED, *_OPTIONAL)]:
+    if unused := [c for c in columns if c not in (*REQUIRED, *OPTIONAL)]:
         yield f"Columns that were not used: {shown(unused)}."
     if names:
         numbered = [f"{text} = {n}" for text, n in names.items() if n > 0]
@@ -340,7 +153,7 @@ def _remarks(
 
 def _split(
     folder: pathlib.Path,
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
     persons: Mapping[str, int],
     cameras: Mapping[str, int] | None,
 ) -> Split:
@@ -351,7 +164,7 @@ def _split(
 
 def _entry(
     folder: pathlib.Path,
-    row: _Row,
+    row: Row,
     persons: Mapping[str, int],
     cameras: Mapping[str, int] | None,
 ) -> Entry:

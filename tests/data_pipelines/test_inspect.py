@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import inspect, store
+from data_pipelines import inspect, store, transforms
 from data_pipelines.entries import Entry, Split
+from data_pipelines.inspection.suspicions import suspicions as suspected
 from data_pipelines.part_labels import label_files
 from tests.data_pipelines.market_folder import jpeg
 
@@ -41,7 +42,7 @@ def found(folder):
 
 
 def suspicions(folder, **changes):
-    return list(inspect.suspicions(found(prepared(folder, CLEAN | changes))))
+    return list(suspected(found(prepared(folder, CLEAN | changes))))
 
 
 def test_figures_of_a_clean_data_set(tmp_path):
@@ -106,16 +107,16 @@ def test_suspicions(tmp_path, changes, words):
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     prepared(tmp_path, CLEAN)
     cut = (tmp_path / "t2.jpg").read_bytes()
-    decode = inspect.transforms.decode
+    decode = transforms.decode
 
     def fail(encoded):
         if encoded == cut:
             raise ValueError("not a whole image")
         return decode(encoded)
 
-    monkeypatch.setattr(inspect.transforms, "decode", fail)
+    monkeypatch.setattr(transforms, "decode", fail)
     broken = found(tmp_path)
-    got = list(inspect.suspicions(broken))
+    got = list(suspected(broken))
     assert got == ["train: 1 image cannot be read: t2.jpg"]
     inspect.contact_sheet(broken, tmp_path / "broken.png")
     assert cv2.imread(str(tmp_path / "broken.png")) is not None

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import prepare, prepared, report
 from data_pipelines.entries import SPLITS
+from data_pipelines.preparation import staging
 from data_pipelines.readers import market1501
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
@@ -204,7 +205,7 @@ def test_a_finished_leftover_of_a_killed_run_is_built_anew(folder, data_dir):
 
 def test_two_at_once_do_not_meet(folder, data_dir):
     with (
-        prepare._locked(data_dir / ".preparing-own", data_dir / "own" / "1.0.0"),
+        staging._locked(data_dir / ".preparing-own", data_dir / "own" / "1.0.0"),
         pytest.raises(UserError, match="Another process"),
     ):
         own(folder, data_dir)

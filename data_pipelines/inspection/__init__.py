@@ -1,0 +1,1 @@
+"""What `data_pipelines.inspect` reads of a prepared data set, says and draws."""
