@@ -5,8 +5,10 @@ to them, and the store writes them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from reid_jax.errors import UserError
 
@@ -15,6 +17,11 @@ SPLITS = ("train", "query", "gallery")
 
 INT32 = 2**31
 """Persons and cameras are stored as int32, so they are below this."""
+
+_BAD_SHOWN = 20
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class File(Protocol):
@@ -55,6 +62,8 @@ class Split:
       missing: files that a list lying with the data names but that are not there.
       remarks: what the user is told after preparing.
       person_names: person -> its name in the source, where the reader numbered them.
+      camera_names: camera -> its name in the source, where that is not the number
+        counted from 1.
     """
 
     entries: tuple[Entry, ...]
@@ -62,12 +71,22 @@ class Split:
     missing: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     person_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    camera_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def counts(self) -> "Counts":
         """What is there, to compare with what was published."""
         persons = {e.person for e in self.entries if e.person > 0}
         return Counts(len(self.entries), len(persons), self.junk)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """As the stored split will have it; see `fingerprint`."""
+        return fingerprint(
+            [e.path.name for e in self.entries],
+            [e.person for e in self.entries],
+            [e.camera for e in self.entries],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +133,77 @@ def make_entry(
     return Entry(path, person, camera)
 
 
-def bad_file(path: object, problem: str, remedy: str) -> UserError:
+class BadFile(UserError):
+    """A mistake in one file; `problem` does not say what was done about it."""
+
+    def __init__(self, problem: str):
+        super().__init__(f"{problem} Nothing was stored.")
+        self.problem = problem
+
+
+def bad_file(path: object, problem: str, remedy: str) -> BadFile:
     """A mistake in one file, named so that any terminal can show it."""
     text = str(path).encode("unicode_escape").decode()
-    return UserError(f"{text}: {problem}. {remedy}. Nothing was stored.")
+    return BadFile(f"{text}: {problem}. {remedy}.")
+
+
+def bad_files(found: Sequence[BadFile], hint: str = "") -> UserError:
+    """One message of all the files that cannot be used, the first few by name.
+
+    Args:
+      found: one or more.
+      hint: a sentence on what else can be done.
+    """
+    end = " ".join(filter(None, (hint, "Nothing was stored.")))
+    if len(found) == 1:
+        return UserError(f"{found[0].problem} {end}")
+    head = f"{len(found)} files cannot be used:"
+    return UserError("\n".join([head, *problems(found), end]))
+
+
+def problems(found: Sequence[BadFile]) -> list[str]:
+    """A line for each of the first few files, and how many more there are."""
+    lines = [one.problem for one in found[:_BAD_SHOWN]]
+    if len(found) > _BAD_SHOWN:
+        lines.append(f"and {len(found) - _BAD_SHOWN} more.")
+    return lines
+
+
+def read_all(make: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What `make` gives for each item.
+
+    Raises:
+      UserError: it names all files that cannot be used, not only the first.
+    """
+    made, bad = [], []
+    for item in items:
+        try:
+            made.append(make(item))
+        except BadFile as error:
+            bad.append(error)
+    if bad:
+        raise bad_files(bad)
+    return made
+
+
+def fingerprint(
+    names: Sequence[str], persons: Sequence[int], cameras: Sequence[int]
+) -> dict[str, Any]:
+    """What tells one list of images from another, without opening an image.
+
+    Returns:
+      `images` and `identities` (persons above 0), and `digest`, 16 hexadecimal digits
+      of the SHA-256 of names, persons and cameras in their order. JSON can hold it.
+    """
+    rows = zip(names, map(int, persons), map(int, cameras), strict=True)
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return {
+        "images": len(names),
+        "identities": len({int(p) for p in persons if p > 0}),
+        "digest": digest.hexdigest()[:16],
+    }
 
 
 def shown(names: Sequence[str], *, most: int = 6) -> str:

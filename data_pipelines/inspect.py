@@ -1,21 +1,33 @@
 r"""Shows what a prepared data set holds, and what looks wrong in it.
 
-    python -m data_pipelines.inspect market1501 --data_dir=data --out=market1501.png
+    python -m data_pipelines.inspect market1501 --data_dir=data
 
 Prints counts, identities per camera, images per identity, sizes, the share of images
 with part labels, and suspicious entries; writes a contact sheet with a few identities
-of each split, their part labels drawn over the images. Every image is decoded once.
-Suspicious entries do not change the exit code: they are for a person to judge.
+of each split, their part labels drawn over the images, beside the data set. Every
+image is decoded once. Suspicious entries do not change the exit code: they are for a
+person to judge.
 """
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
 from data_pipelines.inspection.figures import report
 from data_pipelines.inspection.reading import inspect
 from data_pipelines.inspection.sheet import contact_sheet
+from reid_jax import storage
 from reid_jax.errors import UserError
+
+
+def _beside(dataset: str, data_dir: str) -> pathlib.Path:
+    """Where the contact sheet lies unless `--out` says; not in a bucket."""
+    if storage.in_bucket(data_dir):
+        raise UserError(
+            "Name the contact sheet, since the data set is in a bucket: --out"
+        )
+    return pathlib.Path(data_dir).expanduser() / f"{dataset.replace('/', '-')}.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,16 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("dataset", help="name or name/config of a prepared data set")
     parser.add_argument("--data_dir", default="data", help="default: %(default)s")
-    parser.add_argument("--out", help="contact sheet; default: <dataset>.png")
+    parser.add_argument("--out", help="contact sheet; default: beside the data set")
     given = parser.parse_args(argv)
-    out = given.out or f"{given.dataset.replace('/', '-')}.png"
     try:
+        out = given.out or _beside(given.dataset, given.data_dir)
         found = inspect(given.dataset, given.data_dir)
         print(report(found))
         contact_sheet(found, out)
     except UserError as error:
         print(f"inspect: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("inspect: interrupted; no contact sheet was written.", file=sys.stderr)
+        return 130
     print(f"Contact sheet: {out}")
     return 0
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines import transforms
+from data_pipelines import images, transforms
 from data_pipelines.part_labels.kinds import UNLABELLED
 from data_pipelines.records import Records
 from data_pipelines.sampling import PKPlan
@@ -70,11 +70,11 @@ class _Reader:
     def _decode(self, index: int) -> transforms.Pair:
         record = self.records[index]
         try:
-            image = transforms.decode(record["image"])
+            image = images.decode(record["image"])
             image = transforms.resize(image, self.image_size)
             if not self.with_parts or "parts" not in record:
                 return image, None
-            parts = transforms.decode_parts(record["parts"])
+            parts = images.decode_parts(record["parts"])
         except ValueError as error:
             raise UserError(
                 f"The stored image {record['filename']} (record {index}) is damaged: "

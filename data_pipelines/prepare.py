@@ -22,6 +22,9 @@ One that is listed in a CSV or Parquet table (`readers.table`):
 Part-label files that lie beside any of them (`part_labels.label_files`) are stored with
 the images by adding `--parts=<folder> --parts_kind=pifpaf`.
 
+Images that cannot be used are named, and nothing is stored; `--skip_bad_images` leaves
+them out, says which they are, and needs a `--name`.
+
 An interrupted or failed run leaves nothing that could be taken for a data set; start
 it again.
 """
@@ -29,12 +32,15 @@ it again.
 import argparse
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from data_pipelines.part_labels.kinds import KINDS
 from data_pipelines.preparation import staging
-from data_pipelines.preparation.plan import known_datasets, make_plan
+from data_pipelines.preparation.plan import Plan, known_datasets, make_plan
+from data_pipelines.preparation.request import Place, Request
 from data_pipelines.readers.datasets import DATASETS
 from data_pipelines.report import next_command, report
 from reid_jax import storage
@@ -45,16 +51,17 @@ def prepare(
     dataset: str,
     *,
     data_dir: str | os.PathLike,
-    source: str | os.PathLike | None = None,
-    lists: str | os.PathLike | None = None,
-    parts: str | os.PathLike | None = None,
+    source: Place = None,
+    lists: Place = None,
+    parts: Place = None,
     parts_kind: str | None = None,
     allow_other_counts: bool = False,
+    skip_bad_images: bool = False,
     name: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> pathlib.Path:
-    """Stores a data set, unless one of that name is already prepared.
+    """Stores a data set, unless it is already prepared under that name.
 
     Args:
       dataset: one of `known_datasets()`.
@@ -62,8 +69,9 @@ def prepare(
       source: folder or zip of a data set that is not rendered by the library.
       lists: folder of the published lists, for data sets that can be made with them.
       parts: folder of part-label files; see `part_labels.label_files`.
-      parts_kind: what they are, one of `data_pipelines.parts.KINDS`.
+      parts_kind: what they are, one of `part_labels.kinds.KINDS`.
       allow_other_counts: accepts a source whose counts are not the published ones.
+      skip_bad_images: leaves out images that cannot be used.
       name: stores under this name instead of that of the data set.
       overwrite: prepares again, and replaces the old one once the new one is whole.
       progress: shows progress bars.
@@ -72,19 +80,34 @@ def prepare(
       The folder of the prepared data set.
 
     Raises:
-      UserError: unknown data set, missing or wrong source, an image that cannot be
-        used, a name that cannot be used, or no room or right to write.
+      UserError: unknown data set, missing or wrong source, images that cannot be
+        used, a name that cannot be used or stands for another source already, or no
+        room or right to write.
     """
-    plan = make_plan(
+    request = Request(
         dataset,
         source=source,
-        options={"lists": lists},
-        part_labels=(parts, parts_kind),
+        lists=lists,
+        parts=parts,
+        parts_kind=parts_kind,
         allow_other_counts=allow_other_counts,
+        skip_bad_images=skip_bad_images,
         name=name,
-        progress=progress,
     )
-    return staging.install(plan, _on_disk(data_dir), overwrite)[0]
+    plan = make_plan(request, progress=progress)
+    return _install(plan, _on_disk(data_dir), overwrite)[0]
+
+
+def _install(
+    plan: Plan, data_dir: pathlib.Path, overwrite: bool
+) -> tuple[pathlib.Path, str]:
+    """The folder of the prepared data set, and what was done."""
+    path, built = staging.install(plan, data_dir, overwrite)
+    if built:
+        return path, f"Prepared {plan.name} in {path}"
+    compared = plan.check(path)
+    done = f"{plan.name} is already prepared in {path}; nothing was done."
+    return path, "\n".join(filter(None, (done, compared)))
 
 
 def _on_disk(data_dir: str | os.PathLike) -> pathlib.Path:
@@ -118,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="accept a source whose counts are not the published ones",
     )
+    parser.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="leave out images that cannot be used",
+    )
     parser.add_argument("--name", help="store under this name")
     parser.add_argument(
         "--overwrite", action="store_true", help="prepare again and replace"
@@ -125,24 +153,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _acknowledge(number: int, frame: FrameType | None) -> None:
+    """Answers Ctrl-C at once: clearing away what was begun may take a moment."""
+    print("\nprepare: stopping ...", file=sys.stderr, flush=True)
+    signal.default_int_handler(number, frame)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = vars(_parser().parse_args(argv))
-    overwrite = args.pop("overwrite")
+    data_dir, overwrite = args.pop("data_dir"), args.pop("overwrite")
+    before = signal.signal(signal.SIGINT, _acknowledge)
     try:
-        data_dir = _on_disk(args.pop("data_dir"))
-        if args["allow_other_counts"] and not args["name"]:
-            raise UserError(
-                "--allow_other_counts needs --name=<its_name>: other images must not "
-                f"be taken for {args['dataset']}."
-            )
-        plan = make_plan(
-            options={"lists": args.pop("lists")},
-            part_labels=(args.pop("parts"), args.pop("parts_kind")),
-            progress=True,
-            **args,
-        )
-        path, built = staging.install(plan, data_dir, overwrite)
+        plan = make_plan(Request(**args), progress=True)
+        path, done = _install(plan, _on_disk(data_dir), overwrite)
         text = report(plan.name, path)
     except UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
@@ -150,13 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prepare: interrupted; nothing was stored.", file=sys.stderr)
         return 130
-    if built:
-        print(f"Prepared {plan.name} in {path}")
-    else:
-        print(f"{plan.name} is already prepared in {path}; nothing was done.")
-        print("The source was not read; --overwrite prepares it again.")
+    finally:
+        signal.signal(signal.SIGINT, before)
     notes = [DATASETS[args["dataset"]].note] if args["dataset"] in DATASETS else []
-    print(text, *filter(None, notes), next_command(plan.name, path), sep="\n")
+    print(done, text, *filter(None, notes), next_command(plan.name, path), sep="\n")
     return 0
 
 

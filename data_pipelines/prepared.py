@@ -115,8 +115,13 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     if len(source) != info.num_examples:
         raise ValueError(f"{split} holds {len(source)} of {info.num_examples} records")
     # The synthetic data set, which has no such entry, has the library's own classes.
-    kind = (builder.info.metadata or {}).get("parts_kind", "parts")
-    return Records(source, has_parts, check_kind(kind))
+    metadata = builder.info.metadata or {}
+    names = {
+        kind: {int(number): name for number, name in metadata.get(kind, {}).items()}
+        for kind in ("person_names", "camera_names")
+    }
+    kind = check_kind(metadata.get("parts_kind", "parts"))
+    return Records(source, has_parts, kind, **names)
 
 
 def _version_dir(dataset: str, data_dir: str | os.PathLike) -> epath.Path:
@@ -182,8 +187,6 @@ def _damaged(
 
 def _command(dataset: str, data_dir: str | os.PathLike) -> str:
     """What prepares a data set, as far as its name tells."""
-    # Readers import the store, which imports this module.
-
     data_dir, upload = os.fspath(data_dir), ""
     if storage.in_bucket(data_dir):
         name = dataset.split("/")[0]

@@ -6,11 +6,12 @@ features, whatever its source.
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.entries import fingerprint
 from reid_jax.errors import UserError
 
 
@@ -21,12 +22,31 @@ class Records:
       person: int32 [N], the identity of each record.
       camera: int32 [N], the camera of each record.
       has_parts: whether records carry a part-label map.
-      parts_kind: numbering of the part labels, one of `parts.KINDS`.
+      parts_kind: numbering of the part labels, one of `part_labels.kinds.KINDS`.
     """
 
-    def __init__(self, source: Any, has_parts: bool, parts_kind: str = "parts"):
-        """Scans the labels of `source`, a TFDS data source without decoding."""
+    def __init__(
+        self,
+        source: Any,
+        has_parts: bool,
+        parts_kind: str = "parts",
+        *,
+        person_names: Mapping[int, str] | None = None,
+        camera_names: Mapping[int, str] | None = None,
+    ):
+        """Scans the labels of `source`, a TFDS data source without decoding.
+
+        Args:
+          source: gives a record by its number.
+          has_parts: whether records carry a part-label map.
+          parts_kind: its numbering.
+          person_names: person -> name in the source, where that is not its number.
+          camera_names: camera -> name in the source, where that is not its number
+            counted from 1, as the file names of the published sets have it.
+        """
         self._source = source
+        self._person_names = dict(person_names or {})
+        self._camera_names = dict(camera_names or {})
         self.has_parts = has_parts
         self.parts_kind = parts_kind
         records = [source[i] for i in range(len(source))]
@@ -51,6 +71,23 @@ class Records:
     def filename(self, index: int) -> str:
         """Name of the picture in its source."""
         return self._filenames[int(index)]
+
+    def person_name(self, person: int) -> str:
+        """What the source calls a person."""
+        return self._person_names.get(int(person), str(person))
+
+    def camera_name(self, camera: int) -> str:
+        """What the source calls a camera."""
+        return self._camera_names.get(int(camera), str(camera + 1))
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Tells this split from another: `images`, `identities` and `digest`.
+
+        Of the names, persons and cameras in their order (`entries.fingerprint`); it
+        can be stored as JSON.
+        """
+        return fingerprint(self._filenames, self.person, self.camera)
 
 
 class JoinedRecords:
@@ -102,6 +139,12 @@ class JoinedRecords:
         """Data set and name of the picture in its source."""
         member, row = self._locate(index)
         return f"{self._names[member]}/{self._members[member].filename(row)}"
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """As `Records` has it, of the joined names, persons and cameras."""
+        names = [self.filename(i) for i in range(len(self))]
+        return fingerprint(names, self.person, self.camera)
 
     def _locate(self, index: int) -> tuple[int, int]:
         index = int(index)

@@ -1,5 +1,6 @@
 """Stores what a reader has listed: checks every image and writes TFDS records."""
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import features
-from data_pipelines.entries import Entry, Split
+from data_pipelines.entries import BadFile, Entry, Split, bad_files, problems
 from data_pipelines.images import read_image
 from data_pipelines.part_labels import label_files
 
@@ -17,6 +18,8 @@ VERSION = tfds.core.Version("1.0.0")
 """Version of the stored form; it is that of every data set read from a source."""
 
 Track = Callable[[Sequence[Entry], str], Iterable[Entry]]
+
+_SKIP = "Or add --skip_bad_images, with a --name of your own, to leave such images out."
 
 
 def builder(
@@ -26,6 +29,8 @@ def builder(
     title: str,
     data_dir: str | os.PathLike,
     track: Track,
+    skip_bad: bool = False,
+    made_from: Mapping[str, Any] | None = None,
 ) -> tfds.core.DatasetBuilder:
     """TFDS builder that stores scanned images under the data-set name `name`.
 
@@ -35,13 +40,23 @@ def builder(
       title: what the data set is, for its description.
       data_dir: where TFDS writes.
       track: wraps the images of a split as they are read, to show progress.
+      skip_bad: leaves out images that cannot be used; otherwise building raises a
+        UserError that names them all.
+      made_from: what was asked for, as JSON; stored with the data set.
     """
 
     class Named(_Builder, skip_registration=True):
         """The builder under the name that was asked for."""
 
     Named.name = name
-    return Named(splits=splits, title=title, track=track, data_dir=os.fspath(data_dir))
+    return Named(
+        splits=splits,
+        title=title,
+        track=track,
+        skip_bad=skip_bad,
+        made_from=made_from,
+        data_dir=os.fspath(data_dir),
+    )
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -50,11 +65,21 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = VERSION
 
     def __init__(
-        self, *, splits: Mapping[str, Split], title: str, track: Track, data_dir: str
+        self,
+        *,
+        splits: Mapping[str, Split],
+        title: str,
+        track: Track,
+        skip_bad: bool,
+        made_from: Mapping[str, Any] | None,
+        data_dir: str,
     ):
-        self._splits = splits
+        self._splits = dict(splits)
         self._title = title
         self._track = track
+        self._skip_bad = skip_bad
+        self._made_from = made_from
+        self._bad: list[BadFile] = []
         self._with_parts = any(e.parts for s in splits.values() for e in s.entries)
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -64,40 +89,69 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             description=f"{self._title}, for person re-identification.",
             features=features.features(with_parts=self._with_parts),
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(**_metadata(self._splits)),
+            metadata=tfds.core.MetadataDict(**self._metadata()),
         )
+
+    def _metadata(self) -> dict[str, Any]:
+        found = _metadata(self._splits)
+        if self._made_from is not None:
+            found["made_from"] = self._made_from
+        if self._bad:
+            head = f"{len(self._bad)} images that cannot be used were left out:"
+            found["remarks"] += [head, *problems(self._bad)]
+        return found
 
     def _split_generators(self, _: Any) -> dict[str, Iterator]:
         return {name: self._generate_examples(name) for name in self._splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         entries = self._splits[split].entries
-        for key, entry in enumerate(self._track(entries, split)):
-            yield key, self._record(entry)
+        kept = []
+        for entry in self._track(entries, split):
+            try:
+                record = self._record(entry)
+            except BadFile as error:
+                self._bad.append(error)
+                continue
+            yield len(kept), record
+            kept.append(entry)
+        self._finish(split, tuple(kept))
+
+    def _finish(self, split: str, kept: tuple[Entry, ...]) -> None:
+        """Refuses bad images once all were seen, or leaves them out of the account."""
+        last = split == list(self._splits)[-1]
+        if self._bad and not kept:
+            raise bad_files(self._bad, f"No image of {split} is left.")
+        if self._bad and last and not self._skip_bad:
+            raise bad_files(self._bad, _SKIP)
+        self._splits[split] = dataclasses.replace(self._splits[split], entries=kept)
+        if last:
+            self.info.metadata.update(self._metadata())
 
     def _record(self, entry: Entry) -> dict[str, Any]:
-        data, size = read_image(entry.path)
+        image = read_image(entry.path)
         record = {
-            "image": io.BytesIO(data),
+            "image": io.BytesIO(image.data),
             "person": np.int32(entry.person),
             "camera": np.int32(entry.camera),
             "filename": entry.path.name,
         }
         if self._with_parts:
             make = entry.parts or label_files.unlabelled
-            record["parts"] = io.BytesIO(make(*size))
+            record["parts"] = io.BytesIO(image.labels(make))
         return record
 
 
 def _metadata(splits: Mapping[str, Split]) -> dict[str, Any]:
     """What is stored beside the records, as JSON."""
     remarks = [line for split in splits.values() for line in split.remarks]
-    names = {k: v for split in splits.values() for k, v in split.person_names.items()}
     found = {
         "junk_dropped": {name: split.junk for name, split in splits.items()},
         "remarks": remarks + label_files.report(splits),
         **label_files.metadata(splits),
     }
-    if names:
-        found["person_names"] = {str(k): v for k, v in sorted(names.items())}
+    for kind in ("person_names", "camera_names"):
+        joined = [item for s in splits.values() for item in getattr(s, kind).items()]
+        if joined:
+            found[kind] = {str(number): name for number, name in sorted(joined)}
     return found

@@ -1,4 +1,4 @@
-"""Decoding, resizing and augmentation of single images, all in uint8 on the host.
+"""Resizing and augmentation of single images, all in uint8 on the host.
 
 An augmentation is a list of named steps, so that each config can spell out its own.
 Every step draws the same random numbers whether or not part labels come along.
@@ -18,40 +18,6 @@ from data_pipelines.augment.colour import Colour
 from data_pipelines.augment.geometry import Flip, PadCrop, RandomCrop
 from data_pipelines.augment.occlusion import PasteOccluder, RandomErasing
 from reid_jax.errors import UserError
-
-# Grain runs several readers; OpenCV's own threads would only compete with them.
-cv2.setNumThreads(0)
-
-
-def decode(encoded: bytes) -> np.ndarray:
-    """Decodes a JPEG or PNG to RGB, uint8 [H, W, 3].
-
-    Raises:
-      ValueError: the bytes are not a whole image.
-    """
-    return _decode(encoded, cv2.IMREAD_COLOR_RGB)
-
-
-def decode_parts(encoded: bytes) -> np.ndarray:
-    """Decodes a part-label PNG, uint8 [H, W].
-
-    Raises:
-      ValueError: the bytes are not a whole image of one channel.
-    """
-    parts = _decode(encoded, cv2.IMREAD_UNCHANGED)
-    if parts.ndim != 2 or parts.dtype != np.uint8:
-        raise ValueError(f"part labels of shape {parts.shape}, type {parts.dtype}")
-    return parts
-
-
-def _decode(encoded: bytes, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-    except cv2.error as error:  # An empty buffer raises where a broken one does not.
-        raise ValueError("not a whole image") from error
-    if image is None:
-        raise ValueError("not a whole image")
-    return image
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,8 @@ import numpy as np
 from data_pipelines.inspection.reading import Image, Inspected
 from data_pipelines.inspection.suspicions import suspicions
 
+_CAMERAS = 20
+
 
 def report(found: Mapping[str, Inspected]) -> str:
     """The table of counts, the distributions and the suspicious entries, as text."""
@@ -67,15 +69,18 @@ def _sizes(images: Sequence[Image]) -> str:
 
 
 def _per_camera(found: Mapping[str, Inspected]) -> Iterator[str]:
-    cameras = sorted({int(c) for s in found.values() for c in s.stored.camera})
-    shown_cameras = cameras[:20]
+    names = {
+        int(camera): split.stored.camera_name(camera)
+        for split in found.values()
+        for camera in np.unique(split.stored.camera)
+    }
+    cameras = sorted(names)[:_CAMERAS]
+    width = max(7, *(len(names[c]) + 2 for c in cameras))
     yield "identities of each camera:"
-    yield f"{'':10}" + "".join(f"{c:>7}" for c in shown_cameras)
+    yield f"{'':10}" + "".join(f"{names[c]:>{width}}" for c in cameras)
     for name, split in found.items():
         person, camera = split.stored.person, split.stored.camera
-        seen = (
-            np.unique(person[(camera == c) & (person > 0)]).size for c in shown_cameras
-        )
-        yield f"{name:10}" + "".join(f"{n:>7}" for n in seen)
-    if len(cameras) > len(shown_cameras):
-        yield f"and {len(cameras) - len(shown_cameras)} more cameras"
+        seen = (np.unique(person[(camera == c) & (person > 0)]).size for c in cameras)
+        yield f"{name:10}" + "".join(f"{n:>{width}}" for n in seen)
+    if len(names) > len(cameras):
+        yield f"and {len(names) - len(cameras)} more cameras"

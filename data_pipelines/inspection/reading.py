@@ -1,15 +1,16 @@
 """Every image of a prepared data set, decoded once, and what is kept of it."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Mapping
 
 import numpy as np
 import tqdm
 
-from data_pipelines import prepared, transforms
+from data_pipelines import images, prepared
 from data_pipelines.entries import SPLITS
 from data_pipelines.part_labels.kinds import UNLABELLED
 from data_pipelines.records import Records
@@ -53,17 +54,26 @@ def inspect(
     found = {}
     for split in _splits(dataset, data_dir):
         stored = prepared.open_records(dataset, split, data_dir)
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            images = tqdm.tqdm(
-                pool.map(lambda i, stored=stored: _look(stored[i]), range(len(stored))),
-                desc=split,
-                total=len(stored),
-                unit=" images",
-                leave=False,
-                disable=not progress,
-            )
-            found[split] = Inspected(stored, list(images))
+        found[split] = Inspected(stored, _read(stored, split, progress))
     return found
+
+
+def _read(stored: Records, split: str, progress: bool) -> list[Image]:
+    look = functools.partial(_look, stored)
+    with (
+        concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
+        # Closed first, it calls off what was not begun: so Ctrl-C need not wait for it.
+        contextlib.closing(pool.map(look, range(len(stored)))) as looked,
+        tqdm.tqdm(
+            looked,
+            desc=split,
+            total=len(stored),
+            unit=" images",
+            leave=False,
+            disable=not progress,
+        ) as bar,
+    ):
+        return list(bar)
 
 
 def _splits(dataset: str, data_dir: str | os.PathLike) -> list[str]:
@@ -73,12 +83,13 @@ def _splits(dataset: str, data_dir: str | os.PathLike) -> list[str]:
     )
 
 
-def _look(record: Mapping) -> Image:
+def _look(stored: Records, index: int) -> Image:
+    record = stored[index]
     digest = hashlib.sha256(record["image"]).digest()
     try:
-        size = transforms.decode(record["image"]).shape[:2]
+        size = images.decode(record["image"]).shape[:2]
         labelled = "parts" in record and bool(
-            (transforms.decode_parts(record["parts"]) != UNLABELLED).any()
+            (images.decode_parts(record["parts"]) != UNLABELLED).any()
         )
     except ValueError:
         return Image(None, digest, False)

@@ -1,15 +1,15 @@
 """The contact sheet: a few identities of each split with their part labels."""
 
 import os
-import pathlib
 from collections.abc import Mapping
 
 import cv2
 import numpy as np
 
-from data_pipelines import transforms
+from data_pipelines import images, transforms
 from data_pipelines.inspection.reading import Inspected
 from data_pipelines.part_labels.kinds import UNLABELLED
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 _COLUMNS = 12
@@ -35,7 +35,7 @@ def contact_sheet(found: Mapping[str, Inspected], path: str | os.PathLike) -> No
         blocks += _rows_of(split)
     sheet = np.concatenate(blocks)[..., ::-1]
     try:
-        pathlib.Path(path).write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+        storage.write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
     except OSError as error:
         raise UserError(f"Cannot write --out={path} ({error}).") from error
 
@@ -65,11 +65,12 @@ def _tile(split: Inspected, index: int) -> np.ndarray:
         drawn = np.zeros((*_TILE, 3), np.uint8)
     else:
         record = stored[index]
-        drawn = transforms.resize(transforms.decode(record["image"]), _TILE)
+        drawn = transforms.resize(images.decode(record["image"]), _TILE)
         if image.labelled:
-            parts = transforms.decode_parts(record["parts"])
+            parts = images.decode_parts(record["parts"])
             drawn = _painted(drawn, transforms.resize_parts(parts, _TILE))
-    text = f"{stored.person[index]} c{stored.camera[index]}"
+    person = stored.person_name(stored.person[index])
+    text = f"{person} c{stored.camera_name(stored.camera[index])}"
     framed = np.full((_TILE[0] + _CAPTION, _TILE[1] + _GAP, 3), 255, np.uint8)
     framed[: _TILE[0], : _TILE[1]] = drawn
     return _written(framed, text, 0.34, _TILE[0] + 11)

@@ -23,7 +23,8 @@ def suspicions(found: Mapping[str, Inspected]) -> Iterator[str]:
     if "train" in found and tested:
         both = np.intersect1d(found["train"].identities, np.concatenate(tested))
         if len(both):
-            yield f"{_identities(both, 'is', 'are')} in train and in test: {_ids(both)}"
+            count = _identities(both, "is", "are")
+            yield f"{count} in train and in test: {_ids(both, found['train'].stored)}"
 
 
 def _named(split: Inspected) -> Iterator[tuple[str, Image]]:
@@ -64,14 +65,14 @@ def _unmatched(query: Records, gallery: Records) -> Iterator[str]:
     absent = [p for p in asked if p not in seen]
     if absent:
         count = _identities(absent, "is", "are", kind="query ")
-        yield f"{count} not in the gallery: {_ids(absent)}"
+        yield f"{count} not in the gallery: {_ids(absent, query)}"
     alone = [
         p for p, cameras in asked.items() if p in seen and len(cameras | seen[p]) == 1
     ]
     if alone:
         yield (
             f"{_identities(alone, 'was', 'were')} seen by one camera only in query "
-            f"and gallery, so that their queries have no match: {_ids(alone)}"
+            f"and gallery, so that their queries have no match: {_ids(alone, query)}"
         )
 
 
@@ -96,5 +97,5 @@ def _identities(items: Sequence[int], one: str, many: str, *, kind: str = "") ->
     return f"{len(items)} {kind}identities {many}"
 
 
-def _ids(persons: Iterable[int]) -> str:
-    return shown([str(p) for p in sorted(persons)])
+def _ids(persons: Iterable[int], stored: Records) -> str:
+    return shown([stored.person_name(p) for p in sorted(persons)])

@@ -1,4 +1,4 @@
-"""What is asked of a preparation, checked, and what will be built."""
+"""What will be built: a request checked, with what makes the data set."""
 
 import dataclasses
 import difflib
@@ -6,7 +6,8 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 import tqdm
@@ -14,6 +15,8 @@ import tqdm
 from data_pipelines import store
 from data_pipelines.entries import Split
 from data_pipelines.part_labels import label_files
+from data_pipelines.preparation import request as requests
+from data_pipelines.preparation.request import Request
 from data_pipelines.readers.datasets import DATASETS
 from data_pipelines.readers.sources import DataSet, check_published
 from data_pipelines.synthetic.builder import Synthetic
@@ -22,13 +25,22 @@ from reid_jax.errors import UserError
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be built: under which name and version, and how."""
+class Plan(Protocol):
+    """A data set that can be built, under a name and a version."""
 
     name: str
     version: str
-    make: Callable[[pathlib.Path], tfds.core.DatasetBuilder]
+    progress: bool
+
+    def builder(self, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+        """What builds it below a folder."""
+
+    def check(self, path: pathlib.Path) -> str:
+        """Compares it with what is prepared under its name; says what was compared.
+
+        Raises:
+          UserError: they differ.
+        """
 
 
 def known_datasets() -> list[str]:
@@ -37,89 +49,100 @@ def known_datasets() -> list[str]:
     return [*DATASETS, *synthetic]
 
 
-def make_plan(
-    dataset: str,
-    *,
-    source: str | os.PathLike | None,
-    options: Mapping[str, str | os.PathLike | None],
-    part_labels: tuple[str | os.PathLike | None, str | None],
-    allow_other_counts: bool,
-    name: str | None,
-    progress: bool,
-) -> Plan:
-    """What `data_pipelines.prepare.prepare` is asked for, checked.
+def make_plan(request: Request, *, progress: bool) -> Plan:
+    """What a request stands for, checked as far as can be without its source.
 
     Raises:
       UserError: an unknown data set, a name that cannot be used, or arguments that do
         not go together.
     """
-    if dataset not in known_datasets():
-        raise _unknown(dataset)
-    options = {key: value for key, value in options.items() if value is not None}
-    if dataset in DATASETS:
-        chosen = DATASETS[dataset]
-        scan = functools.partial(
-            _scan, chosen, source, options, part_labels, allow_other_counts
-        )
-        return _source_plan(
-            chosen,
-            name=_checked_name(chosen, name),
-            scan=scan,
-            track=_tracker(progress),
-        )
-    if source or name or allow_other_counts or options or any(part_labels):
+    if request.dataset not in known_datasets():
+        raise _unknown(request.dataset)
+    if request.dataset in DATASETS:
+        data_set = DATASETS[request.dataset]
+        name = _checked_name(data_set, request)
+        return _FromSource(data_set, request, name=name, progress=progress)
+    if request.given:
+        flags = ", ".join(f"--{name}" for name in request.given)
         raise UserError(
-            f"{dataset} is rendered by the library: leave out --source, --name, "
-            "--lists, --parts, --parts_kind and --allow_other_counts."
+            f"{request.dataset} is rendered by the library: leave out {flags}."
         )
-    config = dataset.split("/")[1]
-    return Plan(dataset, str(Synthetic.VERSION), functools.partial(_synthetic, config))
+    return _Rendered(request.dataset, progress=progress)
 
 
-def _source_plan(
-    data_set: DataSet,
-    *,
-    name: str,
-    scan: Callable[[], Mapping[str, Split]],
-    track: store.Track,
-) -> Plan:
-    def make(staging: pathlib.Path) -> tfds.core.DatasetBuilder:
+@dataclasses.dataclass(frozen=True)
+class _Rendered:
+    """One of the data sets that the library renders."""
+
+    name: str
+    progress: bool
+    version: str = str(Synthetic.VERSION)
+
+    def builder(self, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+        return Synthetic(
+            config=self.name.split("/")[1],
+            data_dir=os.fspath(folder),
+            file_format="array_record",
+            progress=self.progress,
+        )
+
+    def check(self, path: pathlib.Path) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromSource:
+    """A data set that a reader lists."""
+
+    data_set: DataSet
+    request: Request
+    name: str
+    progress: bool
+    version: str = str(store.VERSION)
+
+    def builder(self, folder: pathlib.Path) -> tfds.core.DatasetBuilder:
         return store.builder(
-            scan(), name=name, title=data_set.title, data_dir=staging, track=track
+            self._splits,
+            name=self.name,
+            title=self.data_set.title,
+            data_dir=folder,
+            track=self._track,
+            skip_bad=self.request.skip_bad_images,
+            made_from=self.request.origin | {"content": self._content},
         )
 
-    return Plan(name, str(store.VERSION), make)
+    def check(self, path: pathlib.Path) -> str:
+        metadata = tfds.builder_from_directory(path).info.metadata or {}
+        stored = metadata.get("made_from")
+        if stored is None:
+            return "What it was made from was not noted down; --overwrite prepares it."
+        there = self.request.source and os.path.exists(self.request.origin["source"])
+        found = self._content if there else None
+        asked = self.request.origin | {"content": found}
+        requests.compare(stored, asked, name=self.name, path=path)
+        if not there:
+            return "Its source is not there any more and was not compared."
+        return "Its source holds the same images; they were not read again."
 
+    @property
+    def _content(self) -> dict[str, Any]:
+        return requests.content(self._splits)
 
-def _scan(
-    data_set: DataSet,
-    source: str | os.PathLike | None,
-    options: Mapping[str, object],
-    part_labels: tuple[str | os.PathLike | None, str | None],
-    allow_other_counts: bool,
-) -> dict[str, Split]:
-    if not source:
-        raise UserError(f"{data_set.name} needs --source. {data_set.expected}")
-    for option in options:
-        if option not in data_set.options:
-            raise UserError(f"{data_set.name} has no use for --{option}: leave it out.")
-    splits = data_set.read(source, **options)
-    if not allow_other_counts:
-        check_published(data_set, splits)
-    return label_files.attach(splits, *part_labels)
+    @functools.cached_property
+    def _splits(self) -> Mapping[str, Split]:
+        request, data_set = self.request, self.data_set
+        if not request.source:
+            raise UserError(f"{data_set.name} needs --source. {data_set.expected}")
+        options = {} if request.lists is None else {"lists": request.lists}
+        if not options.keys() <= set(data_set.options):
+            raise UserError(f"{data_set.name} has no use for --lists: leave it out.")
+        splits = data_set.read(request.source, **options)
+        if not request.allow_other_counts:
+            check_published(data_set, splits)
+        return label_files.attach(splits, request.parts, request.parts_kind)
 
-
-def _synthetic(config: str, staging: pathlib.Path) -> tfds.core.DatasetBuilder:
-    return Synthetic(
-        config=config, data_dir=os.fspath(staging), file_format="array_record"
-    )
-
-
-def _tracker(progress: bool) -> Callable[[Sequence, str], Iterable]:
-    def track(entries: Sequence, split: str) -> Iterable:
-        return tqdm.tqdm(entries, desc=split, unit=" images", disable=not progress)
-
-    return track
+    def _track(self, entries: Sequence, split: str) -> Iterable:
+        return tqdm.tqdm(entries, desc=split, unit=" images", disable=not self.progress)
 
 
 def _unknown(dataset: str) -> UserError:
@@ -133,14 +156,14 @@ def _unknown(dataset: str) -> UserError:
     )
 
 
-def _checked_name(data_set: DataSet, name: str | None) -> str:
-    if name is None:
-        if data_set.published is None:
-            raise UserError(
-                f"{data_set.name} is a data set of your own: add --name=<its_name>."
-            )
-        name = data_set.name
-    if name != data_set.name and name in DATASETS:
+def _checked_name(data_set: DataSet, request: Request) -> str:
+    name = data_set.name if request.name is None else request.name
+    own = name != data_set.name
+    if data_set.published is None and not own:
+        raise UserError(
+            f"{data_set.name} is a data set of your own: add --name=<its_name>."
+        )
+    if own and name in DATASETS:
         raise UserError(
             f"--name={name} is the name of a published data set; choose another, so "
             "that results cannot be taken for its."
@@ -150,4 +173,10 @@ def _checked_name(data_set: DataSet, name: str | None) -> str:
             f"--name={name!r} cannot be used. A name has at most 64 small letters, "
             "digits and _, starts with a letter, and is not 'synthetic'."
         )
+    for flag in ("allow_other_counts", "skip_bad_images"):
+        if getattr(request, flag) and not own:
+            raise UserError(
+                f"--{flag} needs --name=<its_name>: other images must not be taken for "
+                f"{data_set.name}."
+            )
     return name

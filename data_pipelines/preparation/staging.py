@@ -1,4 +1,9 @@
-"""Building a data set beside its place, and putting it there whole."""
+"""Building a data set beside its place, and putting it there whole.
+
+What is under way lies in `<data_dir>/.preparing-<name>`: a lock that ends with its
+process, however that dies; below `<name>` what is being built; below `replaced` what
+is being replaced. So what lies in a folder that nobody has locked is a leftover.
+"""
 
 import contextlib
 import errno
@@ -7,7 +12,10 @@ import io
 import os
 import pathlib
 import shutil
+import sys
+import time
 from collections.abc import Iterator
+from typing import IO
 
 import tensorflow_datasets as tfds
 
@@ -15,28 +23,46 @@ from data_pipelines import prepared
 from data_pipelines.preparation.plan import Plan
 from reid_jax.errors import UserError
 
+_PREFIX = ".preparing-"
+_TRIES, _PAUSE = 10, 0.05
+
 
 def install(
     plan: Plan, data_dir: pathlib.Path, overwrite: bool
 ) -> tuple[pathlib.Path, bool]:
-    """The folder of the prepared data set, and whether it was built just now."""
+    """The folder of the prepared data set, and whether it was built just now.
+
+    Raises:
+      UserError: it cannot be built or written, or is being built by another process.
+    """
     target = data_dir / plan.name / plan.version
-    staging = data_dir / f".preparing-{plan.name.replace('/', '-')}"
-    if target.exists() and not overwrite and not staging.exists():
-        return target, False
     try:
-        with _locked(staging, target):
+        clear_dead(data_dir)
+        if target.exists() and not overwrite:
+            return target, False
+        with _locked(data_dir, plan.name) as staging:
             if target.exists() and not overwrite:
                 return target, False
             _put_in_place(_build(plan, staging), target, staging)
             return target, True
-    except (OSError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if not _is_disk_error(error):
             raise
         raise UserError(
             f"Cannot write to {data_dir} ({error}). Make room or choose another "
             "--data_dir. Nothing was stored."
         ) from error
+
+
+def clear_dead(data_dir: pathlib.Path) -> None:
+    """Clears away what killed runs have left, and nothing of those that are alive."""
+    for staging in sorted(data_dir.glob(f"{_PREFIX}*")):
+        # Another user's leftovers are not ours to clear; where files cannot be locked,
+        # nothing tells the dead from the living.
+        with contextlib.suppress(OSError):
+            if (held := _hold(staging)) is not None:
+                with held:
+                    _clear(staging)
 
 
 def _is_disk_error(error: Exception) -> bool:
@@ -47,46 +73,58 @@ def _is_disk_error(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(staging: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
-    """Holds the folder in which `target` is built; removes it in the end.
-
-    The lock ends with its process, however that dies. So what lies in a folder that
-    nobody has locked is a leftover.
-    """
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = staging / "lock"
-    with lock.open("w") as held:
+def _locked(data_dir: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """Holds the folder in which a data set is built; removes it in the end."""
+    staging = data_dir / (_PREFIX + name.replace("/", "-"))
+    with _held(staging):
         try:
+            yield staging
+        finally:
+            _clear(staging)
+
+
+def _held(staging: pathlib.Path) -> IO:
+    """The lock of a folder, which is made."""
+    for _ in range(_TRIES):
+        staging.mkdir(parents=True, exist_ok=True)
+        if (held := _hold(staging)) is not None:
+            return held
+        time.sleep(_PAUSE)  # It may be one that only clears away leftovers.
+    raise UserError(
+        f"Another process is preparing this data set in {staging}. Wait for it."
+    )
+
+
+def _hold(staging: pathlib.Path) -> IO | None:
+    """The lock of a folder; None if another process has it, or has just removed it."""
+    lock = staging / "lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(lock.open("w"))
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the folder in between.
             own = os.fstat(held.fileno()).st_ino == lock.stat().st_ino
         except (BlockingIOError, FileNotFoundError):
-            own = False
+            return None
         if not own:
-            raise UserError(
-                f"Another process is preparing this data set in {staging}. Wait for it."
-            )
-        try:
-            _clear(staging, target)
-            yield
-        finally:
-            _clear(staging, target)
-            shutil.rmtree(staging, ignore_errors=True)
+            return None
+        stack.pop_all()
+        return held
 
 
-def _clear(staging: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts back what a broken-off run was replacing; removes what it was building."""
-    replaced = staging / "replaced"
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)
-    for leftover in staging.iterdir():
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
+def _clear(staging: pathlib.Path) -> None:
+    """Puts back what a broken-off run was replacing, and removes the folder."""
+    place = staging.parent / staging.name.removeprefix(_PREFIX).replace("-", "/")
+    for replaced in (staging / "replaced").glob("*"):
+        if not (place / replaced.name).exists():
+            replaced.rename(place / replaced.name)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _build(plan: Plan, staging: pathlib.Path) -> pathlib.Path:
     """Builds the whole data set inside `staging` and opens it once."""
-    builder = plan.make(staging)
+    builder = plan.builder(staging)
+    if plan.progress:
+        print(f"Preparing {plan.name} in {staging.parent}, once", file=sys.stderr)
     # TFDS announces every step on standard output, under its temporary path, and has
     # progress bars without a total.
     tfds.disable_progress_bar()
@@ -102,5 +140,6 @@ def _put_in_place(
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        target.rename(staging / "replaced")
+        (staging / "replaced").mkdir()
+        target.rename(staging / "replaced" / target.name)
     built.rename(target)

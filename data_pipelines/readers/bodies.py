@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 
-from data_pipelines.entries import Entry, Split, bad_file, make_entry
+from data_pipelines.entries import Entry, Split, bad_file, make_entry, read_all
 from data_pipelines.readers.sources import (
     AnyPath,
     children,
@@ -20,6 +20,8 @@ from data_pipelines.readers.sources import (
 
 OCCLUDED_CAMERA = 0
 WHOLE_CAMERA = 1
+CAMERA_NAMES = {OCCLUDED_CAMERA: "occluded", WHOLE_CAMERA: "whole"}
+"""What is shown instead of a camera's name."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 """Of images, in lower case; Occluded-REID comes as TIFF."""
@@ -47,10 +49,12 @@ def scan_folder(
       UserError: no image, a file that is none, or a name without a person or with
         another one than its folder's.
     """
-    entries = tuple(
-        make_entry(path, person=_person(path, above, person), camera=camera)
-        for above, path in _files(folder)
-    )
+
+    def read(file: tuple[str | None, AnyPath]) -> Entry:
+        above, path = file
+        return make_entry(path, person=_person(path, above, person), camera=camera)
+
+    entries = tuple(read_all(read, _files(folder)))
     require_identities(entries, where=folder, expected=expected)
     return entries
 
@@ -61,9 +65,14 @@ def query_and_gallery(
     """The two splits of a set that has `each` images of every person in both."""
     persons = {e.person for e in (*query, *gallery)}
     return {
-        "query": Split(query, missing=missing(query, persons, each=each)),
-        "gallery": Split(gallery, missing=missing(gallery, persons, each=each)),
+        "query": split(query, missing=missing(query, persons, each=each)),
+        "gallery": split(gallery, missing=missing(gallery, persons, each=each)),
     }
+
+
+def split(entries: tuple[Entry, ...], *, missing: tuple[str, ...] = ()) -> Split:
+    """A split of images that are occluded or whole."""
+    return Split(entries, missing=missing, camera_names=CAMERA_NAMES)
 
 
 def missing(

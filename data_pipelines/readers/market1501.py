@@ -6,11 +6,20 @@ The layout (Zheng et al., "Scalable Person Re-identification: A Benchmark", 2015
 the gallery).
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
 
-from data_pipelines.entries import Counts, Entry, File, Split, bad_file, make_entry
+from data_pipelines.entries import (
+    Counts,
+    Entry,
+    File,
+    Split,
+    bad_file,
+    make_entry,
+    read_all,
+)
 from data_pipelines.readers import sources
 from data_pipelines.readers.sources import JPEG, AnyPath, DataSet
 
@@ -100,12 +109,11 @@ def parse(path: File, split: str, *, suffixes: Sequence[str] = JPEG) -> Entry | 
 def _scan_folder(
     folder: AnyPath, split: str, expected: str, suffixes: Sequence[str]
 ) -> Split:
-    parsed = [
-        parse(path, split, suffixes=suffixes) for path in sources.children(folder)
-    ]
-    entries = tuple(e for e in parsed if e is not None)
-    sources.require_identities(entries, where=folder, expected=expected)
-    return Split(entries, junk=len(parsed) - len(entries))
+    read = functools.partial(parse, split=split, suffixes=suffixes)
+    parsed = read_all(read, sources.children(folder))
+    kept = tuple(e for e in parsed if e is not None)
+    sources.require_identities(kept, where=folder, expected=expected)
+    return Split(kept, junk=len(parsed) - len(kept))
 
 
 MARKET1501 = DataSet(

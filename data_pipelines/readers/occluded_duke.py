@@ -5,10 +5,11 @@ Miao et al., "Pose-Guided Feature Alignment for Occluded Person Re-Identificatio
 `query.list` and `gallery.list`, a file name per line.
 """
 
+import functools
 import os
 import pathlib
 
-from data_pipelines.entries import SPLITS, Counts, Entry, Split, bad_file
+from data_pipelines.entries import SPLITS, Counts, Entry, Split, bad_file, read_all
 from data_pipelines.readers import market1501, sources
 from data_pipelines.readers.dukemtmc import WITHDRAWN
 from data_pipelines.readers.sources import AnyPath, DataSet
@@ -72,9 +73,9 @@ def _listed(root: AnyPath, folder: AnyPath) -> dict[str, Split]:
 def _split(path: AnyPath, split: str, images: dict[str, AnyPath]) -> Split:
     names = sorted(set(sources.read_lines(path)))
     present = [images[name] for name in names if name in images]
-    entries = [_entry(image, split) for image in present]
-    sources.require_identities(entries, where=path, expected=OCCLUDED_DUKE.expected)
-    return Split(tuple(entries), missing=tuple(n for n in names if n not in images))
+    found = read_all(functools.partial(_entry, split=split), present)
+    sources.require_identities(found, where=path, expected=OCCLUDED_DUKE.expected)
+    return Split(tuple(found), missing=tuple(n for n in names if n not in images))
 
 
 def _entry(image: AnyPath, split: str) -> Entry:

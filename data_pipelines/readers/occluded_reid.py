@@ -20,6 +20,7 @@ from data_pipelines.readers.bodies import (
     missing,
     query_and_gallery,
     scan_folder,
+    split,
 )
 from data_pipelines.readers.sources import DataSet, find_root
 
@@ -60,7 +61,7 @@ def scan_half(source: str | os.PathLike) -> dict[str, Split]:
     train = chosen(occluded + whole, trains=True)
     tested = (chosen(entries, trains=False) for entries in (occluded, whole))
     return {
-        "train": Split(train, missing=missing(train, half, each=2 * _EACH)),
+        "train": split(train, missing=missing(train, half, each=2 * _EACH)),
         **query_and_gallery(*tested, each=_EACH),
     }
 

@@ -14,6 +14,7 @@ from data_pipelines.readers.bodies import (
     OCCLUDED_CAMERA,
     WHOLE_CAMERA,
     scan_folder,
+    split,
 )
 from data_pipelines.readers.sources import DataSet, find_root
 
@@ -38,11 +39,11 @@ def scan(source: str | os.PathLike) -> dict[str, Split]:
     """
     root, _ = find_root(source, tuple(_FOLDERS), expected=EXPECTED)
     entries = {"train": (), "query": (), "gallery": ()}
-    for name, (split, camera) in _FOLDERS.items():
-        entries[split] += scan_folder(
+    for name, (part, camera) in _FOLDERS.items():
+        entries[part] += scan_folder(
             root / name, camera=camera, person=BEFORE_UNDERSCORE, expected=EXPECTED
         )
-    return {split: Split(found) for split, found in entries.items()}
+    return {part: split(found) for part, found in entries.items()}
 
 
 P_DUKEMTMC = DataSet(

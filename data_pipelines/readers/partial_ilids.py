@@ -25,6 +25,7 @@ from data_pipelines.readers.bodies import (
     WHOLE_CAMERA,
     query_and_gallery,
     scan_folder,
+    split,
 )
 from data_pipelines.readers.sources import DataSet, find_root
 
@@ -60,7 +61,7 @@ def scan_218(source: str | os.PathLike) -> dict[str, Split]:
       UserError: as for `scan`.
     """
     query, gallery = _scan_folders(source, _FOUR_DIGITS)
-    return {"query": Split(query), "gallery": Split(gallery)}
+    return {"query": split(query), "gallery": split(gallery)}
 
 
 def _scan_folders(

@@ -37,7 +37,7 @@ class DataSet:
       expected: what `--source` should be: a sentence that starts with "Expected".
       published: split -> counts; None where there is nothing to compare with, as for
         one's own data, which then needs `--name`.
-      options: further arguments that `scan` takes, of `data_pipelines.prepare.OPTIONS`.
+      options: further arguments that `scan` takes, of those of `preparation.request`.
       note: what the user is told after preparing, such as a withdrawal.
     """
 

@@ -6,26 +6,21 @@ import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from data_pipelines.entries import SPLITS, shown
-from data_pipelines.readers.table_rows import EXPECTED, Row
+from data_pipelines.readers.table_rows import EXPECTED, MISSING, REQUIRED, USED, Row
 from reid_jax.errors import UserError
-
-REQUIRED = ("path", "person", "split")
-OPTIONAL = ("camera", "parts")
-"""Names of the columns that are used."""
 
 _PROBLEMS_SHOWN = 6
 
 
 def check_columns(table: pathlib.Path, columns: Sequence[str]) -> None:
     """Raises UserError for a column that is missing, misspelt or there twice."""
-    known = (*REQUIRED, *OPTIONAL)
     found = f"Its columns: {shown(columns)}."
-    for name in known:
+    for name in USED:
         if columns.count(name) > 1:
             raise UserError(f"{table} has the column {name} twice. {found}")
         if name in columns:
             continue
-        unknown = [c for c in columns if c not in known]
+        unknown = [c for c in columns if c not in USED]
         near = difflib.get_close_matches(name, unknown, n=1, cutoff=0.75)
         if near:
             raise UserError(
@@ -59,9 +54,10 @@ def cell_problems(rows: Sequence[Row]) -> Iterator[tuple[Row, str, str]]:
     seen: dict[tuple[str, str], int] = {}
     for row in rows:
         for column in (*REQUIRED, "camera"):
-            if row.cells.get(column) == "":
-                yield row, column, "it is empty"
-        if row["split"] not in ("", *SPLITS):
+            if (cell := row.cells.get(column)) in MISSING:
+                meant = f"{cell!r} stands for a missing value"
+                yield row, column, meant if cell else "it is empty"
+        if row["split"] not in (*MISSING, *SPLITS):
             yield row, "split", f"{row['split']!r} is none of {', '.join(SPLITS)}"
         for column in ("path", "parts"):
             if not row.cells.get(column, "").isprintable():
@@ -76,8 +72,7 @@ def file_problems(
 ) -> Iterator[tuple[Row, str, str]]:
     """Cells that name a file which is not there."""
     for row in rows:
-        for column in ("path", "parts"):
-            name = row.cells.get(column)
+        for column, name in (("path", row["path"]), ("parts", row.parts)):
             if name and not os.path.isfile(folder / name):
                 yield row, column, f"there is no file {folder / name}"
 

@@ -6,8 +6,12 @@ import io
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from reid_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 EXPECTED = (
     "Expected a .csv or .parquet table with the columns path, person, split and, where "
@@ -15,7 +19,23 @@ EXPECTED = (
 )
 """What `scan` reads, for messages."""
 
+MISSING = frozenset(
+    {
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan"),
+        *("1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a"),
+        *("nan", "null"),
+    }
+)
+"""What stands for a missing value, as `pandas.read_csv` has it by default."""
+
+REQUIRED = ("path", "person", "split")
+USED = (*REQUIRED, "camera", "parts")
+"""Names of the columns that must be there, and of all that are used."""
+
 _PARQUET = (".parquet", ".pq")
+# Every row names another file, so that even well packed ones take up some bits.
+_MOST_ROWS, _FREE_ROWS, _ROWS_PER_BYTE = 5_000_000, 100_000, 8
+_MOST_BYTES = 1 << 30
 
 Cells = dict[str, str]
 
@@ -35,6 +55,12 @@ class Row:
 
     def __getitem__(self, column: str) -> str:
         return self.cells[column]
+
+    @property
+    def parts(self) -> str:
+        """The label file; empty where there is none."""
+        name = self.cells.get("parts", "")
+        return "" if name in MISSING else name
 
 
 def read(table: pathlib.Path) -> tuple[list[str], list[Row]]:
@@ -82,14 +108,59 @@ def _read_parquet(table: pathlib.Path) -> tuple[list[str], list[Row]]:
         ) from error
     try:
         with table.open("rb") as file:
-            stored = pyarrow.parquet.read_table(file, use_threads=False)
-        columns = [name.strip().lower() for name in stored.column_names]
-        values = [map(_text, column.to_pylist()) for column in stored.columns]
+            declared = pyarrow.parquet.ParquetFile(file)
+            stored = declared.schema_arrow.names
+            used = [name for name in stored if name.strip().lower() in USED]
+            _check_declared(table, declared, used)
+            # As dictionaries, so that equal cells share their text.
+            opened = pyarrow.parquet.ParquetFile(file, read_dictionary=used)
+            batches = opened.iter_batches(columns=used, use_threads=False)
+            cells = (row for batch in batches for row in _parquet_cells(batch))
+            names = [name.strip().lower() for name in used]
+            rows = [Row.make(n, names, row) for n, row in enumerate(cells, start=1)]
+            return [name.strip().lower() for name in stored], rows
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{table} cannot be read as Parquet ({reason}).") from error
-    rows = enumerate(zip(*values, strict=True), start=1)
-    return columns, [Row.make(n, columns, cells) for n, cells in rows]
+
+
+def _check_declared(
+    table: pathlib.Path, opened: "pyarrow.parquet.ParquetFile", used: Sequence[str]
+) -> None:
+    """Refuses, by what it declares, a small file that would unpack to a huge one."""
+    size, declared = table.stat().st_size, opened.metadata
+    nested = [n for n in used if opened.schema_arrow.field(n).type.num_fields]
+    if nested:
+        raise UserError(
+            f"{table}: column {nested[0]} holds lists instead of one value."
+        )
+    most = min(_MOST_ROWS, _FREE_ROWS + _ROWS_PER_BYTE * size)
+    if declared.num_rows > most:
+        raise UserError(
+            f"{table} declares {declared.num_rows} rows in {size} bytes, more than the "
+            f"{most} that a table of so many files could have. Export it again."
+        )
+    groups = [declared.row_group(i) for i in range(declared.num_row_groups)]
+    chunks = [g.column(i) for g in groups for i in range(g.num_columns)]
+    unpacked = sum(
+        c.total_uncompressed_size for c in chunks if c.path_in_schema in used
+    )
+    if unpacked > _MOST_BYTES:
+        raise UserError(
+            f"{table} declares {unpacked} bytes of cells; more than {_MOST_BYTES} are "
+            "not read. Save it as CSV."
+        )
+
+
+def _parquet_cells(batch: "pyarrow.RecordBatch") -> Iterator[tuple[str, ...]]:
+    return zip(*map(_texts, batch.columns), strict=True)
+
+
+def _texts(column: "pyarrow.Array") -> Iterator[str]:
+    if not hasattr(column, "dictionary"):
+        return map(_text, column.to_pylist())
+    values = [_text(value) for value in column.dictionary.to_pylist()]
+    return ("" if i is None else values[i] for i in column.indices.to_pylist())
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
+import tqdm
 
 from data_pipelines import features
 from data_pipelines.synthetic import plan, render
@@ -46,8 +47,15 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         for size in plan.SIZES
     ]
 
-    def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        file_format: str = "array_record",
+        progress: bool = True,
+        **kwargs: Any,
+    ):
         """Accepts what TFDS accepts; stores ArrayRecord unless told otherwise."""
+        self._progress = progress
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -67,10 +75,15 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, shots: list[plan.Shot]) -> Iterator[tuple[int, dict]]:
         pictures = rendered(shots, processes=os.cpu_count() or 1)
-        progress = tfds.core.utils.tqdm(
-            pictures, f"Rendering {shots[0].split}", len(shots), unit=" images"
+        # Not TFDS' own bar, which is switched off with the others of TFDS.
+        shown = tqdm.tqdm(
+            pictures,
+            desc=f"rendering {shots[0].split}",
+            total=len(shots),
+            unit=" images",
+            disable=not self._progress,
         )
-        for shot, (image, parts) in zip(shots, progress, strict=True):
+        for shot, (image, parts) in zip(shots, shown, strict=True):
             yield (
                 shot.index,
                 {

@@ -99,7 +99,7 @@ class Drawing:
                 item,
                 correct=gallery["person"] == query["person"][:, None],
                 ranks=chosen.ranks,
-                captions=_captions(query),
+                captions=_captions(self.query, chosen.rows),
                 title=self._heading,
             )
 
@@ -123,6 +123,7 @@ class Drawing:
             seen["query_visibility"] = self.visibility.query[rows]
             seen["gallery_visibility"] = self.visibility.gallery[nearest]
             seen["part_titles"] = self.visibility.titles
+        captions = _captions(self.query, rows)
         notes = list(lists) * (len(rows) // len(lists))
         pictures.ranking_lists(
             self.folder / name,
@@ -130,7 +131,7 @@ class Drawing:
             gallery["image"],
             correct=gallery["person"] == query["person"][:, None],
             present=nearest >= 0,
-            captions=[f"{c}{n}" for c, n in zip(_captions(query), notes, strict=True)],
+            captions=[f"{c}{n}" for c, n in zip(captions, notes, strict=True)],
             title=title,
             row_group=len(lists),
             **seen,
@@ -148,9 +149,12 @@ class Drawing:
         return query, shaped
 
 
-def _captions(query: Batch) -> list[str]:
-    pairs = zip(query["person"], query["camera"], strict=True)
-    return [f"person {p}, camera {c + 1}" for p, c in pairs]  # as file names count
+def _captions(queries: Records, rows: np.ndarray) -> list[str]:
+    """Person and camera of some queries, as their source names them."""
+    persons = map(queries.person_name, queries.person[rows])
+    cameras = map(queries.camera_name, queries.camera[rows])
+    pairs = zip(persons, cameras, strict=True)
+    return [f"person {person}, camera {camera}" for person, camera in pairs]
 
 
 def _figures(metrics: dict[str, float]) -> str:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import inspect, store, transforms
+from data_pipelines import images, inspect, store
 from data_pipelines.entries import Entry, Split
 from data_pipelines.inspection.suspicions import suspicions as suspected
 from data_pipelines.part_labels import label_files
@@ -54,7 +54,7 @@ def test_figures_of_a_clean_data_set(tmp_path):
     assert "1 of them distractors" in text
     table = text.split("identities of each camera:\n")[1].splitlines()
     assert [line.split() for line in table[:4]] == [
-        ["0", "1", "2"],
+        ["1", "2", "3"],
         ["train", "2", "1", "0"],
         ["query", "2", "0", "0"],
         ["gallery", "1", "1", "1"],
@@ -107,14 +107,14 @@ def test_suspicions(tmp_path, changes, words):
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     prepared(tmp_path, CLEAN)
     cut = (tmp_path / "t2.jpg").read_bytes()
-    decode = transforms.decode
+    decode = images.decode
 
     def fail(encoded):
         if encoded == cut:
             raise ValueError("not a whole image")
         return decode(encoded)
 
-    monkeypatch.setattr(transforms, "decode", fail)
+    monkeypatch.setattr(images, "decode", fail)
     broken = found(tmp_path)
     got = list(suspected(broken))
     assert got == ["train: 1 image cannot be read: t2.jpg"]
@@ -149,7 +149,7 @@ def test_command_line(tmp_path, capsys):
     assert out.stat().st_size > 1000
     assert inspect.main(["onw", *arguments]) == 2
     assert "Did you mean own?" in capsys.readouterr().err
-    arguments[1] = f"--out={tmp_path / 'absent' / 'sheet.png'}"
+    arguments[1] = f"--out={out / 'sheet.png'}"
     assert inspect.main(["own", *arguments]) == 2
     assert "Cannot write --out" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines import loader, store, transforms
+from data_pipelines import images, loader, store, transforms
 from data_pipelines.prepared import open_records
 from data_pipelines.readers import market1501
 from data_pipelines.sampling import PKPlan
@@ -319,7 +319,7 @@ def test_evaluation_shows_every_image_once_and_in_order(count):
     np.testing.assert_array_equal(joined["person"][mask], stored.person)
     np.testing.assert_array_equal(joined["camera"][mask], stored.camera)
     for index in range(count):
-        image = transforms.resize(transforms.decode(stored.images[index]), SIZE)
+        image = transforms.resize(images.decode(stored.images[index]), SIZE)
         np.testing.assert_array_equal(joined["image"][index], image)
     assert not joined["image"][~mask].any()
     assert (joined["index"][~mask] == -1).all()

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,8 +114,9 @@ def encoded(suffix, shape):
     [
         (b"", "the file is empty"),
         (b"no image at all", "it is no image"),
-        (jpeg(64, 32)[:-300], "truncated"),
-        (jpeg(64, 32)[:700] + bytes(300), "truncated"),
+        (jpeg(64, 32)[:-300], "not a whole image"),
+        (jpeg(64, 32)[:700] + bytes(300), "not a whole image"),
+        (encoded(".png", (32, 16, 3))[:-12], "not a whole image"),
         (encoded(".jpg", (32, 16)), "3 channels but has mode L"),
         (encoded(".png", (32, 16, 4)), "3 channels but has mode RGBA"),
         (encoded(".bmp", (32, 16, 3)), "it is a BMP file"),
@@ -147,7 +149,9 @@ def test_a_png_under_a_jpg_name_is_kept(folder, data_dir):
 def test_a_prepared_data_set_is_left_alone(folder, data_dir):
     path = own(folder, data_dir)
     before = [(p, p.stat().st_mtime_ns) for p in sorted(path.iterdir())]
-    assert own("/no/longer/there", data_dir) == path
+    assert own(folder, data_dir) == path
+    shutil.rmtree(folder)  # To save room; there is nothing to compare with.
+    assert own(folder, data_dir) == path
     assert [(p, p.stat().st_mtime_ns) for p in sorted(path.iterdir())] == before
 
 
@@ -168,12 +172,12 @@ def test_overwrite_replaces_only_by_a_whole_data_set(folder, data_dir):
 def test_a_kill_between_the_two_renames_loses_nothing(folder, data_dir):
     # The only moment at which neither the old nor the new one is in its place.
     path = own(folder, data_dir)
-    staging = data_dir / ".preparing-own"
-    staging.mkdir()
-    path.rename(staging / "replaced")
+    leftover = data_dir / ".preparing-own"
+    (leftover / "replaced").mkdir(parents=True)
+    path.rename(leftover / "replaced" / path.name)
     assert own(folder, data_dir) == path
     assert image_count(data_dir) == 3
-    assert not staging.exists()
+    assert not leftover.exists()
 
 
 def test_a_failure_between_the_two_renames_loses_nothing(folder, data_dir, monkeypatch):
@@ -205,7 +209,7 @@ def test_a_finished_leftover_of_a_killed_run_is_built_anew(folder, data_dir):
 
 def test_two_at_once_do_not_meet(folder, data_dir):
     with (
-        staging._locked(data_dir / ".preparing-own", data_dir / "own" / "1.0.0"),
+        staging._locked(data_dir, "own"),
         pytest.raises(UserError, match="Another process"),
     ):
         own(folder, data_dir)

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import transforms
+from data_pipelines import images, transforms
 from data_pipelines.part_labels.kinds import KINDS, flip_classes
 from reid_jax.errors import UserError
 
@@ -43,7 +43,7 @@ def test_decode_equals_pillow_and_is_rgb(tmp_path):
     image = np.zeros((32, 16, 3), np.uint8)
     image[..., 0] = 200
     PIL.Image.fromarray(image).save(tmp_path / "red.jpg", quality=95)
-    decoded = transforms.decode((tmp_path / "red.jpg").read_bytes())
+    decoded = images.decode((tmp_path / "red.jpg").read_bytes())
     expected = np.asarray(PIL.Image.open(tmp_path / "red.jpg"))
     np.testing.assert_allclose(decoded.astype(int), expected.astype(int), atol=1)
     assert decoded[0, 0, 0] > 190 > 10 > decoded[0, 0, 2]
@@ -52,16 +52,16 @@ def test_decode_equals_pillow_and_is_rgb(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0 no more"])
 def test_decode_refuses_what_is_no_image(data):
     with pytest.raises(ValueError, match="not a whole image"):
-        transforms.decode(data)
+        images.decode(data)
 
 
 def test_decode_parts_keeps_labels_and_refuses_colour():
     parts = np.arange(256, dtype=np.uint8).reshape(16, 16)
     encoded = cv2.imencode(".png", parts)[1].tobytes()
-    np.testing.assert_array_equal(transforms.decode_parts(encoded), parts)
+    np.testing.assert_array_equal(images.decode_parts(encoded), parts)
     colour = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
     with pytest.raises(ValueError, match="part labels"):
-        transforms.decode_parts(colour)
+        images.decode_parts(colour)
 
 
 def test_resize_is_bilinear_with_half_pixel_centres():

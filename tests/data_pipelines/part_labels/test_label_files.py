@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import loader, prepare, sampling, transforms
+from data_pipelines import images, loader, prepare, sampling, transforms
 from data_pipelines.entries import Entry, Split
 from data_pipelines.part_labels import label_files
 from data_pipelines.part_labels.kinds import flip_classes
@@ -304,8 +304,8 @@ def test_labels_are_stored_with_the_image_at_its_size(prepared):
         assert stored.has_parts
         assert stored.parts_kind == kind
         for record in stored:
-            size = transforms.decode(record["image"]).shape[:2]
-            got = transforms.decode_parts(record["parts"])
+            size = images.decode(record["image"]).shape[:2]
+            got = images.decode_parts(record["parts"])
             wanted = expected.get(record["filename"])
             if wanted is None:
                 wanted = np.full((1, 1), 255)
@@ -315,7 +315,7 @@ def test_labels_are_stored_with_the_image_at_its_size(prepared):
 def test_labels_are_served_in_training_and_evaluation(prepared):
     folder, kind, expected = prepared
     stored = open_records("own", "train", folder)
-    size = transforms.decode(stored[0]["image"]).shape[:2]
+    size = images.decode(stored[0]["image"]).shape[:2]
     (batch,) = loader.eval_batches(
         stored, image_size=size, batch_size=len(stored), with_parts=True
     )

@@ -85,7 +85,8 @@ def test_names_of_persons_are_numbered_in_sorted_order(folder, name, options):
     assert splits["gallery"].junk == 1
     remarks = " ".join(splits["train"].remarks)
     assert "Bert = 1, anna = 2, carl = 3" in remarks
-    assert "door = 0, hall = 1" in remarks
+    assert "2 cameras: door, hall" in remarks
+    assert splits["train"].camera_names == {0: "door", 1: "hall"}
 
 
 def test_whole_numbers_stay(folder):
