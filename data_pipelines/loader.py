@@ -30,6 +30,7 @@ _READ_OPTIONS = grain.ReadOptions(
 )
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 _MAX_STEPS = 2**40
+_BYTES_PER_PIXEL = 4  # colours and part label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +210,7 @@ def train_loader(
         damaged.
     """
     rows = host_rows(plan.batch_size, process_index, process_count)
+    _check_memory(len(rows), image_size)
     if with_parts and records.has_parts:
         augment = augment.for_parts(records.parts_kind)
     reader = _Reader(records, tuple(image_size), with_parts, augment)
@@ -261,6 +263,7 @@ def eval_batches(
         that is damaged.
     """
     rows = host_rows(batch_size, process_index, process_count)
+    _check_memory(len(rows), image_size)
     reader = _Reader(records, tuple(image_size), with_parts)
     steps = -(-len(records) // batch_size)
     if not steps:
@@ -306,6 +309,19 @@ def host_rows(batch_size: int, process_index: int, process_count: int) -> range:
         )
     size = batch_size // process_count
     return range(process_index * size, (process_index + 1) * size)
+
+
+def _check_memory(rows: int, image_size: tuple[int, int]) -> None:
+    """Raises UserError for a batch that is larger than this machine's memory."""
+    height, width = image_size
+    needed = rows * height * width * _BYTES_PER_PIXEL
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"{rows} images of {height} x {width} pixels take {needed >> 30} GiB, and "
+            f"this machine has {there >> 30}. Lower config.data.height and width or "
+            "the size of the batch."
+        )
 
 
 def _mark_flags_parsed() -> None:

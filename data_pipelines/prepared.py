@@ -139,16 +139,19 @@ def _versions(folder: epath.Path) -> list[str]:
 
 
 def _folders(folder: epath.Path) -> list[str]:
-    """Names of the visible folders in `folder`; none where it is not there."""
-    if not folder.is_dir():
+    """Names of the visible folders in `folder`; none where it cannot be read."""
+    try:
+        inside = list(folder.iterdir()) if folder.is_dir() else []
+        return sorted(
+            p.name for p in inside if not p.name.startswith(".") and p.is_dir()
+        )
+    except OSError:
         return []
-    return sorted(
-        p.name for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir()
-    )
 
 
 def prepared_datasets(data_dir: str | os.PathLike) -> list[str]:
     """Names of the data sets in `data_dir`, in the form `open_records` takes."""
+    storage.in_bucket(data_dir)  # refuses what is no path
     top = epath.Path(data_dir).expanduser()
     found = []
     for name in _folders(top):

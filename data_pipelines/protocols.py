@@ -68,8 +68,13 @@ def protocol(name: str) -> Protocol:
       name: that of the data set, with `:single_shot` where that is wanted.
 
     Raises:
-      UserError: the name is empty, or what follows its colon is not understood.
+      UserError: it is no name, or empty, or what follows its colon is not understood.
     """
+    if not isinstance(name, str):
+        raise UserError(
+            f"{name!r} is no data set to evaluate: give its name, as in "
+            "--config.evaluate_on=\"('market1501',)\""
+        )
     dataset, colon, options = name.partition(":")
     if not dataset:
         raise UserError("The name of the data set to evaluate is empty.")

@@ -41,13 +41,13 @@ class PKPlan:
           seed: any int >= 0.
 
         Raises:
-          UserError: P, K or the seed is out of range, or there are fewer than P
-            identities.
+          UserError: P, K or the seed is out of range, there are fewer than P
+            identities, or K is more than all images.
         """
         person = np.asarray(person)
         self.labels, self._groups = _group(person)
         self.num_classes = len(self._groups)
-        _check(identities, images_per_identity, seed, self.num_classes)
+        _check(identities, images_per_identity, seed, self.num_classes, len(person))
         self._identities = int(identities)
         self._images = int(images_per_identity)
         self._seed = int(seed)
@@ -147,7 +147,9 @@ def _group(person: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     return labels, np.split(ordered, np.cumsum(counts)[:-1])
 
 
-def _check(identities: int, images: int, seed: int, available: int) -> None:
+def _check(
+    identities: int, images: int, seed: int, available: int, records: int
+) -> None:
     fields = {"identities": identities, "images_per_identity": images}
     for name, value in fields.items():
         if value < 1:
@@ -161,4 +163,9 @@ def _check(identities: int, images: int, seed: int, available: int) -> None:
             f"A batch needs {identities} identities, but the training split has "
             f"{available}. Lower config.stages.<stage>.identities to at most "
             f"{available}."
+        )
+    if images > records:
+        raise UserError(
+            f"config.stages.<stage>.images_per_identity is {images}; the whole "
+            f"training split has {records} images. Lower it: 4 is usual."
         )

@@ -33,9 +33,11 @@ def in_bucket(path: PathLike) -> bool:
     """Whether a path lies in a bucket.
 
     Raises:
-      UserError: if it is an address of any other kind.
+      UserError: if it is an address of any other kind, or no path at all.
     """
     text = os.fspath(path)
+    if "\0" in text:
+        raise UserError(f"{text!r} is no path: it holds a NUL character")
     if "://" in text and not text.startswith(BUCKET):
         raise UserError(f"{text}: of addresses, only {BUCKET}BUCKET/FOLDER is known")
     return text.startswith(BUCKET)

@@ -160,3 +160,50 @@ def test_a_data_set_without_identities_in_a_split(tmp_path):
     text = inspect.report(found(tmp_path))
     assert "Suspicious entries: none." in text
     inspect.contact_sheet(found(tmp_path), tmp_path / "sheet.png")
+
+
+def test_cameras_and_persons_have_the_names_of_the_source(tmp_path):
+    splits = {
+        name: Split(
+            tuple(
+                Entry(_image(tmp_path / f"{name[0]}{n}.jpg", n), person, camera)
+                for n, (person, camera, _) in enumerate(rows)
+            ),
+            person_names={7: "anna", 8: "Bert"},
+            camera_names={0: "door", 1: "hall", 2: "long corridor"},
+        )
+        for name, rows in (CLEAN | {"query": [(7, 0, 4), (9, 0, 5)]}).items()
+    }
+    store.builder(
+        splits, name="own", title="own", data_dir=tmp_path, track=lambda e, _: e
+    ).download_and_prepare()
+    text = inspect.report(found(tmp_path))
+    table = text.split("identities of each camera:\n")[1].splitlines()
+    assert table[0].split() == ["door", "hall", "long", "corridor"]
+    assert len(table[0]) == len(table[1])
+    assert "Suspicious entries" in text
+
+
+def _image(path, seed):
+    path.write_bytes(jpeg(32 + seed, 16, seed=seed))
+    return path
+
+
+def test_the_sheet_lies_beside_the_data_set(tmp_path, monkeypatch):
+    prepared(tmp_path, CLEAN)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert inspect.main(["own", "--data_dir=.."]) == 0
+    assert (tmp_path / "own.png").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_an_interruption_is_one_line(tmp_path, monkeypatch, capsys):
+    prepared(tmp_path, CLEAN)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "decode", interrupt)
+    assert inspect.main(["own", f"--data_dir={tmp_path}"]) == 130
+    assert capsys.readouterr().err.endswith("no contact sheet was written.\n")

@@ -353,3 +353,11 @@ def test_image_batch_takes_any_rows():
         np.testing.assert_array_equal(got[key], value[[4, 29, 4]])
     nothing = loader.image_batch(stored, [], image_size=SIZE)
     assert nothing["image"].shape == (0, *SIZE, 3)
+
+
+def test_batches_larger_than_memory_are_a_user_error():
+    stored = MemoryRecords()
+    with pytest.raises(UserError, match=r"of 100000000 x 100000 pixels take .*GiB"):
+        train(stored, image_size=(100_000_000, 100_000))
+    with pytest.raises(UserError, match=r"config\.data\.height and width"):
+        evaluate(stored, image_size=(100_000_000, 100_000_000))

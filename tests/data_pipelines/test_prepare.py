@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import prepare, prepared, report
+from data_pipelines import prepare, prepared, report, store
 from data_pipelines.entries import SPLITS
 from data_pipelines.preparation import staging
 from data_pipelines.readers import market1501
@@ -138,6 +138,73 @@ def test_an_unusable_image_is_named_and_nothing_is_stored(
     assert contents(data_dir) == []
 
 
+def test_all_unusable_images_are_named(folder, data_dir):
+    bad = {
+        "bounding_box_train/0002_c4.jpg": b"",
+        "query/0003_c4.jpg": jpeg(15, 40),
+        "bounding_box_test/0003_c6.jpg": jpeg(64, 32)[:-300],
+    }
+    write(folder, bad)
+    with pytest.raises(UserError) as error:
+        own(folder, data_dir)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "3 files cannot be used:"
+    for line, name in zip(lines[1:4], bad, strict=True):
+        assert name in line
+    assert lines[4].startswith("Or add --skip_bad_images")
+    assert contents(data_dir) == []
+
+
+def test_many_unusable_images_are_counted(folder, data_dir):
+    write(folder, {f"query/0003_c3_{n:02}.jpg": b"" for n in range(30)})
+    with pytest.raises(UserError, match="30 files cannot be used") as error:
+        own(folder, data_dir)
+    assert "_19.jpg" in str(error.value)
+    assert "\nand 10 more." in str(error.value)
+    assert "_20.jpg" not in str(error.value)
+
+
+def test_all_names_that_do_not_fit_are_named(folder, data_dir):
+    write(folder, {f"query/{name}": jpeg() for name in ("list.txt", "x.jpg")})
+    write(folder, {"query/0000_c1.jpg": jpeg(), "query/0003_c0.jpg": jpeg()})
+    with pytest.raises(UserError) as error:
+        own(folder, data_dir)
+    for text in ("0000_c1.jpg: p", "0003_c0.jpg: c", "list.txt: the", "x.jpg: the"):
+        assert text in str(error.value)
+
+
+def test_unusable_images_are_left_out_where_that_is_asked_for(folder, data_dir, capsys):
+    np.save(folder / "0001_c1s1_001051_00.npy", np.full((36, 2, 1), 7.0, np.float32))
+    bad = {"bounding_box_train/0002_c4.jpg": b"", "query/0003_c4.jpg": b"no image"}
+    write(folder, bad)
+    arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
+    labels = [f"--parts={folder}", "--parts_kind=pifpaf"]
+    assert prepare.main([*arguments, *labels, "--skip_bad_images"]) == 0
+    out = capsys.readouterr().out
+    assert "3 images that cannot be used were left out:" in out
+    for name in (*bad, "0001_c1s1_001051_00.npy"):
+        assert name in out
+    stored = prepared.open_records("own", "query", data_dir)
+    assert [stored.filename(i) for i in range(len(stored))] == [
+        "0003_c2s1_001051_00.jpg"
+    ]
+    assert image_count(data_dir) == 3
+
+
+def test_a_split_without_any_usable_image_is_an_error_all_the_same(folder, data_dir):
+    for path in (folder / "query").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"No image of query is left\."):
+        own(folder, data_dir, skip_bad_images=True)
+    assert contents(data_dir) == []
+
+
+@pytest.mark.parametrize("flag", ["skip_bad_images", "allow_other_counts"])
+def test_a_published_name_is_for_whole_data_sets(folder, data_dir, flag):
+    with pytest.raises(UserError, match=f"--{flag} needs --name"):
+        prepare.prepare("market1501", source=folder, data_dir=data_dir, **{flag: True})
+
+
 def test_a_png_under_a_jpg_name_is_kept(folder, data_dir):
     # Browsers and tools save such files; the decoder goes by the content.
     data = encoded(".png", (32, 16, 3))
@@ -153,6 +220,67 @@ def test_a_prepared_data_set_is_left_alone(folder, data_dir):
     shutil.rmtree(folder)  # To save room; there is nothing to compare with.
     assert own(folder, data_dir) == path
     assert [(p, p.stat().st_mtime_ns) for p in sorted(path.iterdir())] == before
+
+
+def test_another_source_under_the_same_name_is_an_error(folder, data_dir, tmp_path):
+    path = own(folder, data_dir)
+    other = write(tmp_path / "other", small_files())
+    assert own(other, data_dir) == path  # the same images in another place
+    (other / "query" / "0003_c5.jpg").write_bytes(jpeg())
+    with pytest.raises(UserError) as error:
+        own(other, data_dir)
+    said = str(error.value).splitlines()
+    assert "own is prepared in" in said[0]
+    assert said[1].startswith(f"There: --dataset=market1501 --source={folder} (train 3")
+    assert said[2].startswith(f"Asked: --dataset=market1501 --source={other} (train 3")
+    assert "query 2 images of 2 identities" in said[1]
+    assert "query 3 images of 2 identities" in said[2]
+    assert "--overwrite" in said[3]
+    assert image_count(data_dir) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": None}, "no --source"),
+        ({"source": "/no/longer/there"}, "--source=/no/longer/there, which cannot be"),
+        ({"skip_bad_images": True}, "--skip_bad_images"),
+    ],
+)
+def test_another_request_under_the_same_name_is_an_error(
+    folder, data_dir, changes, words
+):
+    own(folder, data_dir)
+    with pytest.raises(UserError, match=f"Asked: .*{words}"):
+        own(data_dir=data_dir, **{"folder": folder} | _as_folder(changes))
+
+
+def _as_folder(changes):
+    return {"folder" if k == "source" else k: v for k, v in changes.items()}
+
+
+def test_another_kind_of_source_under_the_same_name_is_an_error(
+    folder, data_dir, capsys
+):
+    own(folder, data_dir)
+    (folder / "my.csv").write_text("path,person,split\nquery/0001_c1.jpg,1,train\n")
+    (folder / "query" / "0001_c1.jpg").write_bytes(jpeg())
+    arguments = ["--dataset=table", "--name=own", f"--data_dir={data_dir}"]
+    assert prepare.main([*arguments, f"--source={folder / 'my.csv'}"]) == 2
+    assert "Asked: --dataset=table" in capsys.readouterr().err
+
+
+def test_a_data_set_that_does_not_know_its_source_is_left_alone(
+    folder, data_dir, capsys
+):
+    """As those that were prepared before sources were noted down."""
+    splits = market1501.scan(folder)
+    store.builder(
+        splits, name="own", title="Own", data_dir=data_dir, track=lambda e, _: e
+    ).download_and_prepare()
+    arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
+    assert prepare.main(arguments) == 0
+    assert "What it was made from was not noted down" in capsys.readouterr().out
 
 
 def test_overwrite_replaces_only_by_a_whole_data_set(folder, data_dir):
@@ -207,6 +335,40 @@ def test_a_finished_leftover_of_a_killed_run_is_built_anew(folder, data_dir):
     assert image_count(data_dir) == 4
 
 
+def test_any_preparation_clears_away_what_is_dead_and_nothing_that_is_alive(
+    folder, data_dir
+):
+    own(folder, data_dir, name="other")
+    dead = data_dir / ".preparing-killed"
+    (dead / "killed" / "1.0.0.incompleteXYZ").mkdir(parents=True)
+    # Killed between the two renames of an --overwrite.
+    swapped = data_dir / ".preparing-other" / "replaced" / "1.0.0"
+    swapped.parent.mkdir(parents=True)
+    (data_dir / "other" / "1.0.0").rename(swapped)
+    with staging._locked(data_dir, "alive") as alive:
+        (alive / "alive").mkdir()
+        own(folder, data_dir)
+        assert (alive / "alive").is_dir()
+    assert sorted(os.listdir(data_dir)) == ["other", "own"]
+    assert len(prepared.open_records("other", "train", data_dir)) == 3
+
+
+def test_a_folder_that_is_just_being_cleared_away_is_waited_for(
+    folder, data_dir, monkeypatch
+):
+    leftover = data_dir / ".preparing-own"
+    leftover.mkdir(parents=True)
+    busy = staging._hold(leftover)
+
+    def end(_):
+        shutil.rmtree(leftover, ignore_errors=True)
+        busy.close()
+
+    monkeypatch.setattr(staging.time, "sleep", end)
+    own(folder, data_dir)
+    assert image_count(data_dir) == 3
+
+
 def test_two_at_once_do_not_meet(folder, data_dir):
     with (
         staging._locked(data_dir, "own"),
@@ -239,11 +401,12 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(folder, tmp_path):
         ("market1501", {"name": "../up", "source": "x"}, ["'../up'", "small letters"]),
         ("market1501", {"name": "synthetic", "source": "x"}, ["'synthetic'"]),
         ("market1501", {"name": "Mine", "source": "x"}, ["'Mine'"]),
+        ("market1501", {"data_dir": "a\0b", "source": "x"}, ["NUL"]),
     ],
 )
 def test_wrong_requests_are_user_errors(data_dir, dataset, changes, words):
     with pytest.raises(UserError) as error:
-        prepare.prepare(dataset, data_dir=data_dir, **changes)
+        prepare.prepare(dataset, **{"data_dir": data_dir} | changes)
     for word in words:
         assert word in str(error.value)
     assert not data_dir.exists() or contents(data_dir) == []
@@ -273,11 +436,13 @@ def test_the_command_reports_and_then_says_that_it_is_done(folder, data_dir):
     assert "1 gallery images are distractors" in first.stdout
     assert "2 junk images (person -1) were left out" in first.stdout
     assert "dataset=own" in first.stdout.splitlines()[-1]
+    assert f"Preparing own in {data_dir}" in first.stderr
     assert "3/3" in first.stderr  # The progress bar.
     assert "Traceback" not in first.stderr
     again = run(*arguments)
     assert again.returncode == 0
     assert "already prepared" in again.stdout
+    assert "holds the same images" in again.stdout
 
 
 def test_a_mistake_on_the_command_line_is_one_message(data_dir):
@@ -337,6 +502,7 @@ def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
     if kill == signal.SIGINT:
         assert process.returncode == 130
         assert message.endswith("prepare: interrupted; nothing was stored.\n")
+        assert "prepare: stopping ..." in message
         assert os.listdir(data_dir) == []
         return
     for path in sorted((folder / "bounding_box_train").glob("0009*"))[10:]:

@@ -155,3 +155,9 @@ def test_several_names_in_one_are_a_user_error():
 def test_an_empty_name_is_a_user_error(name):
     with pytest.raises(UserError, match="empty"):
         protocols.protocol(name)
+
+
+@pytest.mark.parametrize("name", [5, None, ("market1501",), 1.5])
+def test_what_is_no_name_is_a_user_error(name):
+    with pytest.raises(UserError, match="is no data set to evaluate"):
+        protocols.protocol(name)

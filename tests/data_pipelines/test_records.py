@@ -1,6 +1,9 @@
 """Stored records: round trip, pickling, messages; all with TensorFlow blocked."""
 
+import hashlib
 import io
+import json
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import features, prepared
+from data_pipelines import features, prepared, records
+from data_pipelines.entries import Entry, Split
 from reid_jax.errors import UserError
 
 
@@ -185,3 +189,88 @@ def test_reading_needs_no_tensorflow(data_dir):
     assert done.stdout.strip() == (
         "7 [0, 0, 1, 1, 2, 2, 3] ['filename', 'image', 'parts']"
     )
+
+
+class Source(list):
+    """A data source of TFDS as far as records need it."""
+
+
+def _records(rows, **names):
+    keys = ("filename", "person", "camera")
+    source = Source(dict(zip(keys, row, strict=True)) for row in rows)
+    return records.Records(source, has_parts=False, **names)
+
+
+ROWS = [("a.jpg", 3, 0), ("b.jpg", 3, 1), ("ü.jpg", 0, 1)]
+
+
+def test_the_fingerprint_is_of_names_persons_and_cameras():
+    text = '["a.jpg", 3, 0]\n["b.jpg", 3, 1]\n["\\u00fc.jpg", 0, 1]\n'
+    expected = {
+        "images": 3,
+        "identities": 1,
+        "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+    found = _records(ROWS).fingerprint
+    assert json.loads(json.dumps(found)) == expected
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS[::-1],
+        ROWS[:2],
+        [("c.jpg", 3, 0), *ROWS[1:]],
+        [("a.jpg", 4, 0), *ROWS[1:]],
+        [("a.jpg", 3, 2), *ROWS[1:]],
+    ],
+)
+def test_other_images_have_another_fingerprint(rows):
+    assert _records(rows).fingerprint != _records(ROWS).fingerprint
+
+
+def test_joined_records_have_a_fingerprint_of_their_own():
+    one, other = _records(ROWS), _records(ROWS[:2])
+    joined = records.JoinedRecords([("one", one), ("other", other)]).fingerprint
+    assert joined["images"] == 5
+    assert joined["identities"] == 2
+    again = records.JoinedRecords([("one", one), ("third", other)]).fingerprint
+    assert joined["digest"] != again["digest"]
+
+
+def test_a_listed_split_has_the_fingerprint_of_the_stored_one(data_dir):
+    stored = prepared.open_records("tiny/plain", "train", data_dir)
+    listed = Split(
+        tuple(
+            Entry(pathlib.PurePath(f"{i:04d}_c{i % 3}.jpg"), i // 2, i % 3)
+            for i in range(7)
+        )
+    )
+    assert listed.fingerprint == stored.fingerprint
+
+
+def test_persons_and_cameras_have_the_names_of_the_source():
+    named = _records(ROWS, person_names={3: "anna"}, camera_names={0: "door"})
+    assert named.person_name(named.person[0]) == "anna"
+    assert named.camera_name(named.camera[0]) == "door"
+    # As in file names such as 0003_c2.jpg, where there is no other name.
+    assert named.camera_name(named.camera[1]) == "2"
+    assert _records(ROWS).person_name(3) == "3"
+
+
+@pytest.mark.parametrize("dataset", ["x", "1", "..", "a/b"])
+def test_a_folder_that_cannot_be_listed_is_a_user_error(tmp_path, monkeypatch, dataset):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    (tmp_path / dataset).mkdir(exist_ok=True, parents=True)
+    monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+    with pytest.raises(UserError, match="not prepared"):
+        prepared.open_records(dataset, "train", tmp_path)
+
+
+def test_a_nul_in_a_path_is_a_user_error():
+    with pytest.raises(UserError, match="NUL"):
+        prepared.open_records("x", "train", "a\0b")
+    with pytest.raises(UserError, match="NUL"):
+        prepared.prepared_datasets("a\0b")

@@ -143,3 +143,8 @@ def test_impossible_plans_are_user_errors(p, k, seed, words):
 def test_no_identity_at_all_is_a_user_error():
     with pytest.raises(UserError, match="identities"):
         PKPlan(np.array([0, -1]), identities=1, images_per_identity=1, seed=0)
+
+
+def test_more_images_of_an_identity_than_there_are_is_a_user_error():
+    with pytest.raises(UserError, match="is 11; the whole training split has 10 im"):
+        PKPlan(np.repeat([1, 2], 5), identities=2, images_per_identity=11, seed=0)

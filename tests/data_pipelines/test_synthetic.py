@@ -364,3 +364,14 @@ def test_contact_sheet_command(tmp_path, monkeypatch):
     sheet = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     assert sheet.shape[1] == 14 * 64
     assert sheet.shape[0] > 4 * 128
+
+
+def test_rendering_shows_a_bar_with_a_count(tmp_path, capsys):
+    shots = plan.shots("holistic", "demo", "query")[:3]
+    for progress in (True, False):
+        made = builder.Synthetic(
+            config="holistic_demo", data_dir=tmp_path, progress=progress
+        )
+        assert len(list(made._generate_examples(shots))) == 3
+        shown = capsys.readouterr().err
+        assert ("rendering query: 100%" in shown and "3/3" in shown) == progress

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import prepare, prepared
-from data_pipelines.readers import table
+from data_pipelines.readers import table, table_rows
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg
 
@@ -320,3 +320,121 @@ def test_whole_floats_are_numbers(folder):
 def test_a_padded_zero_is_a_distractor_among_names_too(folder):
     padded = [(p, {"0": "0000"}.get(n, n), c, s) for p, n, c, s in ROWS]
     assert found(save(folder, padded)) == found(save(folder, ROWS, name="b.csv"))
+
+
+# As pandas' documentation of `read_csv` lists them.
+MISSING = [
+    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND"),
+    *("1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+]
+
+
+@pytest.mark.parametrize("name", ["my.csv", "my.parquet"])
+@pytest.mark.parametrize("column", ["path", "person", "camera"])
+def test_missing_values_as_pandas_writes_them(folder, name, column):
+    rows = [[f"{n}.jpg", "1", "1", "train"] for n in range(len(MISSING))]
+    for row, text in zip(rows, MISSING, strict=True):
+        row[HEAD.index(column)] = text
+    with pytest.raises(UserError) as error:
+        table.scan(save(folder, rows, name=name))
+    first = 2 if name == "my.csv" else 1
+    for n, text in enumerate(MISSING[:6]):
+        said = f"row {n + first}, column {column}: {text!r} stands for a missing value"
+        assert said in str(error.value)
+    assert f"and {len(MISSING) - 6} more" in str(error.value)
+
+
+def test_a_missing_label_file_is_none(folder):
+    rows = [(*row, MISSING[n]) for n, row in enumerate(ROWS)]
+    splits = table.scan(save(folder, rows, head=(*HEAD, "parts")))
+    assert all(e.parts is None for s in splits.values() for e in s.entries)
+
+
+@pytest.mark.parametrize("name", ["my.csv", "my.parquet"])
+def test_numbers_are_equal_as_numbers(folder, name):
+    cameras = ("1", "1.0", "+1", "01", "2", "2.00", "2")
+    rows = [(p, i, c, s) for (p, i, _, s), c in zip(numbered(), cameras, strict=True)]
+    splits = table.scan(save(folder, rows, name=name))
+    assert [e.camera for e in splits["train"].entries] == [0, 0, 0]
+    assert splits["train"].camera_names == {0: "1", 1: "2"}
+    # Beside a name they are names, and still one camera.
+    mixed = [(p, i, "door" if c == "2" else c, s) for p, i, c, s in rows]
+    splits = table.scan(save(folder, mixed, name=name))
+    assert [e.camera for e in splits["train"].entries] == [0, 0, 0]
+    assert list(splits["train"].camera_names.values()) == ["+1", "2.00", "door"]
+
+
+def test_persons_are_equal_as_numbers(folder):
+    spelled = {"anna": ("7", "7.0"), "carl": ("008", "8")}
+    rows = []
+    for n, (path, person, camera, split) in enumerate(ROWS):
+        rows.append((path, spelled.get(person, (person,) * 2)[n % 2], camera, split))
+    splits = table.scan(save(folder, rows))
+    one, other, _ = splits["train"].entries
+    assert one.person == other.person
+    assert splits["query"].entries[0].person == splits["gallery"].entries[0].person
+
+
+def test_a_float_column_of_parquet_is_one_camera_each(folder):
+    columns = {h: [row[i] for row in ROWS] for i, h in enumerate(HEAD)}
+    columns["camera"] = [1.0, 1.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "my.parquet")
+    splits = table.scan(folder / "my.parquet")
+    assert splits["train"].camera_names == {0: "1", 1: "1.5", 2: "2"}
+
+
+def test_what_was_understood_of_each_column_is_said(folder):
+    rows = [(*row, "", "x") for row in numbered()]
+    save_as = {"head": (*HEAD, "parts", "note")}
+    remarks = table.scan(save(folder, rows, **save_as))["train"].remarks
+    assert remarks == (
+        "Column person: whole numbers, kept as they are.",
+        "Column split: 3 train, 1 query, 3 gallery rows.",
+        "Column camera: 2 cameras: door, hall.",
+        "Column parts: label files in 0 of 7 rows.",
+        "Columns that were not used: note.",
+    )
+
+
+def bomb(path, rows, cell):
+    """A few kB that stand for `rows` equal rows: runs of a dictionary."""
+    each = 200_000
+
+    def column(text):
+        indices = pyarrow.array(np.zeros(each, np.int32))
+        return pyarrow.DictionaryArray.from_arrays(indices, [text])
+
+    head = ("path", "person", "split")
+    block = pyarrow.table(list(map(column, (cell, "1", "train"))), names=head)
+    with pyarrow.parquet.ParquetWriter(path, block.schema) as writer:
+        for _ in range(rows // each):
+            writer.write_table(block)
+    return path
+
+
+def test_a_small_parquet_file_cannot_unpack_to_a_huge_table(tmp_path):
+    path = bomb(tmp_path / "my.parquet", 2_000_000, "a.jpg")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"my\.parquet declares 2000000 rows in \d+ b"):
+        table.scan(path)
+
+
+def test_lists_in_cells_are_not_unpacked(tmp_path):
+    cells = pyarrow.array([["a.jpg"] * 100_000])
+    stored = pyarrow.table({"path": cells, "person": ["1"], "split": ["train"]})
+    pyarrow.parquet.write_table(stored, tmp_path / "my.parquet")
+    with pytest.raises(UserError, match="column path holds lists"):
+        table.scan(tmp_path / "my.parquet")
+
+
+def test_equal_large_cells_are_one_text(folder):
+    """A megabyte that a thousand rows share stays a megabyte."""
+    path = folder / "my.parquet"
+    columns = {
+        "path": pyarrow.DictionaryArray.from_arrays([0] * 1000, ["x" * 10**6]),
+        "person": ["1"] * 1000,
+        "split": ["train"] * 1000,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    _, rows = table_rows.read(path)
+    assert len({id(row["path"]) for row in rows}) == 1
