@@ -418,7 +418,7 @@ def run(*arguments, **settings):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         **settings,
     )
@@ -463,7 +463,7 @@ def start_and_wait(folder, data_dir):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 300
     while not list(data_dir.glob(".preparing-own/own/*incomplete*/*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
