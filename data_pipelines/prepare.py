@@ -165,6 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_dir, overwrite = args.pop("data_dir"), args.pop("overwrite")
     before = signal.signal(signal.SIGINT, _acknowledge)
     try:
+        if args["allow_other_counts"] and not args["name"]:
+            raise UserError(
+                "--allow_other_counts needs --name=<its_name>: other images must not "
+                f"be taken for {args['dataset']}."
+            )
         plan = make_plan(Request(**args), progress=True)
         path, done = _install(plan, _on_disk(data_dir), overwrite)
         text = report(plan.name, path)

@@ -173,10 +173,9 @@ def _checked_name(data_set: DataSet, request: Request) -> str:
             f"--name={name!r} cannot be used. A name has at most 64 small letters, "
             "digits and _, starts with a letter, and is not 'synthetic'."
         )
-    for flag in ("allow_other_counts", "skip_bad_images"):
-        if getattr(request, flag) and not own:
-            raise UserError(
-                f"--{flag} needs --name=<its_name>: other images must not be taken for "
-                f"{data_set.name}."
-            )
+    if request.skip_bad_images and not own:
+        raise UserError(
+            "--skip_bad_images needs --name=<its_name>: what is left must not be taken "
+            f"for {data_set.name}."
+        )
     return name

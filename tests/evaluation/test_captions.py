@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_pipelines.records import Records
-from reid_jax.evaluation import scoring
+from reid_jax.evaluation import drawing
 
 ROWS = [(7, 0), (12, 1), (7, 4)]
 
@@ -16,7 +16,7 @@ def records(**names):
 
 def test_cameras_count_as_in_file_names():
     """0007_c1, 0012_c2 and 0007_c5."""
-    assert scoring._captions(records(), np.array([0, 1, 2])) == [
+    assert drawing._captions(records(), np.array([0, 1, 2])) == [
         "person 7, camera 1",
         "person 12, camera 2",
         "person 7, camera 5",
@@ -25,7 +25,7 @@ def test_cameras_count_as_in_file_names():
 
 def test_names_are_those_of_the_source():
     named = records(person_names={7: "anna"}, camera_names={0: "door", 4: "10"})
-    assert scoring._captions(named, np.array([2, 0])) == [
+    assert drawing._captions(named, np.array([2, 0])) == [
         "person anna, camera 10",
         "person anna, camera door",
     ]
