@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from data_pipelines.entries import Counts, Entry, Split, bad_file, make_entry, read_all
+from data_pipelines.entries import Counts, Entry, Split, bad_file, make_entry
 from data_pipelines.readers import sources
 from data_pipelines.readers.sources import AnyPath, DataSet
 from reid_jax.errors import UserError
@@ -57,9 +57,8 @@ def scan(source: str | os.PathLike, *, val: bool) -> dict[str, Split]:
 
 def _read_list(path: AnyPath) -> _Listed:
     """Path in the image folder, camera from 1, and person from 0 of each line."""
-
-    def read(numbered: tuple[int, str]) -> tuple[str, int, int]:
-        number, line = numbered
+    listed = []
+    for number, line in enumerate(sources.read_lines(path), start=1):
         match = _LINE.fullmatch(line)
         if not match:
             raise bad_file(
@@ -68,9 +67,7 @@ def _read_list(path: AnyPath) -> _Listed:
                 "<folder>/<person>_<number>_<camera>_...jpg <person>",
                 "Download the list again",
             )
-        return match[1], int(match[2]), int(match[3])
-
-    listed = read_all(read, enumerate(sources.read_lines(path), start=1))
+        listed.append((match[1], int(match[2]), int(match[3])))
     if not listed:
         raise UserError(f"The list {path} is empty. {_EXPECTED}")
     return listed
