@@ -10,6 +10,7 @@ import numpy as np
 
 from reid_jax.errors import UserError
 
+_ALWAYS_ALLOWED = 64  # Images of an identity, also where a tiny set has fewer in all.
 _EPOCHS_CACHED = 2  # Prefetching threads stand on both sides of an epoch's end.
 
 
@@ -164,7 +165,7 @@ def _check(
             f"{available}. Lower config.stages.<stage>.identities to at most "
             f"{available}."
         )
-    if images > records:
+    if images > max(records, _ALWAYS_ALLOWED):
         raise UserError(
             f"config.stages.<stage>.images_per_identity is {images}; the whole "
             f"training split has {records} images. Lower it: 4 is usual."

@@ -146,5 +146,5 @@ def test_no_identity_at_all_is_a_user_error():
 
 
 def test_more_images_of_an_identity_than_there_are_is_a_user_error():
-    with pytest.raises(UserError, match="is 11; the whole training split has 10 im"):
-        PKPlan(np.repeat([1, 2], 5), identities=2, images_per_identity=11, seed=0)
+    with pytest.raises(UserError, match="is 65; the whole training split has 10 im"):
+        PKPlan(np.repeat([1, 2], 5), identities=2, images_per_identity=65, seed=0)
