@@ -66,19 +66,7 @@ def scan(source: str | os.PathLike) -> dict[str, Split]:
     table = pathlib.Path(source).expanduser()
     if not table.is_file():
         raise UserError(f"--source={source} is not a file. {EXPECTED}")
-    columns, rows = table_rows.read(table)
-    table_checks.check_columns(table, columns)
-    table_checks.check_rows(table, rows, table_checks.cell_problems)
-    table_checks.check_rows(
-        table, rows, functools.partial(table_checks.file_problems, table.parent)
-    )
-    persons = table_numbers.persons({row["person"] for row in rows})
-    table_checks.check_rows(
-        table, rows, functools.partial(table_checks.person_problems, persons.numbers)
-    )
-    table_checks.check_splits(
-        table, {r["split"] for r in rows if persons.numbers[r["person"]] > 0}
-    )
+    columns, rows, persons = _checked(table)
     cameras = _NO_CAMERAS
     if "camera" in columns:
         cameras = table_numbers.cameras({row["camera"] for row in rows})
@@ -93,6 +81,24 @@ def scan(source: str | os.PathLike) -> dict[str, Split]:
         camera_names=cameras.names,
     )
     return splits
+
+
+def _checked(table: pathlib.Path) -> tuple[list[str], list[Row], Numbering]:
+    """Columns and rows that can be stored, and who the persons are."""
+    columns, rows = table_rows.read(table)
+    table_checks.check_columns(table, columns)
+    table_checks.check_rows(table, rows, table_checks.cell_problems)
+    table_checks.check_rows(
+        table, rows, functools.partial(table_checks.file_problems, table.parent)
+    )
+    persons = table_numbers.persons({row["person"] for row in rows})
+    table_checks.check_rows(
+        table, rows, functools.partial(table_checks.person_problems, persons.numbers)
+    )
+    table_checks.check_splits(
+        table, {r["split"] for r in rows if persons.numbers[r["person"]] > 0}
+    )
+    return columns, rows, persons
 
 
 def _remarks(

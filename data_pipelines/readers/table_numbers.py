@@ -67,7 +67,9 @@ def _groups(cells: Iterable[str]) -> dict[_Key, set[str]]:
 
 
 def _is_whole(key: _Key) -> bool:
-    return isinstance(key, decimal.Decimal) and key == int(key) and key < INT32
+    if isinstance(key, str) or not -(10**18) < key < INT32:
+        return False
+    return key == int(key)
 
 
 def _sorted_names(groups: Mapping[_Key, set[str]]) -> dict[_Key, str]:

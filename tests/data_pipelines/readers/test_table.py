@@ -187,7 +187,7 @@ def test_a_negative_number_is_named(folder):
         table.scan(save(folder, rows))
 
 
-@pytest.mark.parametrize("large", ["2147483648", "9" * 30])
+@pytest.mark.parametrize("large", ["2147483648", "9" * 30, "-" + "9" * 9999])
 def test_numbers_too_large_to_store_count_as_names(folder, large):
     rows = [(p, large if i == "12" else i, c, s) for p, i, c, s in numbered()]
     names = table.scan(save(folder, rows))["train"].person_names
