@@ -5,7 +5,6 @@ network would be slow. A copy is made again when the bucket's files have changed
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -99,5 +98,5 @@ def _copy_file(source: epath.Path, target: pathlib.Path, bar: tqdm) -> None:
 @contextlib.contextmanager
 def _held(lock: pathlib.Path) -> Iterator[None]:
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        storage.lock(file, wait=True)
         yield

@@ -127,7 +127,7 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Records:
 def _version_dir(dataset: str, data_dir: str | os.PathLike) -> epath.Path:
     """The newest `<data_dir>/<dataset>/<x.y.z>`."""
     storage.check_reachable(data_dir)
-    folder = epath.Path(data_dir).expanduser() / dataset
+    folder = storage.absolute(data_dir) / dataset
     versions = _versions(folder)
     if not versions:
         raise _not_prepared(dataset, data_dir)
@@ -151,8 +151,7 @@ def _folders(folder: epath.Path) -> list[str]:
 
 def prepared_datasets(data_dir: str | os.PathLike) -> list[str]:
     """Names of the data sets in `data_dir`, in the form `open_records` takes."""
-    storage.in_bucket(data_dir)  # refuses what is no path
-    top = epath.Path(data_dir).expanduser()
+    top = storage.absolute(data_dir)
     found = []
     for name in _folders(top):
         if _versions(top / name):

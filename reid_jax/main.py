@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
-from reid_jax import command_line
+from reid_jax import command_line, storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import compilation, processes
 
@@ -154,7 +153,7 @@ def _export(config: Any, workdir: str) -> None:
     folder = export.export_checkpoint(
         config,
         CHECKPOINT.value or workdir,
-        directory=epath.Path(workdir) / "export",
+        directory=storage.absolute(workdir) / "export",
     )
     print(f"exported to {folder}")
 

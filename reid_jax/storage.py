@@ -1,20 +1,28 @@
-"""Paths in a bucket (`gs://bucket/folder`), where they differ from those of a disk.
+"""Paths that a user gives, on a disk or in a bucket (`gs://bucket/folder`).
 
 `etils.epath` reads and writes both, buckets through gcsfs, which only they need. There
 an object is written whole or not at all, cannot be appended to, and cannot be locked;
 folders are no more than the beginnings of names.
+
+Whatever a user gives becomes a path by `absolute`, so that `~` and characters such as
+`[` mean the same everywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import importlib.util
 import logging
 import os
 import pathlib
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
 import fsspec
 from etils import epath
@@ -43,11 +51,24 @@ def in_bucket(path: PathLike) -> bool:
     return text.startswith(BUCKET)
 
 
+class _LiteralPath(type(epath.Path("/"))):
+    """A path whose own characters are no pattern in `glob`: `runs/lr[1e-3]`.
+
+    epath searches for the whole path joined with the pattern; and so does Orbax, which
+    keeps the class of the paths that it is given.
+    """
+
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
+        """What matches `pattern` below this very path."""
+        for found in epath.Path(glob.escape(os.fspath(self))).glob(pattern):
+            yield type(self)(found)
+
+
 def absolute(path: PathLike) -> epath.Path:
-    """The path from its root; what is in a bucket is that already."""
+    """The path from its root, `~` expanded; what is in a bucket is that already."""
     if in_bucket(path):
-        return epath.Path(path)
-    return epath.Path(pathlib.Path(path).expanduser().resolve())
+        return _LiteralPath(path)
+    return _LiteralPath(pathlib.Path(path).expanduser().resolve())
 
 
 def check_reachable(path: PathLike) -> None:
@@ -59,7 +80,7 @@ def check_reachable(path: PathLike) -> None:
     if in_bucket(path):
         with _understood(path, "read"):
             # `exists` would take a bucket that is not there for an absent file.
-            next(epath.Path(path).glob("*"), None)
+            next(absolute(path).glob("*"), None)
 
 
 def check_writable(path: PathLike) -> None:
@@ -70,13 +91,13 @@ def check_writable(path: PathLike) -> None:
     """
     if in_bucket(path):
         with _understood(path, "write to"):
-            probe = epath.Path(path) / f".writable-{uuid.uuid4().hex}"
+            probe = absolute(path) / f".writable-{uuid.uuid4().hex}"
             probe.write_text("")
             probe.unlink()
         return
     try:
-        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        absolute(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=absolute(path)):
             pass
     except OSError as error:
         raise UserError(
@@ -107,9 +128,41 @@ def _understood(path: PathLike, action: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def lock(file: IO, *, wait: bool = False, certain: bool = False) -> bool:
+    """Locks an open file until it is closed, or its process has died.
+
+    Where the file system knows no locks (some network disks), it says so, and the
+    caller goes on as if it held one.
+
+    Args:
+      file: open for writing.
+      wait: until others have let go of it.
+      certain: raises OSError instead of going on without locks.
+
+    Returns:
+      whether it is ours now; False if another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if certain or error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"note: {file.name} cannot be locked ({error.strerror}): nothing keeps two "
+            "processes from writing there at once",
+            file=sys.stderr,
+        )
+    return True
+
+
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Writes a file in one step: readers see the old content or the new, whole."""
-    path = epath.Path(path)
+    path = absolute(path)
     if in_bucket(path):
         path.write_bytes(data)
         return
@@ -129,13 +182,13 @@ def files_below(folder: PathLike) -> list[epath.Path]:
     """Every file below a folder, in the order of their paths."""
     # Not `walk`: epath 1.15 loses gs:// in it.
     files = []
-    for path in sorted(epath.Path(folder).iterdir()):
+    for path in sorted(absolute(folder).iterdir()):
         files += files_below(path) if path.is_dir() else [path]
     return files
 
 
 def copy_below(source: PathLike, target: PathLike) -> None:
     """Copies every file below a folder to the same place below another."""
-    source, target = epath.Path(source), epath.Path(target)
+    source, target = absolute(source), absolute(target)
     for file in files_below(source):
         write_bytes(target / file.relative_to(source), file.read_bytes())

@@ -187,7 +187,7 @@ def _scaled(patch: np.ndarray, area: float, limit: tuple[int, int]) -> np.ndarra
 @functools.lru_cache(maxsize=4)
 def _read_bank(bank: str) -> tuple[np.ndarray, ...]:
     where = "config.augment.paste_occluder.bank"
-    folder = pathlib.Path(bank)
+    folder = pathlib.Path(bank).expanduser()
     if not bank or not folder.is_dir():
         raise UserError(
             f"{where}={bank!r} is no folder: give one with pictures of occluders, or "

@@ -7,7 +7,6 @@ is being replaced. So what lies in a folder that nobody has locked is a leftover
 
 import contextlib
 import errno
-import fcntl
 import io
 import os
 import pathlib
@@ -21,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import prepared
 from data_pipelines.preparation.plan import Plan
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 _PREFIX = ".preparing-"
@@ -60,7 +60,7 @@ def clear_dead(data_dir: pathlib.Path) -> None:
         # Another user's leftovers are not ours to clear; where files cannot be locked,
         # nothing tells the dead from the living.
         with contextlib.suppress(OSError):
-            if (held := _hold(staging)) is not None:
+            if (held := _hold(staging, certain=True)) is not None:
                 with held:
                     _clear(staging)
 
@@ -95,15 +95,16 @@ def _held(staging: pathlib.Path) -> IO:
     )
 
 
-def _hold(staging: pathlib.Path) -> IO | None:
+def _hold(staging: pathlib.Path, *, certain: bool = False) -> IO | None:
     """The lock of a folder; None if another process has it, or has just removed it."""
     lock = staging / "lock"
     with contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(lock.open("w"))
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not storage.lock(held, certain=certain):
+                return None
             own = os.fstat(held.fileno()).st_ino == lock.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
+        except FileNotFoundError:
             return None
         if not own:
             return None

@@ -52,7 +52,7 @@ class Report:
     """
 
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]):
-        self._folder = epath.Path(folder)
+        self._folder = storage.absolute(folder)
         text = json.dumps(workdirs.flatten(config), sort_keys=True)
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.lines = read_lines(self._folder / "benchmark.jsonl")

@@ -196,7 +196,7 @@ def evaluate_checkpoint(
     mesh = sharding.make_mesh()
     method, variables = experiment.restore(config, folder, mesh)
     changed = experiment.changed_fields(config, meta["config"])
-    pictured = epath.Path(workdir) / "pictures"
+    pictured = storage.absolute(workdir) / "pictures"
     evaluator = Evaluator(method, mesh, experiment.build_evaluation(config))
     protocols = experiment.build_protocols(config)
     for protocol in protocols:

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
+from reid_jax import storage
 from reid_jax.runtime import workdir as workdirs
 
 
@@ -46,7 +46,7 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
     """
     if jax.process_index() != 0:
         return
-    path = epath.Path(workdir) / "results.json"
+    path = storage.absolute(workdir) / "results.json"
     old = workdirs.read_json(path) if path.exists() else []
     merged = {_identity(entry): entry for entry in old}
     for entry in entries:

@@ -7,15 +7,17 @@ or there is no export.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from reid_jax import experiment, storage
+from reid_jax import experiment, staging, storage
 from reid_jax.export import artifacts, card
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime import workdir as workdirs
@@ -39,38 +41,40 @@ def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath
       UserError: no checkpoint, another model's checkpoint, or an artifact that does
         not equal the model; nothing is written then.
     """
-    folder = checkpoint.find(path)
-    meta = checkpoint.read_meta(folder)
+    source = checkpoint.find(path)
+    meta = checkpoint.read_meta(source)
     storage.check_writable(directory.parent)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
-    method, variables = experiment.restore(config, folder, mesh)
+    method, variables = experiment.restore(config, source, mesh)
     image_size = experiment.image_size(config)
-    remote = storage.in_bucket(directory)
-    beside = None if remote else directory.parent
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as new:
-        staging = pathlib.Path(new) / "export"
-        staging.mkdir()
+    with _replacing(directory) as folder:
         embedding = artifacts.write(
-            staging, method, variables, stage=meta["stage"], image_size=image_size
+            folder, method, variables, stage=meta["stage"], image_size=image_size
         )
-        artifacts.check(staging)
+        artifacts.check(folder)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-            writer.save(staging.resolve() / "params", dict(variables))
+            writer.save(storage.absolute(folder) / "params", dict(variables))
         about = card.describe(
             *(method, variables, meta), image_size=image_size, embedding=embedding
         )
-        workdirs.write_json(staging / "export.json", about)
+        workdirs.write_json(folder / "export.json", about)
         text = card.text(about, image_size=image_size)
-        workdirs.write_text(staging / "README.md", text)
-        if remote:
-            directory.rmtree(missing_ok=True)
-            storage.copy_below(staging, directory)
-        else:
-            _put_in_place(staging, directory, old=pathlib.Path(new) / "old")
+        workdirs.write_text(folder / "README.md", text)
     return directory
 
 
-def _put_in_place(new: pathlib.Path, place: epath.Path, *, old: pathlib.Path) -> None:
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
+@contextlib.contextmanager
+def _replacing(directory: epath.Path) -> Iterator[pathlib.Path]:
+    """An empty folder that takes the place of `directory` once the body is done."""
+    if storage.in_bucket(directory):
+        with tempfile.TemporaryDirectory() as folder:
+            yield pathlib.Path(folder)
+            directory.rmtree(missing_ok=True)
+            storage.copy_below(folder, directory)
+        return
+    target = pathlib.Path(directory)
+    beside = target.with_name(f".exporting-{target.name}")
+    with staging.held(beside, target, doing="exporting"):
+        (beside / "new").mkdir()
+        yield beside / "new"
+        staging.put(beside / "new", target, beside)

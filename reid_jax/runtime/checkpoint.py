@@ -136,7 +136,7 @@ class Checkpoints:
             have other shapes.
         """
         step = self._last.latest_step()
-        folder = epath.Path(self._last.directory) / str(step)
+        folder = self._last.directory / str(step)
         wanted = {"params": abstract.params, "collections": abstract.collections}
         _check_same(_stored(folder, wanted), wanted, folder)
         abstract = place(abstract, layout)

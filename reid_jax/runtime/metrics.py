@@ -42,7 +42,7 @@ class MetricWriter:
         self._upload_to = None
         if not enabled:
             return
-        folder = epath.Path(workdir)
+        folder = storage.absolute(workdir)
         if storage.in_bucket(workdir):
             self._upload_to, self._uploaded = folder, time.monotonic()
             self._temporary = tempfile.TemporaryDirectory()

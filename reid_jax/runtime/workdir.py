@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -52,7 +51,7 @@ def read_json(path: PathLike) -> Any:
       UserError: if the file is damaged; names it.
     """
     try:
-        return json.loads(epath.Path(path).read_text(encoding="utf-8"))
+        return json.loads(storage.absolute(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); remove or mend that file"
@@ -73,18 +72,17 @@ def held(workdir: str) -> Iterator[None]:
     if storage.in_bucket(workdir):
         yield
         return
-    with (pathlib.Path(workdir) / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    folder = pathlib.Path(storage.absolute(workdir))
+    with (folder / ".lock").open("w") as file:
+        if not storage.lock(file):
             raise UserError(
                 f"another process is training in {workdir}; wait for it, stop it, or "
                 "name another --workdir"
-            ) from None
+            )
         try:
             yield
         finally:
-            _remove_if_unused(pathlib.Path(workdir))
+            _remove_if_unused(folder)
 
 
 def _remove_if_unused(folder: pathlib.Path) -> None:
@@ -108,7 +106,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def has_checkpoint(workdir: str) -> bool:
     """Whether a run has saved a step there."""
     storage.check_reachable(workdir)
-    last = epath.Path(workdir) / "checkpoints" / "last"
+    last = storage.absolute(workdir) / "checkpoints" / "last"
     return any(is_whole(step) for step in last.glob("[0-9]*"))
 
 
@@ -128,7 +126,7 @@ def claim(workdir: str, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: if another config's run lives there; names the fields that differ.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = storage.absolute(workdir) / "config.json"
     if path.exists() and has_checkpoint(workdir):
         differences = _differences(read_json(path), config)
         if differences:
@@ -155,7 +153,7 @@ def write_manifest(workdir: str, config: Mapping[str, Any]) -> None:
 
     One entry for every start of the run, the first one first.
     """
-    path = epath.Path(workdir) / "manifest.json"
+    path = storage.absolute(workdir) / "manifest.json"
     entries = read_json(path) if path.exists() else []
     write_json(path, [*entries, manifest(config)])
 

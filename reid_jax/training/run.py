@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
-from reid_jax import experiment
+from reid_jax import experiment, storage
 from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
@@ -100,7 +99,7 @@ class Run:
 
         The best state is one of the latest stage: an earlier one lacks what came after.
         """
-        folder = epath.Path(self.workdir) / "pictures"
+        folder = storage.absolute(self.workdir) / "pictures"
         variables = experiment.without_rows(self.method, state.variables)
         entries = evaluate.evaluate_protocols(
             self.evaluator,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import http.client
 import os
@@ -150,7 +149,7 @@ def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
             "environment variable REID_JAX_CACHE"
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        storage.lock(lock, wait=True)  # until it is closed
         if target.exists():
             _check(target, source)
             return target

@@ -1,0 +1,52 @@
+"""Paths as users write them, and disks that know no locks."""
+
+import errno
+import os
+
+import pytest
+
+from reid_jax import storage
+
+ODD_NAMES = ["lr[1e-3]", "a*b", "what?", "[!x]", "a b", "~x"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_names_own_characters_are_no_pattern(tmp_path, name):
+    folder = storage.absolute(tmp_path / name)
+    for file in ("p1", "p2", "q"):
+        storage.write_bytes(folder / "below" / file, b"")
+    (tmp_path / "lr1" / "below").mkdir(parents=True)
+    found = {path.name for path in (folder / "below").glob("p*")}
+    assert found == {"p1", "p2"}
+    (below,) = folder.glob("b*")
+    assert {path.name for path in below.glob("[q]")} == {"q"}
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    storage.check_writable("~/a")
+    storage.write_bytes("~/b/c", b"d")
+    assert (tmp_path / "home" / "a").is_dir()
+    assert (tmp_path / "home" / "b" / "c").read_bytes() == b"d"
+    assert os.listdir(tmp_path) == ["home"]
+
+
+def test_without_locks_it_is_said_and_goes_on(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    with (tmp_path / "lock").open("w") as file:
+        assert storage.lock(file)
+        assert storage.lock(file, wait=True)
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_another_error_of_a_lock_is_raised(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(storage.fcntl, "flock", fail)
+    with (tmp_path / "lock").open("w") as file, pytest.raises(OSError, match="Bad"):
+        storage.lock(file)
