@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(run: pathlib.Path) -> dict[str, Any]:
     """All figures of a run's best checkpoint."""
     folder = checkpoint.find(str(run))
-    config = ConfigDict(workdirs.read_json(run / "config.json"))
+    config = ConfigDict(workdirs.read_object(run / "config.json"))
     if "embeddings" not in config.model:
         raise UserError(f"{run} is no run of DROP: it has no config.model.embeddings")
     config.model.embeddings = COMBINATIONS["G+F+P"]

@@ -6,8 +6,13 @@ position. So any number of workers and hosts produces the same global batches, a
 host decodes only its own rows. Images stay uint8; they are normalised on the device.
 """
 
+import contextlib
 import dataclasses
+import errno
 import os
+import re
+import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +36,7 @@ _READ_OPTIONS = grain.ReadOptions(
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 _MAX_STEPS = 2**40
 _BYTES_PER_PIXEL = 4  # colours and part label
+_NO_MEMORY = (errno.ENOMEM, errno.ENOSPC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +135,10 @@ class TrainLoader(grain.DatasetIterator):
         self._batches: Iterator[Batch] | None = None
 
     def __next__(self) -> Batch:
-        if self._batches is None:  # Workers start only once a batch is wanted.
-            self._batches = iter(self._pipeline())
-        batch = next(self._batches)
+        with _workers_alive(self._num_workers):
+            if self._batches is None:  # Workers start only once a batch is wanted.
+                self._batches = iter(self._pipeline())
+            batch = next(self._batches)
         self._step += 1
         if self._num_workers:
             # Workers hand over views of shared memory, which would leak if the caller
@@ -175,6 +182,36 @@ class TrainLoader(grain.DatasetIterator):
             self._batches = None
 
 
+_DIED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")
+
+
+@contextlib.contextmanager
+def _workers_alive(count: int) -> Iterator[None]:
+    """Turns the end of a worker, or of what workers share, into one message."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        died = _DIED.search(str(error))
+        if not count or not (died or getattr(error, "errno", 0) in _NO_MEMORY):
+            raise
+        code = -int(died[1]) if died else 0
+        how = signal.Signals(code).name if code > 0 else str(error)
+        raise UserError(
+            f"a reading worker died ({how}). Most often memory has run out, or shared "
+            f"memory has: /dev/shm has {_shared_memory()} in all, and workers keep "
+            f"batches there. Lower --config.data.num_workers (now {count}; 0 reads in "
+            "this process), or give more (docker run --shm-size=8g). The same command "
+            "goes on from the last checkpoint."
+        ) from error
+
+
+def _shared_memory() -> str:
+    try:
+        return f"{shutil.disk_usage('/dev/shm').total >> 20} MiB"
+    except OSError:
+        return "nothing"
+
+
 def train_loader(
     records: Records,
     plan: PKPlan,
@@ -207,7 +244,7 @@ def train_loader(
     Raises:
       UserError: the hosts do not divide the batch, or parts are asked for and joined
         records number theirs differently; later, from `next`, a stored image that is
-        damaged.
+        damaged, or a worker that died.
     """
     rows = host_rows(plan.batch_size, process_index, process_count)
     _check_memory(len(rows), image_size)

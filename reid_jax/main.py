@@ -107,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
         timeout=PROCESS_TIMEOUT.value,
     )
     _check_flags()
+    processes.check_devices()
     if COMPILATION_CACHE.value:
         compilation.use_cache(COMPILATION_CACHE.value)
     config = CONFIG.value
@@ -117,7 +118,8 @@ def main(argv: Sequence[str]) -> None:
         "export": _export,
         "benchmark": _benchmark,
     }[MODE.value]
-    verb(config, workdir)
+    with storage.written(workdir):
+        verb(config, workdir)
 
 
 # Each verb imports what it needs: `--help` and a wrong flag are answered at once.

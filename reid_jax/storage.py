@@ -128,6 +128,58 @@ def _understood(path: PathLike, action: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+@contextlib.contextmanager
+def written(folder: PathLike) -> Iterator[None]:
+    """Inside, a disk that fails while a folder is written is one message.
+
+    Raises:
+      UserError: no room, no right, or no folder any more; says what to do.
+    """
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise what the system said.
+        code = disk_error(error)
+        place = getattr(error, "filename", None) or ""
+        if code is None or (code in _GONE and _is_there(folder, str(place))):
+            raise
+        if code in _FULL:
+            remedy = "Make room there, or name another folder"
+        elif code in _CLOSED:
+            remedy = "Was it mounted anew, or were its permissions changed?"
+        else:
+            remedy = "Was it moved, removed or unmounted? Put it back"
+        raise UserError(
+            f"cannot write to {folder} any more ({os.strerror(code)}"
+            f"{f': {place}' if place else ''}). {remedy}; then give the same command "
+            "again. What was saved before is as it was"
+        ) from error
+
+
+def disk_error(error: Exception) -> int | None:
+    """The system's number for a failure of a disk, None for anything else.
+
+    Libraries that write by themselves raise errors of other kinds, in whose text the
+    system's words are.
+    """
+    if isinstance(error, UserError):
+        return None
+    codes = (*_FULL, *_CLOSED, *_GONE)
+    if isinstance(error, OSError):
+        return error.errno if error.errno in codes else None
+    return next((code for code in codes if os.strerror(code) in str(error)), None)
+
+
+def _is_there(folder: PathLike, place: str) -> bool:
+    """Whether a folder stands, and what was not found lay elsewhere."""
+    folder = absolute(folder)
+    return folder.exists() and not place.startswith(os.fspath(folder))
+
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.conftest import CHECKOUT
@@ -83,3 +84,15 @@ def test_flags_are_answered_before_anything_heavy_is_imported():
     heavy = {"flax", "grain", "matplotlib", "orbax", "tensorflow_datasets"}
     assert not heavy & _imported("reid_jax.main")
     assert "jax" not in _imported("reid_jax")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "tpux"])
+def test_devices_that_are_not_there(platform, monkeypatch, tmp_path):
+    if jax.default_backend() != "cpu":
+        pytest.skip("there may be such devices here")
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    done = _run(DEMO, f"--workdir={tmp_path}/run")
+    assert done.returncode == 2
+    assert f"JAX_PLATFORMS={platform} has no devices here: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

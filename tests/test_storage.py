@@ -2,10 +2,12 @@
 
 import errno
 import os
+import pathlib
 
 import pytest
 
 from reid_jax import storage
+from reid_jax.errors import UserError
 
 ODD_NAMES = ["lr[1e-3]", "a*b", "what?", "[!x]", "a b", "~x"]
 
@@ -50,3 +52,36 @@ def test_another_error_of_a_lock_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.fcntl, "flock", fail)
     with (tmp_path / "lock").open("w") as file, pytest.raises(OSError, match="Bad"):
         storage.lock(file)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "b"), "Make room"),
+        (OSError(errno.EROFS, "Read-only file system"), "mounted anew"),
+        # As Orbax passes on what TensorStore says.
+        (ValueError("UNKNOWN: [OS error 28: ENOSPC No space left on device]"), "room"),
+    ],
+)
+def test_a_disk_that_fails_is_one_message(tmp_path, error, said):
+    with (
+        pytest.raises(UserError, match=rf"cannot write to .*{said}.*as it was"),
+        storage.written(tmp_path),
+    ):
+        raise error
+
+
+def test_a_folder_that_vanished_is_told_from_a_defect(tmp_path):
+    gone = tmp_path / "gone"
+    with pytest.raises(UserError, match="moved, removed"), storage.written(gone):
+        (gone / "file").write_text("")
+    stands = tmp_path / "stands"
+    stands.mkdir()
+    for path in (tmp_path / "other", pathlib.Path("/nowhere/file")):
+        with pytest.raises(FileNotFoundError), storage.written(stands):
+            path.read_text()
+    with pytest.raises(ValueError, match="mine"), storage.written(gone):
+        raise ValueError("mine")
+    with pytest.raises(UserError, match="No space left: mine"), storage.written(gone):
+        raise UserError("No space left: mine")

@@ -47,13 +47,13 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
     if jax.process_index() != 0:
         return
     path = storage.absolute(workdir) / "results.json"
-    old = workdirs.read_json(path) if path.exists() else []
-    merged = {_identity(entry): entry for entry in old}
-    for entry in entries:
-        before = merged.pop(_identity(entry), {})
-        best = {"best": before["best"]} if "best" in before else {}
-        merged[_identity(entry)] = best | entry
-    workdirs.write_json(path, list(merged.values()))
+    with workdirs.alone_with(path):
+        merged = {_identity(entry): entry for entry in workdirs.read_objects(path)}
+        for entry in entries:
+            before = merged.pop(_identity(entry), {})
+            best = {"best": before["best"]} if "best" in before else {}
+            merged[_identity(entry)] = best | entry
+        workdirs.write_json(path, list(merged.values()))
 
 
 def _identity(entry: dict[str, Any]) -> str:

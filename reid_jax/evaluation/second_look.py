@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data_pipelines import loader
 from data_pipelines.records import Records
+from reid_jax import storage
 from reid_jax.evaluation.pairs import PairNetwork, PairRescorer
 from reid_jax.models.method import PairPicture, Variables
 from reid_jax.retrieval.rescoring import MapStore
@@ -53,6 +54,7 @@ class SecondLook:
         limit, images = self._network.scorer.top_k, len(self._gallery)
         with (
             tempfile.TemporaryDirectory() as folder,
+            storage.written(folder),
             MapStore(
                 lambda indices: self._maps(self._gallery, indices),
                 directory=folder,

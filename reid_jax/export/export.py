@@ -19,7 +19,7 @@ from etils import epath
 
 from reid_jax import experiment, staging, storage
 from reid_jax.export import artifacts, card
-from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime import checkpoint, digests, sharding
 from reid_jax.runtime import workdir as workdirs
 
 
@@ -54,6 +54,7 @@ def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath
         artifacts.check(folder)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
             writer.save(storage.absolute(folder) / "params", dict(variables))
+        digests.write(folder / "params")
         about = card.describe(
             *(method, variables, meta), image_size=image_size, embedding=embedding
         )

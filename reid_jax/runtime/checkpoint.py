@@ -4,11 +4,13 @@ A step's checkpoint has three items: `state` (parameters, optimizer, collections
 key, step in stage), `data` (the Grain iterator) and `meta` (see `Meta`).
 Orbax writes into a temporary folder and renames it (in a bucket it marks the folder
 when all is there), so a save that is killed leaves the earlier ones as they were.
+Beside the items lie digests of all files; they are checked before anything is read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -20,7 +22,11 @@ from etils import epath
 
 from reid_jax import storage
 from reid_jax.errors import UserError
+from reid_jax.runtime import digests
 from reid_jax.runtime import workdir as workdirs
+
+# Orbax writes the time of the rename into it; nothing of the run is in it.
+_UNDIGESTED = ("_CHECKPOINT_METADATA",)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -54,6 +60,7 @@ class Meta(TypedDict):
       step, global_step: steps done in that stage, and in the whole run.
       method: dotted name of the module.
       num_classes: training identities.
+      metric_rows: rows of `metrics.jsonl` that were written before it.
       process_count: processes that saved it.
       best: score, stage and entries of `results.json` of the run's best evaluation so
         far; None before the first.
@@ -66,6 +73,7 @@ class Meta(TypedDict):
     global_step: int
     method: str
     num_classes: int
+    metric_rows: int
     process_count: int
     best: dict[str, Any] | None
     config: dict[str, Any]
@@ -77,12 +85,17 @@ class Checkpoints:
     Args:
       workdir: of the run; they lie in `checkpoints/last` and `checkpoints/best`.
       keep: how many of the last ones stay.
+
+    Raises:
+      UserError: if the newest of the last ones is damaged.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2):
         root = storage.absolute(workdir) / "checkpoints"
-        self._last = _manager(root / "last", keep)
-        self._best = _manager(root / "best", 1)
+        if newest := _steps(root / "last")[-1:]:
+            _check_whole(newest[0])
+        self._last = _Series(root / "last", keep)
+        self._best = _Series(root / "best", 1)
 
     def latest_step(self) -> int | None:
         """Global step of the newest checkpoint, or None."""
@@ -96,32 +109,24 @@ class Checkpoints:
         meta: Meta,
     ) -> None:
         """Saves everything at a global step, in the background."""
-        if self._last.latest_step() == step:
-            return
         self._last.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(data),
-                meta=ocp.args.JsonSave(dict(meta)),
-            ),
+            state=ocp.args.StandardSave(state),
+            data=grain.checkpoint.CheckpointSave(data),
+            meta=ocp.args.JsonSave(dict(meta)),
         )
 
     def save_best(self, step: int, state: TrainState, meta: Meta) -> None:
         """Saves the best state so far; the earlier best is removed afterwards."""
-        if self._best.latest_step() == step:
-            return
         self._best.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave(dict(meta)),
-            ),
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave(dict(meta)),
         )
 
     def meta(self) -> Meta:
         """The `meta` item of the newest checkpoint."""
-        return read_meta(self._last.directory / str(self.latest_step()))
+        return read_meta(self._last.newest())
 
     def restore(self, abstract: TrainState, layout: TrainState) -> TrainState:
         """The newest state.
@@ -135,43 +140,78 @@ class Checkpoints:
           UserError: if the checkpoint is damaged, or its parameters or collections
             have other shapes.
         """
-        step = self._last.latest_step()
-        folder = self._last.directory / str(step)
+        folder = self._last.newest()
         wanted = {"params": abstract.params, "collections": abstract.collections}
         _check_same(_stored(folder, wanted), wanted, folder)
         abstract = place(abstract, layout)
         with _readable(folder):
-            return self._last.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-            ).state
+            return self._last.restore(state=ocp.args.StandardRestore(abstract)).state
 
     def restore_data(self, data: grain.DatasetIterator) -> None:
         """Sets a Grain iterator to the newest checkpoint's position."""
-        self._last.restore(
-            self._last.latest_step(),
-            args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(data)),
-        )
+        with _readable(self._last.newest()):
+            self._last.restore(data=grain.checkpoint.CheckpointRestore(data))
 
     def wait(self) -> None:
         """Blocks until everything is on disk."""
-        self._last.wait_until_finished()
-        self._best.wait_until_finished()
+        self._last.wait()
+        self._best.wait()
 
     def close(self) -> None:
         """Waits, then releases Orbax's threads."""
-        self.wait()
-        self._last.close()
-        self._best.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._best.close)
+            stack.callback(self._last.close)
 
 
-def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
-        ),
-    )
+class _Series:
+    """Checkpoints of one folder, sealed with their digests before they appear there."""
+
+    def __init__(self, directory: epath.Path, keep: int):
+        self._directory = directory
+        self._saving: int | None = None
+        sealing = ocp.AsyncOptions(post_finalization_callback=self._seal)
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                async_options=sealing,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def newest(self) -> epath.Path:
+        return self._directory / str(self.latest_step())
+
+    def save(self, step: int, **items: Any) -> None:
+        """Saves a step in the background, unless it is there."""
+        if self._manager.latest_step() == step:
+            return
+        self._manager.wait_until_finished()
+        self._saving = step
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, **items: Any) -> Any:
+        return self._manager.restore(
+            self.latest_step(), args=ocp.args.Composite(**items)
+        )
+
+    def wait(self) -> None:
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _seal(self) -> None:
+        """Called by Orbax on one process, when all but the folder's name is done."""
+        place = self._directory / str(self._saving)
+        if not storage.in_bucket(place):
+            (place,) = self._directory.glob(f"{self._saving}.*")
+        digests.write(place, without=_UNDIGESTED)
 
 
 def find(path: str) -> epath.Path:
@@ -181,33 +221,60 @@ def find(path: str) -> epath.Path:
     evaluated.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none, or it is damaged.
     """
     storage.check_reachable(path)
     root = storage.absolute(path)
-    if (root / "state").is_dir():
-        return root
+    found = [root] if (root / "state").is_dir() else []
     for kind in ("checkpoints/best", "checkpoints/last", "."):
-        steps = [
-            folder
-            for folder in (root / kind).glob("*")
-            if folder.name.isdigit()
-            and (folder / "state").is_dir()
-            and workdirs.is_whole(folder)
-        ]
-        if steps:
-            return max(steps, key=lambda folder: int(folder.name))
+        found = found or _steps(root / kind)
+    if found:
+        _check_whole(found[-1])
+        return found[-1]
     raise UserError(
         f"no checkpoint in {path}; name a run's folder (--workdir, or --checkpoint) or "
         "one step of it, such as runs/aaformer-demo/checkpoints/last/300"
     )
 
 
+def _steps(folder: epath.Path) -> list[epath.Path]:
+    """The steps that were saved in a folder, the newest last."""
+    steps = [
+        step
+        for step in folder.glob("*")
+        if step.name.isdigit() and (step / "state").is_dir() and workdirs.is_whole(step)
+    ]
+    return sorted(steps, key=lambda step: int(step.name))
+
+
+def _check_whole(checkpoint: epath.Path) -> None:
+    """Raises UserError for files that are not as they were saved (process 0 looks)."""
+    if jax.process_index() != 0:
+        return
+    changed = digests.differences(checkpoint)
+    if changed is None:
+        print(
+            f"note: {checkpoint} has no digests (an older version saved it); damage "
+            "may go unseen",
+            file=sys.stderr,
+        )
+    elif changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(_damaged(checkpoint, f"{changed[0]}{more}"))
+
+
 def read_meta(checkpoint: epath.Path) -> Meta:
-    """The `meta` item of one checkpoint folder."""
+    """The `meta` item of one checkpoint folder.
+
+    Raises:
+      UserError: if it is damaged.
+    """
     reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     with reader, _readable(checkpoint):
-        return reader.restore(checkpoint / "meta")
+        meta = reader.restore(checkpoint / "meta")
+    if not isinstance(meta, dict):
+        raise UserError(_damaged(checkpoint, "meta is no JSON object"))
+    return meta
 
 
 def read_variables(
@@ -252,21 +319,28 @@ def _readable(checkpoint: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-        others = sorted(
-            int(folder.name)
-            for folder in checkpoint.parent.glob("*")
-            if folder.name.isdigit() and folder.name != checkpoint.name
-        )
-        remedy = (
-            f"Remove that folder to go on from step {others[-1]}."
-            if others
-            else "There is no other step beside it."
-        )
-        first = str(error).strip().splitlines() or [""]
-        raise UserError(
-            f"the checkpoint {checkpoint} cannot be read: it is damaged or incomplete "
-            f"({type(error).__name__}: {first[0][:200]}). {remedy}"
-        ) from error
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first[:200]}"
+        raise UserError(_damaged(checkpoint, reason)) from error
+
+
+def _damaged(checkpoint: epath.Path, reason: str) -> str:
+    """What is said of a damaged checkpoint, with the nearest one that is whole."""
+    root = checkpoint.parent.parent
+    beside = [step for kind in ("last", "best") for step in _steps(root / kind)[::-1]]
+    others = [step for step in beside if step != checkpoint]
+    whole = [step for step in others if not digests.differences(step)]
+    if not whole:
+        remedy = "There is no other step of its run that is whole."
+    elif checkpoint.parent == whole[0].parent:
+        remedy = f"Remove that folder to go on from step {whole[0].name}"
+        remedy += "." if digests.differences(whole[0]) is None else ", which is whole."
+    else:
+        remedy = f"Evaluate or export another step with --checkpoint={whole[0]}"
+    return (
+        f"the checkpoint {checkpoint} cannot be read: it is damaged or incomplete "
+        f"({reason}). {remedy}"
+    )
 
 
 def place(abstract: Any, layout: Any) -> Any:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from reid_jax import storage
@@ -32,14 +35,28 @@ class MetricWriter:
       workdir: of the run.
       resume_step: rows after this step are dropped: they were written by a run that
         was stopped before its next checkpoint, and will be written again.
+      resume_rows: so are those after so many rows (None: no limit): an evaluation of
+        the same step, after its checkpoint.
       enabled: False (every process but the first) makes every call a no-op, so that
         the loop needs no case distinction.
+
+    Raises:
+      UserError: if `metrics.jsonl` holds something else.
     """
 
-    def __init__(self, workdir: str, *, resume_step: int = 0, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        resume_step: int = 0,
+        resume_rows: int | None = None,
+        enabled: bool = True,
+    ):
         self._file = None
         self._board = None
         self._upload_to = None
+        self.rows = 0
+        """Rows so far, those of earlier starts included."""
         if not enabled:
             return
         folder = storage.absolute(workdir)
@@ -51,54 +68,120 @@ class MetricWriter:
             if earlier.exists():
                 storage.write_bytes(folder / earlier.name, earlier.read_bytes())
         self._folder = folder
-        path = folder / "metrics.jsonl"
+        self._path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _drop_rows_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=resume_step + 1
-        )
+        if self._path.exists():
+            kept = _rows_until(self._path, resume_step)[:resume_rows]
+            workdirs.write_text(self._path, "".join(kept))
+            self.rows = len(kept)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = _Board(folder / "tensorboard", first_step=resume_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records `scalars` at `step` (counted over all stages)."""
+        """Records `scalars` at `step` (counted over all stages).
+
+        Raises:
+          UserError: if the folder was moved or removed.
+        """
         if self._file is None or self._board is None:
             return
+        self._check_in_place()
         row = {"step": step, "time": round(time.time(), 3), **scalars}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        self.rows += 1
+        self._board.add(step, scalars)
         if self._upload_to and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Makes all rows so far last, where they do not by themselves."""
-        if self._upload_to and self._board is not None:
-            self._board.flush()
+        """Makes all rows so far last, where they do not by themselves.
+
+        Raises:
+          UserError: if the folder was moved or removed.
+        """
+        if self._file is None or self._board is None:
+            return
+        self._check_in_place()
+        self._board.flush()
+        if self._upload_to:
             storage.copy_below(self._folder, self._upload_to)
             self._uploaded = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._file is not None and self._board is not None:
-            self.flush()
-            self._file.close()
-            self._board.close()
+        if self._file is None or self._board is None:
+            return
+        with contextlib.ExitStack() as stack:
             if self._upload_to:
-                self._temporary.cleanup()
+                stack.callback(self._temporary.cleanup)
+            stack.callback(self._board.close)
+            stack.callback(self._file.close)
+            self.flush()
+
+    def _check_in_place(self) -> None:
+        """Raises UserError if what follows would not lie beside what was written."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+                return
+        raise UserError(
+            f"{self._path} is no longer the file that this run began: the work folder "
+            "was moved, renamed or removed meanwhile. The run stops, so that nothing "
+            "is written in two places; from where the folder is now, or put back, it "
+            "goes on from its last checkpoint"
+        )
 
 
-def _drop_rows_after(path: epath.Path, step: int) -> None:
+class _Board:
+    """TensorBoard's event file, written by this thread: a full disk is noticed here.
+
+    (tensorboardX's own writer has a thread; when that dies, the next calls wait for it
+    for ever.)
+    """
+
+    def __init__(self, folder: epath.Path, *, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # It names files by the second, and writes over one of the same name.
+        own = f".{os.getpid()}.{first_step}"
+        self._events = EventsWriter(os.fspath(folder / "events"), filename_suffix=own)
+        # What an earlier start has written from this step on is not shown.
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+        self.flush()
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in scalars.items()
+        ]
+        self._write(step, summary=Summary(value=values))
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
+
+
+def _rows_until(path: epath.Path, step: int) -> list[str]:
+    """The lines of the steps up to one; a last line that a kill has cut is left out."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except ValueError:  # a line cut short by a kill
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    workdirs.write_text(path, "".join(kept))
+            at = json.loads(line)["step"]
+            if at <= step:
+                kept.append(line.decode() + "\n")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}, is no row of a run ({type(error).__name__}: "
+                f"{error}); mend or remove that line"
+            ) from error
+    return kept
 
 
 class StepLog:

@@ -60,6 +60,26 @@ def join(
             ) from error
 
 
+def check_devices() -> None:
+    """Starts JAX's backend.
+
+    Raises:
+      UserError: if there is none of the kind that JAX_PLATFORMS asks for, or it does
+        not start.
+    """
+    asked = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several kinds, one of them without words.
+        first = (str(error).splitlines() or ["none is found"])[0]
+        wanted = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+        raise UserError(
+            f"{wanted} has no devices here: {first}. Without JAX_PLATFORMS the best "
+            "that is there is taken; cpu is always there; cuda needs a GPU and pip "
+            "install 'jax[cuda12]', tpu needs 'jax[tpu]'"
+        ) from error
+
+
 def _arguments(
     coordinator: str, count: int | None, index: int | None
 ) -> dict[str, str | int]:

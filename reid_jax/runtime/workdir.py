@@ -44,18 +44,54 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: PathLike) -> Any:
-    """Reads JSON.
+def read_object(path: PathLike) -> dict[str, Any]:
+    """Reads a JSON object.
 
     Raises:
-      UserError: if the file is damaged; names it.
+      UserError: if the file is damaged or holds something else; names it.
     """
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise _damaged(path, f"{type(value).__name__} in place of an object")
+    return value
+
+
+def read_objects(path: PathLike) -> list[dict[str, Any]]:
+    """Reads a JSON list of objects; an absent file is an empty one.
+
+    Raises:
+      UserError: if the file is damaged or holds something else; names it.
+    """
+    value = _read_json(path) if storage.absolute(path).exists() else []
+    if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
+        raise _damaged(path, "no list of objects")
+    return value
+
+
+def _read_json(path: PathLike) -> Any:
     try:
-        return json.loads(storage.absolute(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove or mend that file"
-        ) from error
+        return json.loads(storage.absolute(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: PathLike, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); remove or mend that file")
+
+
+@contextlib.contextmanager
+def alone_with(path: epath.Path) -> Iterator[None]:
+    """Other processes of this machine wait until a file was read and written anew.
+
+    Nobody waits for a file in a bucket.
+    """
+    if storage.in_bucket(path):
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as file:
+        storage.lock(file, wait=True)
+        yield
 
 
 @contextlib.contextmanager
@@ -128,7 +164,7 @@ def claim(workdir: str, config: Mapping[str, Any]) -> None:
     """
     path = storage.absolute(workdir) / "config.json"
     if path.exists() and has_checkpoint(workdir):
-        differences = _differences(read_json(path), config)
+        differences = _differences(read_object(path), config)
         if differences:
             raise UserError(
                 f"{workdir} holds a run with another config:\n"
@@ -154,8 +190,7 @@ def write_manifest(workdir: str, config: Mapping[str, Any]) -> None:
     One entry for every start of the run, the first one first.
     """
     path = storage.absolute(workdir) / "manifest.json"
-    entries = read_json(path) if path.exists() else []
-    write_json(path, [*entries, manifest(config)])
+    write_json(path, [*read_objects(path), manifest(config)])
 
 
 def manifest(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -86,7 +87,12 @@ class Run:
             protocols=protocols,
             evaluator=evaluator,
             checkpoints=checkpoints,
-            writer=MetricWriter(workdir, resume_step=start.global_step, enabled=first),
+            writer=MetricWriter(
+                workdir,
+                resume_step=start.global_step,
+                resume_rows=meta.get("metric_rows"),
+                enabled=first,
+            ),
             start=start,
             resumed=resumed,
             best=meta.get("best"),
@@ -140,6 +146,7 @@ class Run:
             stage=stage.name,
             method=self.config.method,
             num_classes=self.num_classes,
+            metric_rows=self.writer.rows,
             process_count=jax.process_count(),
             best=self.best,
             config=workdirs.flatten(self.config.to_dict()),
@@ -147,8 +154,9 @@ class Run:
 
     def close(self) -> None:
         """Waits for what is being saved."""
-        self.checkpoints.close()
-        self.writer.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.writer.close)
+            stack.callback(self.checkpoints.close)
 
 
 def _checked_stages(

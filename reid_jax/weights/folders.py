@@ -15,7 +15,7 @@ from etils import epath
 
 from reid_jax import storage
 from reid_jax.errors import UserError
-from reid_jax.runtime import checkpoint
+from reid_jax.runtime import checkpoint, digests
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.weights import damage, grids
 
@@ -35,6 +35,8 @@ def read(path: storage.PathLike) -> tuple[dict[str, Any], grids.Grid | None]:
       UserError: if there are none, or they are damaged.
     """
     folder = _find(epath.Path(path))
+    if changed := digests.differences(folder):
+        raise UserError(f"{folder} is damaged ({changed[0]}); convert or export again")
     handler = ocp.PyTreeCheckpointHandler()
     with _explained(folder):
         stored = handler.metadata(folder).tree
@@ -80,7 +82,7 @@ def _grid(folder: epath.Path) -> grids.Grid | None:
     if (folder.parent / "meta").is_dir():
         return grids.of_run(checkpoint.read_meta(folder.parent).get("config", {}))
     if (about := folder.parent / "export.json").is_file():
-        return grids.of_run(workdirs.read_json(about).get("config", {}))
+        return grids.of_run(workdirs.read_object(about).get("config", {}))
     return None
 
 
@@ -101,10 +103,11 @@ def _explained(folder: epath.Path) -> Iterator[None]:
 def write(
     folder: storage.PathLike, tree: dict[str, Any], grid: grids.Grid | None = None
 ) -> None:
-    """Writes variables, and the grid of their position embedding."""
+    """Writes variables and the grid of their position embedding, with digests."""
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(
             storage.absolute(folder),
             tree,
             custom_metadata={GRID: list(grid)} if grid else None,
         )
+    digests.write(folder)

@@ -1,8 +1,12 @@
 """Batches of the Grain pipelines against rows put together by hand."""
 
+import errno
 import itertools
+import multiprocessing
+import multiprocessing.synchronize
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -276,6 +280,29 @@ def test_a_damaged_image_is_named(workers):
     it = train(stored, plan_of(stored, p=2), num_workers=workers)
     with pytest.raises(UserError, match=r"0005_c1\.jpg.*damaged"):
         take(it, 4)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGBUS])
+def test_a_worker_that_died_is_one_message(prepared, how):
+    """Killed for memory, or without room in /dev/shm."""
+    stored = open_records("tiny", "train", prepared)
+    it = train(stored, plan_of(stored, p=2, k=2), num_workers=1)
+    next(it)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, how)
+    said = rf"died \({how.name}\).*/dev/shm.*num_workers"
+    with pytest.raises(UserError, match=said):
+        take(it, 9)  # some batches may be there already
+
+
+def test_no_room_for_a_worker_is_one_message(prepared, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stored = open_records("tiny", "train", prepared)
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
+    with pytest.raises(UserError, match=r"died.*No space left.*/dev/shm"):
+        next(train(stored, plan_of(stored, p=2, k=2), num_workers=1))
 
 
 def test_damaged_parts_are_named():

@@ -1,11 +1,16 @@
 """Whose folder it is, and files that are whole or not there."""
 
+import concurrent.futures
+import errno
 import json
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from reid_jax import storage
 from reid_jax.errors import UserError
+from reid_jax.evaluation import results
 from reid_jax.runtime import workdir
 from reid_jax.runtime.metrics import MetricWriter
 
@@ -96,3 +101,95 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
     writer.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_rows_of_the_resumed_step_that_came_after_its_checkpoint_are_dropped(tmp_path):
+    writer = MetricWriter(str(tmp_path))
+    writer.write(1, {"loss": 1.0})
+    known = writer.rows
+    writer.write(1, {"tiny/mAP": 0.5})
+    writer.close()
+    again = MetricWriter(str(tmp_path), resume_step=1, resume_rows=known)
+    assert again.rows == 1
+    again.close()
+    (row,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(row)["loss"] == 1
+
+
+NOT_ROWS = [b"[1]", b"null", b"3", b'{"loss": 1}', b'{"step": "a"}', b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("line", [*NOT_ROWS, b"[" * 100_000])
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2, is no row"):
+        MetricWriter(str(tmp_path), resume_step=5)
+    assert path.read_bytes().count(b"\n") == 3  # nothing of it is lost
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[1]", b"null", b'"a"', b"\xff", b"[" * 100_000, b'{"a": 1'],
+)
+def test_json_of_another_kind_is_named(tmp_path, content):
+    (tmp_path / "checkpoints" / "last" / "3" / "state").mkdir(parents=True)
+    for name in ("config.json", "manifest.json", "results.json"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        workdir.claim(str(tmp_path), CONFIG)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        workdir.write_manifest(str(tmp_path), CONFIG)
+    with pytest.raises(UserError, match=r"results\.json is damaged"):
+        results.write(str(tmp_path), [{"protocol": "p"}])
+    assert (tmp_path / "results.json").read_bytes() == content
+
+
+def test_a_folder_that_was_renamed_is_not_made_anew(tmp_path):
+    writer = MetricWriter(str(tmp_path / "run"))
+    writer.write(1, {"loss": 1.0})
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    for call in (lambda: writer.write(2, {"loss": 1.0}), writer.flush, writer.close):
+        with pytest.raises(UserError, match="moved, renamed or removed"):
+            call()
+    assert not (tmp_path / "run").exists()
+    assert len((tmp_path / "elsewhere" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    """Read back with the format's own definition: length, checksum, event, checksum."""
+    for start in (0, 1):
+        writer = MetricWriter(str(tmp_path), resume_step=start)
+        writer.write(start + 1, {"loss": 0.5 + start, "a/b": 2.0})
+        writer.close()
+    shown = []
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.session_log.status:
+                shown = [value for value in shown if value[0] < event.step]
+            shown += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    assert shown == [(1, "loss", 0.5), (1, "a/b", 2), (2, "loss", 1.5), (2, "a/b", 2)]
+
+
+def test_evaluations_at_once_lose_no_entry(tmp_path):
+    def write(number):
+        results.write(str(tmp_path), [{"protocol": str(number)}])
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(24)))
+    entries = json.loads((tmp_path / "results.json").read_text())
+    assert {entry["protocol"] for entry in entries} == {str(n) for n in range(24)}
+
+
+def test_a_disk_without_locks_can_be_trained_on(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    with workdir.held(str(tmp_path)):
+        (tmp_path / "results.json").touch()
+    assert "cannot be locked" in capsys.readouterr().err
