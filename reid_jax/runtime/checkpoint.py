@@ -10,6 +10,8 @@ Beside the items lie digests of all files; they are checked before anything is r
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypedDict
@@ -18,6 +20,7 @@ import flax
 import grain
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 
 from reid_jax import storage
@@ -27,6 +30,14 @@ from reid_jax.runtime import workdir as workdirs
 
 # Orbax writes the time of the rename into it; nothing of the run is in it.
 _UNDIGESTED = ("_CHECKPOINT_METADATA",)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+# Orbax logs every failure with its traceback, in each of its threads, and raises it.
+absl_logging.get_absl_logger().addFilter(_is_news)
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -71,7 +71,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except Exception as error:  # JAX raises several kinds, one of them without words.
-        first = (str(error).splitlines() or ["none is found"])[0]
+        first = (str(error).splitlines() or ["none is found"])[0].partition(" (set")[0]
         wanted = f"JAX_PLATFORMS={asked}" if asked else "JAX"
         raise UserError(
             f"{wanted} has no devices here: {first}. Without JAX_PLATFORMS the best "

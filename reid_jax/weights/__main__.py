@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from reid_jax.errors import UserError
+from reid_jax.runtime import processes
 from reid_jax.weights import fetch, files, folders, load, mapping
 
 
@@ -126,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = _parser().parse_args(argv)
     try:
+        processes.check_devices()
         print(convert(args.source, args.to))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 
 from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
 from reid_jax.runtime import checkpoint
+from reid_jax.runtime.metrics import MetricWriter
 from reid_jax.training import train
 from tests import toy_method
 from tests.conftest import CHECKOUT
@@ -178,6 +181,45 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy_config, tmp_path, on_device
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
 
 
+def test_an_odd_name_below_home_and_an_evaluation_that_was_cut_short(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    on_devices(1)
+    straight = train.train_and_evaluate(toy_config, str(tmp_path / "straight"))
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    with monkeypatch.context() as patch:
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(evaluate, "write_results", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_and_evaluate(toy_config, "~/lr[1e-3]")
+    assert train.train_and_evaluate(toy_config, "~/lr[1e-3]") == straight
+
+    def rows(workdir):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        volatile = ("time", "images_per_second")
+        return [
+            {name: value for name, value in row.items() if name not in volatile}
+            for row in map(json.loads, lines)
+        ]
+
+    assert rows(home / "lr[1e-3]") == rows(tmp_path / "straight")
+    (entry,) = evaluate.evaluate_checkpoint(
+        toy_config, "~/lr[1e-3]", workdir="~/lr[1e-3]"
+    )
+    assert entry["metrics"] == straight[0]["metrics"]
+    assert len(json.loads((home / "lr[1e-3]" / "results.json").read_text())) == 1
+    assert not list(here.iterdir())
+    toy_config.seed = 9
+    with pytest.raises(UserError, match="another config"):
+        train.train_and_evaluate(toy_config, "~/lr[1e-3]")
+
+
 class TestMistakes:
     def test_another_config_in_the_workdir(self, toy_config, tmp_path, on_devices):
         on_devices(1)
@@ -329,6 +371,40 @@ def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_pa
     _assert_bitwise_equal(
         _state(tmp_path, killed + 5), _state(tmp_path / "s", killed + 5)
     )
+
+
+# The largest file of this checkpoint has 7 kB; the metrics have less at first.
+@pytest.mark.parametrize("limit", [5000, 1])
+def test_a_full_disk_is_one_message_and_loses_nothing(tiny_data, tmp_path, limit):
+    long = ("stages.first.epochs=4000.0",)
+    process = _start(_command(tiny_data, tmp_path, *long))
+    _wait_for_step(process, tmp_path, 2)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("error: cannot write to") == 1
+    assert "File too large" in output
+    assert "Traceback" not in output
+    stopped = int(checkpoint.find(str(tmp_path)).name)
+    for step in (stopped, stopped + 1):  # raises if anything is damaged
+        MetricWriter(str(tmp_path), resume_step=step).close()
+    process = _start(_command(tiny_data, tmp_path, *long, f"max_steps={stopped + 1}"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"at step {stopped}" in output
+
+
+def test_a_folder_that_is_renamed_stops_its_run(tiny_data, tmp_path):
+    process = _start(_command(tiny_data, tmp_path / "a", "stages.first.epochs=4000.0"))
+    _wait_for_step(process, tmp_path / "a", 2)
+    (tmp_path / "a").rename(tmp_path / "b")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("error: ") == 1
+    assert "Traceback" not in output
+    checkpoint.find(str(tmp_path / "b"))
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.find(str(tmp_path / "a"))
 
 
 def test_two_processes_are_one_run(tiny_data, tmp_path):
