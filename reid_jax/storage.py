@@ -174,6 +174,24 @@ def disk_error(error: Exception) -> int | None:
     return next((code for code in codes if os.strerror(code) in str(error)), None)
 
 
+def check_in_place(path: PathLike, known: os.stat_result) -> None:
+    """Raises UserError if a path of a disk is not what it was: its folder has moved.
+
+    Args:
+      path: of a file or folder that this process began.
+      known: `os.stat` of it then.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if os.path.samestat(os.stat(path), known):
+            return
+    raise UserError(
+        f"{path} is no longer what this run began: the work folder was moved, renamed "
+        "or removed meanwhile. The run stops, so that nothing is written in two "
+        "places; from where the folder is now, or put back, it goes on from its last "
+        "checkpoint"
+    )
+
+
 def _is_there(folder: PathLike, place: str) -> bool:
     """Whether a folder stands, and what was not found lay elsewhere."""
     folder = absolute(folder)

@@ -88,6 +88,11 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     artifact = jax_export.deserialize((folder / "embed.jaxexport").read_bytes())
     assert artifact.platforms == ("cpu", "cuda", "tpu")
 
+    damaged = root / "checkpoints/last/10/state/manifest.ocdbt"
+    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+    with pytest.raises(UserError, match=r"manifest\.ocdbt has changed.*step 6"):
+        train.train_and_evaluate(toy_config, workdir)
+
 
 def test_data_are_copied_once_and_again_when_they_changed(gs_data, tiny_data, cache):
     there = prepared.open_records("tiny", "train", gs_data)

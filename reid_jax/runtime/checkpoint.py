@@ -103,7 +103,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, *, keep: int = 2):
         root = storage.absolute(workdir) / "checkpoints"
-        if newest := _steps(root / "last")[-1:]:
+        if newest := workdirs.saved_steps(root / "last")[-1:]:
             _check_whole(newest[0])
         self._last = _Series(root / "last", keep)
         self._best = _Series(root / "best", 1)
@@ -191,6 +191,8 @@ class _Series:
                 async_options=sealing,
             ),
         )
+        if not storage.in_bucket(directory):
+            self._known = os.stat(directory)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -221,6 +223,8 @@ class _Series:
         """Called by Orbax on one process, when all but the folder's name is done."""
         place = self._directory / str(self._saving)
         if not storage.in_bucket(place):
+            # Orbax makes the folders above its own anew where they are gone.
+            storage.check_in_place(self._directory, self._known)
             (place,) = self._directory.glob(f"{self._saving}.*")
         digests.write(place, without=_UNDIGESTED)
 
@@ -238,7 +242,7 @@ def find(path: str) -> epath.Path:
     root = storage.absolute(path)
     found = [root] if (root / "state").is_dir() else []
     for kind in ("checkpoints/best", "checkpoints/last", "."):
-        found = found or _steps(root / kind)
+        found = found or workdirs.saved_steps(root / kind)
     if found:
         _check_whole(found[-1])
         return found[-1]
@@ -246,16 +250,6 @@ def find(path: str) -> epath.Path:
         f"no checkpoint in {path}; name a run's folder (--workdir, or --checkpoint) or "
         "one step of it, such as runs/aaformer-demo/checkpoints/last/300"
     )
-
-
-def _steps(folder: epath.Path) -> list[epath.Path]:
-    """The steps that were saved in a folder, the newest last."""
-    steps = [
-        step
-        for step in folder.glob("*")
-        if step.name.isdigit() and (step / "state").is_dir() and workdirs.is_whole(step)
-    ]
-    return sorted(steps, key=lambda step: int(step.name))
 
 
 def _check_whole(checkpoint: epath.Path) -> None:
@@ -338,7 +332,11 @@ def _readable(checkpoint: epath.Path) -> Iterator[None]:
 def _damaged(checkpoint: epath.Path, reason: str) -> str:
     """What is said of a damaged checkpoint, with the nearest one that is whole."""
     root = checkpoint.parent.parent
-    beside = [step for kind in ("last", "best") for step in _steps(root / kind)[::-1]]
+    beside = [
+        step
+        for kind in ("last", "best")
+        for step in workdirs.saved_steps(root / kind)[::-1]
+    ]
     others = [step for step in beside if step != checkpoint]
     whole = [step for step in others if not digests.differences(step)]
     if not whole:

@@ -22,7 +22,7 @@ from reid_jax.errors import UserError
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.sharding import fetch
 
-_UPLOAD_SECONDS = 60.0
+_FLUSH_SECONDS = 60.0
 
 
 class MetricWriter:
@@ -61,7 +61,7 @@ class MetricWriter:
             return
         folder = storage.absolute(workdir)
         if storage.in_bucket(workdir):
-            self._upload_to, self._uploaded = folder, time.monotonic()
+            self._upload_to = folder
             self._temporary = tempfile.TemporaryDirectory()
             folder = epath.Path(self._temporary.name)
             earlier = self._upload_to / "metrics.jsonl"
@@ -76,6 +76,7 @@ class MetricWriter:
             self.rows = len(kept)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = _Board(folder / "tensorboard", first_step=resume_step + 1)
+        self._flushed = time.monotonic()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records `scalars` at `step` (counted over all stages).
@@ -85,13 +86,13 @@ class MetricWriter:
         """
         if self._file is None or self._board is None:
             return
-        self._check_in_place()
+        storage.check_in_place(self._path, os.fstat(self._file.fileno()))
         row = {"step": step, "time": round(time.time(), 3), **scalars}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self.rows += 1
         self._board.add(step, scalars)
-        if self._upload_to and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -102,11 +103,11 @@ class MetricWriter:
         """
         if self._file is None or self._board is None:
             return
-        self._check_in_place()
+        storage.check_in_place(self._path, os.fstat(self._file.fileno()))
         self._board.flush()
         if self._upload_to:
             storage.copy_below(self._folder, self._upload_to)
-            self._uploaded = time.monotonic()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -118,18 +119,6 @@ class MetricWriter:
             stack.callback(self._board.close)
             stack.callback(self._file.close)
             self.flush()
-
-    def _check_in_place(self) -> None:
-        """Raises UserError if what follows would not lie beside what was written."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
-                return
-        raise UserError(
-            f"{self._path} is no longer the file that this run began: the work folder "
-            "was moved, renamed or removed meanwhile. The run stops, so that nothing "
-            "is written in two places; from where the folder is now, or put back, it "
-            "goes on from its last checkpoint"
-        )
 
 
 class _Board:

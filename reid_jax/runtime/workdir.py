@@ -142,16 +142,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def has_checkpoint(workdir: str) -> bool:
     """Whether a run has saved a step there."""
     storage.check_reachable(workdir)
-    last = storage.absolute(workdir) / "checkpoints" / "last"
-    return any(is_whole(step) for step in last.glob("[0-9]*"))
+    return bool(saved_steps(storage.absolute(workdir) / "checkpoints" / "last"))
 
 
-def is_whole(step: epath.Path) -> bool:
-    """Whether a step's folder was saved to its end.
+def saved_steps(folder: epath.Path) -> list[epath.Path]:
+    """The steps that were saved to their end in a folder, the newest last."""
+    steps = [step for step in folder.glob("*") if _is_saved(step)]
+    return sorted(steps, key=lambda step: int(step.name))
 
-    On a disk Orbax names the folder last; in a bucket it leaves a mark in it.
-    """
-    return not storage.in_bucket(step) or (step / "commit_success.txt").exists()
+
+def _is_saved(step: epath.Path) -> bool:
+    """On a disk Orbax names the folder last; in a bucket it leaves a mark in it."""
+    named = step.name.isdigit() and (step / "state").is_dir()
+    marked = not storage.in_bucket(step) or (step / "commit_success.txt").exists()
+    return named and marked
 
 
 def claim(workdir: str, config: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Preparing data sets: what is stored, and what a mistake or a kill leaves behind."""
 
+import errno
 import os
 import pathlib
 import resource
@@ -19,6 +20,7 @@ from data_pipelines import prepare, prepared, report, store
 from data_pipelines.entries import SPLITS
 from data_pipelines.preparation import staging
 from data_pipelines.readers import market1501
+from reid_jax import storage
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 
@@ -368,6 +370,32 @@ def test_a_folder_that_is_just_being_cleared_away_is_waited_for(
     monkeypatch.setattr(staging.time, "sleep", end)
     own(folder, data_dir)
     assert image_count(data_dir) == 3
+
+
+def test_the_home_folder_and_names_with_a_patterns_characters(
+    folder, tmp_path, monkeypatch
+):
+    folder.rename(tmp_path / "a[b]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    own("~/a[b]", "~/d*a[t]a")
+    assert image_count("~/d*a[t]a") == 3
+    assert image_count(tmp_path / "d*a[t]a") == 3
+    assert not list(here.iterdir())
+
+
+def test_without_locks_it_is_prepared_all_the_same(
+    folder, data_dir, monkeypatch, capsys
+):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    own(folder, data_dir)
+    assert image_count(data_dir) == 3
+    assert "cannot be locked" in capsys.readouterr().err
 
 
 def test_two_at_once_do_not_meet(folder, data_dir):

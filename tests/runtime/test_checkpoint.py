@@ -133,3 +133,18 @@ def test_a_damaged_meta_is_named(tmp_path):
     (step / "meta" / "metadata").write_text("[1]")
     with pytest.raises(UserError, match="damaged"):
         checkpoint.read_meta(checkpoint.find(str(tmp_path)))
+
+
+def test_a_folder_that_moved_gets_no_second_checkpoint(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path / "a"))
+    _save_and_wait(checkpoints, 1)
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(UserError, match="moved, renamed"):
+        _save_and_wait(checkpoints, 2)
+    assert not workdir.has_checkpoint(str(tmp_path / "a"))
+    assert int(_restored(tmp_path / "b").step) == 1
+
+
+def _save_and_wait(checkpoints, step):
+    checkpoints.save(step, _state(step), _data(), {"global_step": step})
+    checkpoints.wait()

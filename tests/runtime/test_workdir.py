@@ -31,7 +31,10 @@ def test_a_run_that_saved_nothing_gives_way(tmp_path):
 
 def test_another_config_is_refused_and_the_first_kept(tmp_path):
     workdir.claim(str(tmp_path), CONFIG)
-    (tmp_path / "checkpoints" / "last" / "3").mkdir(parents=True)
+    last = tmp_path / "checkpoints" / "last"
+    (last / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert not workdir.has_checkpoint(str(tmp_path))  # killed in its first save
+    (last / "3" / "state").mkdir(parents=True)
     with pytest.raises(UserError, match=r"data\.dataset: a there, b here"):
         workdir.claim(str(tmp_path), {**CONFIG, "data": {"dataset": "b"}})
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
