@@ -15,7 +15,7 @@ import pytest
 
 from reid_jax import experiment
 from reid_jax.errors import UserError
-from reid_jax.evaluation import evaluate
+from reid_jax.evaluation import evaluate, results
 from reid_jax.runtime import checkpoint
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.metrics import MetricWriter
@@ -196,7 +196,7 @@ def test_an_odd_name_below_home_and_an_evaluation_that_was_cut_short(
         def killed(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(evaluate, "write_results", killed)
+        patch.setattr(results, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             train.train_and_evaluate(toy_config, "~/lr[1e-3]")
     assert train.train_and_evaluate(toy_config, "~/lr[1e-3]") == straight
