@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import itertools
+import importlib.util
 import pathlib
 import runpy
 import sys
@@ -13,6 +13,9 @@ from absl import flags
 
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
+
+_PLACES = ("checkpoint", "workdir")
+"""Flags that name a run's folder."""
 
 
 def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]:
@@ -34,6 +37,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         print(f"{about}\nFields of a config: configs/common.py.\n")
         print(flags.FLAGS.main_module_help())
         sys.exit(0)
+    argv = [argv[0], *_of_the_run(argv), *argv[1:]]
     try:
         rest = flags.FLAGS(argv)
         if config.value is not None:
@@ -41,7 +45,13 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         return rest
     except OSError as error:
         raise UserError(_absent(argv)) from error
+    except (SyntaxError, ImportError) as error:
+        path = _named(argv)[0]
+        raise UserError(f"--config={path} is no Python file: {error}") from error
     except (AttributeError, KeyError) as error:
+        if not _describes_a_config(argv):
+            path = _named(argv)[0]
+            raise UserError(f"--config={path} has no get_config()") from error
         for arg in argv:
             if arg.startswith("--config."):
                 _check_field(arg, _without_overrides(argv))
@@ -52,22 +62,49 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         raise UserError(str(error)) from error
 
 
+def _of_the_run(argv: list[str]) -> list[str]:
+    """Flags of a run that is evaluated or exported as it was trained: its config, and
+    its folder, where neither is given.
+    """
+    given = {name: _given(argv, name) for name in ("config", "mode", *_PLACES)}
+    place = next((given[name] for name in _PLACES if given[name]), None)
+    if given["config"] or given["mode"] not in ("evaluate", "export") or not place:
+        return []
+    # Orbax is slow to import, and a wrong flag is to be answered at once.
+    from reid_jax.runtime import checkpoint, trained
+
+    found = [f"--config={importlib.util.find_spec('configs.run').origin}:{place}"]
+    if not given["workdir"]:
+        found.append(f"--workdir={trained.run_folder(checkpoint.find(place))}")
+    return found
+
+
+def _given(argv: list[str], name: str) -> str | None:
+    """The value of a flag, `--name=value` or `--name value`, before absl parses it."""
+    for i, arg in enumerate(argv[1:], start=1):
+        flag, has_value, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and flag == name:
+            return value if has_value else next(iter(argv[i + 1 : i + 2]), None)
+    return None
+
+
 def _named(argv: list[str]) -> tuple[str, str]:
     """The config's file, and its argument; the flags may not have been parsed."""
-    (value, *_) = (
-        following if arg == "--config" else arg.removeprefix("--config=")
-        for arg, following in itertools.pairwise([*argv, ""])
-        if arg.partition("=")[0] == "--config"
-    )
-    path, _, argument = value.partition(":")
+    path, _, argument = (_given(argv, "config") or "").partition(":")
     return path, argument
+
+
+def _describes_a_config(argv: list[str]) -> bool:
+    path = _named(argv)[0]
+    return not path or "get_config" in runpy.run_path(path)
 
 
 def _absent(argv: list[str]) -> str:
     """What is said of a file that cannot be read: which ones can."""
     path = pathlib.Path(_named(argv)[0])
     folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
-    there = sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem != "common")
+    others = ("common", "run")
+    there = sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem not in others)
     return (
         f"--config={path} cannot be read; in {folder} there are: "
         f"{', '.join(there) or 'no configs'}"

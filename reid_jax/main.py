@@ -1,8 +1,8 @@
 """The command line: flags to one verb.
 
 python -m reid_jax.main --config=configs/aaformer.py:demo
-python -m reid_jax.main --config=configs/aaformer.py:demo --mode=evaluate
-python -m reid_jax.main --config=configs/aaformer.py:demo --mode=export
+python -m reid_jax.main --workdir=runs/aaformer-demo --mode=evaluate
+python -m reid_jax.main --workdir=runs/aaformer-demo --mode=export
 python -m reid_jax.main --config=configs/aaformer.py:demo --mode=benchmark
 """
 
@@ -24,7 +24,8 @@ from reid_jax.runtime import compilation, processes
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File of the configuration: configs/aaformer.py, configs/aaformer.py:demo, ...",
+    "File of the configuration: configs/aaformer.py, configs/aaformer.py:demo, ... "
+    "Evaluation and export take that of the run in --checkpoint or --workdir.",
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
@@ -98,7 +99,8 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise UserError(
             "no --config; for a first run: "
-            "python -m reid_jax.main --config=configs/aaformer.py:demo"
+            "python -m reid_jax.main --config=configs/aaformer.py:demo; to evaluate or "
+            "export a run, name its --workdir"
         )
     processes.join(
         COORDINATOR.value,

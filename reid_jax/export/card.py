@@ -22,6 +22,7 @@ def describe(
     variables: Variables,
     meta: Meta,
     *,
+    changed: dict[str, Any],
     image_size: tuple[int, int],
     embedding: Embedding,
 ) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def describe(
       method: what is exported.
       variables: of it.
       meta: of its checkpoint.
+      changed: fields of the config that differ from those it was trained with, with
+        their values here. Figures of the trained network are then left out.
       image_size: height and width that it takes.
       embedding: of some images.
     """
@@ -53,12 +56,15 @@ def describe(
         **_pairs(method.pair_scorer(meta["stage"]), kinds),
         "platforms": list(PLATFORMS),
         "versions": {"jax": jax.__version__},
+        "changed": changed,
         "results": [
             entry
             for entry in best["entries"]
-            if entry["step"] == meta["global_step"] and "metrics" in entry
+            if entry["step"] == meta["global_step"]
+            and "metrics" in entry
+            and not changed
         ],
-        "config": meta["config"],
+        "config": meta["config"] | changed,
     }
 
 
@@ -91,6 +97,20 @@ def text(about: dict[str, Any], *, image_size: tuple[int, int]) -> str:
     return "\n".join(sections)
 
 
+def _why_no_figures(about: dict[str, Any]) -> str:
+    if about["changed"]:
+        return "those of the trained network are not of this one; see changed fields"
+    return "this step was not evaluated"
+
+
+def _changes(about: dict[str, Any]) -> str:
+    """Lines of the table of facts; "" where the network is as it was trained."""
+    return "".join(
+        f"| **changed since training** | `config.{field}` is `{value}` |\n"
+        for field, value in about["changed"].items()
+    )
+
+
 def _facts(about: dict[str, Any]) -> str:
     """What was trained on what, and its results."""
     rows = [
@@ -98,7 +118,7 @@ def _facts(about: dict[str, Any]) -> str:
         + ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
         + f" | {entry['valid_queries']} |"
         for entry in about["results"]
-    ] or ["| (this step was not evaluated) | | |"]
+    ] or [f"| ({_why_no_figures(about)}) | | |"]
     outputs = ", ".join(f"{name} {kind}" for name, kind in about["output"].items())
     return f"""# {about["method"].rsplit(".", 1)[-1]}, trained on {about["trained_on"]}
 
@@ -111,7 +131,7 @@ A person re-identification extractor.
 | step | {about["step"]}, stage `{about["stage"]}`, seed {about["config"]["seed"]} |
 | input | {about["input"]["images"]}; normalised inside |
 | embedding | a dict: {outputs} |
-
+{_changes(about)}
 | protocol | result | valid queries |
 |---|---|---|
 {chr(10).join(rows)}

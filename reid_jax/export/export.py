@@ -56,7 +56,10 @@ def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath
             writer.save(storage.absolute(folder) / "params", dict(variables))
         digests.write(folder / "params")
         about = card.describe(
-            *(method, variables, meta), image_size=image_size, embedding=embedding
+            *(method, variables, meta),
+            changed=experiment.changed_fields(config, meta["config"]),
+            image_size=image_size,
+            embedding=embedding,
         )
         workdirs.write_json(folder / "export.json", about)
         text = card.text(about, image_size=image_size)

@@ -120,6 +120,7 @@ def test_the_card_resizes_to_what_is_exported(toy_config):
         experiment.build_method(toy_config, num_classes=9),
         {"params": {"kernel": np.zeros((2, 3))}},
         meta,
+        changed={"data.height": 48, "data.width": 24},
         image_size=(48, 24),
         embedding={"vector": np.zeros((3, 6), np.float32)},
     )
@@ -127,6 +128,23 @@ def test_the_card_resizes_to_what_is_exported(toy_config):
     text = card.text(about, image_size=(48, 24))
     assert "[b, 48, 24, 3]" in text
     assert "cv2.resize(image, (24, 48))" in text  # width first, as OpenCV has it
+
+
+def test_a_changed_network_does_not_bear_the_trained_ones_figures(toy_run, tmp_path):
+    config, run = toy_run
+    as_trained = export.export_checkpoint(config, str(run), directory=tmp_path / "a")
+    about = json.loads((as_trained / "export.json").read_text())
+    assert about["changed"] == {}
+    assert about["results"][0]["metrics"]
+    config.model.top_k = 2
+    other = export.export_checkpoint(config, str(run), directory=tmp_path / "b")
+    about = json.loads((other / "export.json").read_text())
+    assert about["changed"] == {"model.top_k": 2}
+    assert about["config"]["model.top_k"] == 2
+    assert about["results"] == []
+    text = (other / "README.md").read_text()
+    assert "`config.model.top_k` is `2`" in text
+    assert "rank1" not in text
 
 
 def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch):
