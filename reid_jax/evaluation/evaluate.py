@@ -7,11 +7,13 @@ of both splits and one block of queries x gallery distances.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -19,7 +21,7 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import experiment, storage
 from reid_jax.errors import UserError
-from reid_jax.evaluation import results
+from reid_jax.evaluation import finite, results
 from reid_jax.evaluation.drawing import Drawing, Visibility
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.pairs import PairNetwork
@@ -47,7 +49,7 @@ class Evaluator:
         self._embed = Embedder(
             method, mesh, image_size=spec.image_size, batch_size=spec.batch_size
         )
-        self._distance = jax.jit(method.distance)
+        self._distance = jax.jit(functools.partial(_distances, method))
         scorers = {stage: method.pair_scorer(stage) for stage in method.stages}
         self._pair_networks = {
             stage: PairNetwork(scorer) for stage, scorer in scorers.items() if scorer
@@ -72,21 +74,27 @@ class Evaluator:
           picture_dir: where ranking lists and the method's pictures go, if anywhere.
 
         Raises:
-          UserError: if no query has a valid match.
+          UserError: if no query has a valid match, or the network, an embedding or a
+            distance is not finite.
         """
         query, gallery = self._open(protocol, (stage,))
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery)
+        finite.check_variables(sharding.fetch(variables))
         embeddings = (
             self._embed(variables, query, "query"),
             self._embed(variables, gallery, "gallery"),
         )
+        for embedding, split, what in zip(
+            embeddings, (query, gallery), ("query", "gallery"), strict=True
+        ):
+            finite.check_embedding(embedding, split, what)
         entry = results.describe(protocol, query, gallery, step)
         if jax.process_index() != 0:
             return entry
         look = self._second_look(variables, stage, query, gallery)
         before = Ranking(protocol, query, gallery) if look else None
-        self._rank(*embeddings, ranking, before, look)
+        self._rank(*embeddings, query, ranking, before, look)
         entry |= ranking.figures()
         if before:
             entry["metrics_before_pairs"] = before.figures()["metrics"]
@@ -145,6 +153,7 @@ class Evaluator:
         self,
         query: Embedding,
         gallery: Embedding,
+        records: Records,
         ranking: Ranking,
         before: Ranking | None,
         look: SecondLook | None,
@@ -156,16 +165,19 @@ class Evaluator:
             else contextlib.nullcontext()
         )
         with opened as rescorer:
-            for rows, keys in self._blocks(query, gallery):
+            for rows, keys in self._blocks(query, gallery, records):
                 if before and rescorer:
                     before.update(rows, keys)
                     keys = rescorer.keys(rows, keys)
                 ranking.update(rows, keys)
 
     def _blocks(
-        self, query: Embedding, gallery: Embedding
+        self, query: Embedding, gallery: Embedding, records: Records
     ) -> Iterator[tuple[np.ndarray, jax.Array]]:
-        """(query rows [q], distances [block, G]); the last block is padded."""
+        """(query rows [q], distances [block, G]); the last block is padded.
+
+        `records` are the queries'.
+        """
         gallery = jax.device_put(gallery, jax.local_devices()[0])
         block = self._spec.query_block
         total = len(jax.tree.leaves(query)[0])
@@ -174,7 +186,17 @@ class Evaluator:
             # Repeating rows fills the last block: one shape, one compilation.
             filled = np.resize(rows, block)
             part = jax.tree.map(lambda x, filled=filled: x[filled], query)
-            yield rows, self._distance(part, gallery)
+            distances, whole = self._distance(part, gallery)
+            finite.check_distances(np.asarray(whole)[: len(rows)], rows, records)
+            yield rows, distances
+
+
+def _distances(
+    method: Method, query: Embedding, gallery: Embedding
+) -> tuple[jax.Array, jax.Array]:
+    """Distances [Q, G], and which queries' [Q] are all finite."""
+    distances = method.distance(query, gallery)
+    return distances, jnp.isfinite(distances).all(axis=1)
 
 
 def evaluate_checkpoint(

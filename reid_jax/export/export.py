@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from reid_jax import experiment, staging, storage
+from reid_jax.evaluation import finite
 from reid_jax.export import artifacts, card
 from reid_jax.runtime import checkpoint, digests, sharding
 from reid_jax.runtime import workdir as workdirs
@@ -38,14 +39,15 @@ def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath
         bucket file by file.
 
     Raises:
-      UserError: no checkpoint, another model's checkpoint, or an artifact that does
-        not equal the model; nothing is written then.
+      UserError: no checkpoint, another model's checkpoint, parameters that are not
+        finite, or an artifact that does not equal the model; nothing is written then.
     """
     source = checkpoint.find(path)
     meta = checkpoint.read_meta(source)
     storage.check_writable(directory.parent)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     method, variables = experiment.restore(config, source, mesh)
+    finite.check_variables(variables)
     image_size = experiment.image_size(config)
     with _replacing(directory) as folder:
         embedding = artifacts.write(

@@ -25,8 +25,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         for name in ("person", "camera"):
-            value = np.asarray(getattr(self, name), np.int32)
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, _int32(getattr(self, name), name))
         if self.person.ndim != 1 or self.person.shape != self.camera.shape:
             raise ValueError(
                 "person and camera are vectors of one length; got shapes "
@@ -35,6 +34,15 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.person)
+
+
+def _int32(values: np.ndarray, name: str) -> np.ndarray:
+    """The same numbers, or ValueError: a cast would wrap around without a word."""
+    values = np.asarray(values)
+    cast = values.astype(np.int32)
+    if not np.array_equal(cast, values):
+        raise ValueError(f"{name} holds numbers that are no 32-bit integers")
+    return cast
 
 
 class MatchIndex:

@@ -55,3 +55,22 @@ def test_normalise_is_finite_at_and_near_zero(size):
     assert jnp.isfinite(gradient).all()
     np.testing.assert_allclose(normalise(x)[0, 0], float(size > 1e-12), rtol=1e-6)
     np.testing.assert_allclose(normalise(x)[1], [0.6, 0.8, 0.0], rtol=1e-6)
+
+
+def test_huge_vectors_keep_their_direction():
+    x = np.random.default_rng(3).normal(size=(6, 512)) * 10.0 ** np.array(
+        [[-6], [0], [14], [17], [25], [37]]
+    )
+    wanted = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(normalise(jnp.float32(x)), wanted, rtol=1e-5, atol=1e-7)
+    assert jnp.isnan(normalise(jnp.array([1.0, jnp.inf]))).any()
+
+
+def test_scaling_a_vector_changes_the_gradient_as_it_must():
+    x = np.random.default_rng(4).normal(size=(1, 8))
+    weights = jnp.arange(8.0)
+
+    def gradient(x):
+        return jax.grad(lambda v: (normalise(v) * weights).sum())(jnp.float32(x))
+
+    np.testing.assert_allclose(gradient(x * 1e20) * 1e20, gradient(x), rtol=1e-4)

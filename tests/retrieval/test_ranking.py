@@ -270,3 +270,9 @@ def test_top_matches_equal_the_head_of_the_order(seed, levels, k, camera_filter)
         person = query.person[q] if query.person[q] > 0 else 10**6
         order = kept_in_order(keys[q], person, query.camera[q], gallery, camera_filter)
         assert found.tolist() == (order + [-1] * k)[:k]
+
+
+@pytest.mark.parametrize("person", [[2**32 + 1], [1.5], [np.nan]])
+def test_labels_do_not_wrap_around(person):
+    with pytest.raises(ValueError, match="person holds numbers that are no 32-bit"):
+        Labels(person, [0])
