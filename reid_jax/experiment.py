@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterable
 from typing import Any
@@ -82,21 +83,37 @@ def build_method(config: Any, *, num_classes: int) -> Method:
     """The method of `config.method`, a dotted module name with a `Method` class.
 
     Raises:
-      UserError: if there is no such module.
+      UserError: if there is no such module or class, or `config.model` lacks one of its
+        fields or has one that it does not know.
     """
+    made = _method_class(config.method)
+    given = {"num_classes": num_classes, "image_size": image_size(config)}
+    given |= config.model.to_dict()
     try:
-        module = importlib.import_module(config.method)
+        inspect.signature(made).bind(**given)
+    except TypeError as error:
+        raise UserError(f"config.model does not fit {config.method}: {error}") from None
+    return made(**given)
+
+
+def _method_class(name: str) -> type[Method]:
+    known = {m.name for m in pkgutil.iter_modules(reid_jax.models.__path__)}
+    hint = f"in reid_jax.models there are: {', '.join(sorted(known - {'method'}))}"
+    try:
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not config.method.startswith(error.name):
+        if error.name is None or not name.startswith(error.name):
             raise  # the module is there; something that it imports is not
-        known = [m.name for m in pkgutil.iter_modules(reid_jax.models.__path__)]
+        raise UserError(f"config.method={name!r} is not a module; {hint}") from None
+    except (TypeError, ValueError):  # a relative name, or none
+        raise UserError(f"config.method={name!r} is not a module; {hint}") from None
+    made = getattr(module, "Method", None)
+    if not (isinstance(made, type) and issubclass(made, Method)) or made is Method:
         raise UserError(
-            f"config.method={config.method!r} is not a module; in reid_jax.models "
-            f"there are: {', '.join(sorted(set(known) - {'method'}))}"
-        ) from None
-    return module.Method(
-        num_classes=num_classes, image_size=image_size(config), **config.model.to_dict()
-    )
+            f"config.method={name!r} has no class `Method` derived from "
+            f"reid_jax.models.method.Method; {hint}"
+        )
+    return made
 
 
 def build_stages(config: Any, method: Method) -> tuple[Stage, ...]:
@@ -258,56 +275,6 @@ def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:
         and field not in workdir.FREE_FIELDS
         and value != trained.get(field, value)  # a field that is newer than the run
     }
-
-
-LEAST = {
-    "seed": 0,
-    "data.height": 1,
-    "data.width": 1,
-    "data.num_workers": 0,
-    "data.resident_bytes": 0,
-    "evaluation.every_epochs": 0,
-    "evaluation.batch_size": 1,
-    "evaluation.query_block": 1,
-    "evaluation.pair_block": 1,
-    "evaluation.map_cache_bytes": 0,
-    "checkpoint.every_epochs": 0,
-    "checkpoint.keep": 1,
-    "log_every_steps": 1,
-    "max_steps": 0,
-}
-"""Fields of a config and the least value that makes sense."""
-
-LEAST_OF_STAGE = {
-    # Fewer leave batch-hard mining without a negative or a positive.
-    "identities": 2,
-    "images_per_identity": 2,
-    "micro_batches": 1,
-    "epochs": 1e-6,
-    "optimizer.learning_rate": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.warmup_epochs": 0,
-    "optimizer.warmup_from": 0,
-}
-
-
-def check_numbers(config: Any) -> None:
-    """Raises UserError for numbers that make no sense; names all of them."""
-    fields = workdir.flatten(config.to_dict())
-    least = dict(LEAST)
-    for stage in config.stages:
-        least |= {f"stages.{stage}.{name}": x for name, x in LEAST_OF_STAGE.items()}
-    wrong = [
-        f"config.{name} is {fields[name]}; it must be "
-        + ("more than 0" if limit == 1e-6 else f"at least {limit}")
-        for name, limit in least.items()
-        if fields[name] < limit
-    ]
-    for name, stage in config.stages.items():
-        if stage.optimizer.warmup_epochs > stage.epochs:
-            print(f"note: config.stages.{name} ends before its warm-up does")
-    if wrong:
-        raise UserError("\n".join(wrong))
 
 
 def example_batch(config: Any, batch_size: int) -> Batch:

@@ -28,6 +28,9 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
     [
         ((), "no --config; for a first run:"),
         (("--config=configs/aaformed.py",), "aaformed.py"),
+        (("--config=README.md",), "README.md is no Python file"),
+        (("--config=configs/common.py",), "common.py has no get_config()"),
+        (("--config=configs/run.py",), "name a run's folder"),
         ((DEMO + "x",), "unknown config argument ':demox'; known: :demo"),
         (("--config=configs/aaformed.py", "--config.seed=1"), "aaformed.py"),
         ((DEMO, "--config.model.widht=3"), "width"),

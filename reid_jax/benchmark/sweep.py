@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from reid_jax import experiment
+from reid_jax import checks, experiment
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
@@ -77,7 +77,7 @@ def points(
     for values in itertools.product(*parsed.values()):
         fields = dict(zip(parsed, values, strict=True))
         changed = _with_fields(config, fields)
-        experiment.check_numbers(changed)
+        checks.check_config(changed)
         sizes = itertools.product(chosen, batches or [None])
         for index, (some, batch) in enumerate(sizes):
             yield Point(

@@ -19,7 +19,7 @@ from etils import epath
 
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
-from reid_jax import experiment, storage
+from reid_jax import checks, experiment, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import finite, results
 from reid_jax.evaluation.drawing import Drawing, Visibility
@@ -212,7 +212,7 @@ def evaluate_checkpoint(
     Raises:
       UserError: no checkpoint, another model's checkpoint, or data that are missing.
     """
-    experiment.check_numbers(config)
+    checks.check_config(config)
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
     mesh = sharding.make_mesh()

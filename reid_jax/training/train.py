@@ -11,7 +11,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from data_pipelines.records import Records
-from reid_jax import experiment
+from reid_jax import checks, experiment
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
@@ -44,7 +44,7 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
     Raises:
       UserError: anything that the user can mend, including a loss that is not finite.
     """
-    experiment.check_numbers(config)
+    checks.check_config(config)
     records = sources.open_data(config)
     if not workdirs.has_checkpoint(workdir):
         sources.check_pretrained(config)

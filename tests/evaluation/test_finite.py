@@ -1,5 +1,6 @@
 """A broken network is no poor one: what is not finite is named, and not ranked."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ def ranked(toy_config, toy):
     mesh = sharding.make_mesh()
     evaluator = Evaluator(method, mesh, experiment.build_evaluation(toy_config))
     (protocol,) = experiment.build_protocols(toy_config)
+    place = sharding.replicated(mesh)
     return lambda variables: evaluator.evaluate(
-        variables, protocol, stage="first", step=1
+        jax.device_put(variables, place), protocol, stage="first", step=1
     )
 
 

@@ -1,0 +1,122 @@
+"""Values of a config that make no sense, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reid_jax.errors import UserError
+from reid_jax.runtime import workdir
+
+_MANY = 2**31 - 1
+_MOST_EPOCHS = 1e6
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, _MANY),
+    "data.height": (16, 4096),
+    "data.width": (16, 4096),
+    "data.num_workers": (0, 1024),
+    "data.resident_bytes": (0, 2**50),
+    "evaluation.every_epochs": (0, _MOST_EPOCHS),
+    "evaluation.batch_size": (1, 2**16),
+    "evaluation.query_block": (1, 2**20),
+    "evaluation.pair_block": (1, 2**20),
+    "evaluation.map_cache_bytes": (0, 2**50),
+    "checkpoint.every_epochs": (0, _MOST_EPOCHS),
+    "checkpoint.keep": (1, _MANY),
+    "log_every_steps": (1, _MANY),
+    "max_steps": (0, _MANY),
+}
+"""Fields of a config, and the least and the greatest value that make sense."""
+
+LIMITS_OF_STAGE: dict[str, tuple[float, float]] = {
+    # Fewer leave batch-hard mining without a negative or a positive.
+    "identities": (2, 2**12),
+    "images_per_identity": (2, 2**12),
+    "micro_batches": (1, 2**16),
+    "epochs": (1e-6, _MOST_EPOCHS),
+    "optimizer.learning_rate": (0, 1e6),
+    "optimizer.weight_decay": (0, 1e6),
+    "optimizer.warmup_epochs": (0, _MOST_EPOCHS),
+    "optimizer.warmup_from": (0, 1e6),
+    "optimizer.final_factor": (0, 1e6),
+    "optimizer.decay_factor": (0, 1e6),
+}
+
+_SIZES = ("width", "depth", "heads", "patch_size", "stride", "blocks")
+_GROUPS = ("bn_groups", "mining_groups")
+"""Fields of a model that are numbers of things of which there is at least one."""
+
+
+def check_config(config: Any) -> None:
+    """Raises UserError for values that make no sense; names all of them."""
+    fields = workdir.flatten(config.to_dict())
+    limits = dict(LIMITS)
+    for stage in config.stages:
+        limits |= {f"stages.{stage}.{name}": x for name, x in LIMITS_OF_STAGE.items()}
+    wrong = [
+        *_outside(fields, limits),
+        *_unreadable(fields),
+        *_no_protocols(fields["evaluate_on"]),
+        *_too_small(config.model.to_dict()),
+        *(line for name in config.stages for line in _of_stage(config, name)),
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    for name, stage in config.stages.items():
+        if stage.optimizer.warmup_epochs > stage.epochs:
+            print(f"note: config.stages.{name} ends before its warm-up does")
+
+
+def _outside(
+    fields: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]
+) -> Iterator[str]:
+    for name, (least, greatest) in limits.items():
+        value = fields[name]
+        if _is_number(value) and least <= value <= greatest:
+            continue
+        bound = "more than 0" if least == 1e-6 else f"at least {least:,}"
+        yield (
+            f"config.{name} is {value}; it must be {bound} and at most {greatest:,.15g}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unreadable(fields: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in fields.items():
+        if isinstance(value, str) and "\0" in value:
+            yield f"config.{name} is {value!r}; no name has a zero byte"
+
+
+def _no_protocols(names: Any) -> Iterator[str]:
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        yield (
+            f"config.evaluate_on is {names}; it is a tuple of names, such as "
+            "('market1501',)"
+        )
+
+
+def _too_small(model: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in model.items():
+        if name in _SIZES + _GROUPS or name.endswith("_width"):
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(_is_number(n) and n < 1 for n in numbers):
+                yield f"config.model.{name} is {value}; it must be at least 1"
+
+
+def _of_stage(config: Any, name: str) -> Iterator[str]:
+    """What no limit of a single field says."""
+    stage, field = config.stages[name], f"config.stages.{name}"
+    milestones = tuple(stage.optimizer.milestones)
+    if not all(_is_number(m) and 0 < m < math.inf for m in milestones):
+        yield f"{field}.optimizer.milestones is {milestones}; they are epochs, above 0"
+    for group, given in stage.optimizer.groups.items():
+        if not isinstance(given, Mapping) and not hasattr(given, "items"):
+            yield (
+                f"{field}.optimizer.groups.{group} is {given!r}; it has a `pattern` "
+                "and multipliers, as OptimizerSpec.groups has them"
+            )

@@ -1,0 +1,95 @@
+"""Values of a config that make no sense end in one message that names the field."""
+
+import math
+
+import pytest
+
+from configs import aaformer, common
+from reid_jax import checks, experiment
+from reid_jax.errors import UserError
+
+
+def _set(config, field, value):
+    *parents, name = field.split(".")
+    for parent in parents:
+        config = config[parent]
+    with config.ignore_type():
+        config[name] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("data.height", h) for h in (7, 0, 100_000_000)),
+        ("data.width", 1),
+        *(("stages.train.epochs", x) for x in (0.0, -1, math.inf, math.nan, 1e308)),
+        *(("stages.train.optimizer.warmup_epochs", x) for x in (math.inf, math.nan)),
+        *(("evaluation.every_epochs", x) for x in (math.inf, math.nan, 1e308)),
+        ("checkpoint.every_epochs", math.nan),
+        ("stages.train.optimizer.milestones", ("a",)),
+        ("stages.train.optimizer.milestones", (math.nan,)),
+        ("stages.train.optimizer.groups", {"a": 1}),
+        ("stages.train.optimizer.learning_rate", math.nan),
+        ("stages.train.images_per_identity", 100_000),
+        ("stages.train.identities", True),
+        ("seed", 99999999999999999999),
+        ("evaluate_on", 5),
+        ("evaluate_on", (5,)),
+        ("data.data_dir", "data\0"),
+        ("pretrained", "a\0b"),
+        ("model.width", 0),
+        ("model.stride", (16, 0)),
+        ("model.bn_groups", 0),
+    ],
+)
+def test_a_value_without_sense_is_named(field, value):
+    config = aaformer.get_config("demo")
+    checks.check_config(config)
+    _set(config, field, value)
+    with pytest.raises(UserError, match=rf"^config\.{field}") as error:
+        checks.check_config(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_all_are_named_at_once():
+    config = aaformer.get_config("demo")
+    config.seed, config.data.height = -1, 3
+    config.stages.train.optimizer.milestones = (1.0, -2.0)
+    with pytest.raises(UserError) as error:
+        checks.check_config(config)
+    named = [line.split()[0] for line in str(error.value).splitlines()]
+    assert named == [
+        "config.seed",
+        "config.data.height",
+        "config.stages.train.optimizer.milestones",
+    ]
+
+
+def test_every_limit_is_a_field():
+    config = common.base("x", common.parse("demo"))
+    checks.check_config(config)
+    del config.stages.train.optimizer.final_factor
+    with pytest.raises(KeyError):
+        checks.check_config(config)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".x", "os", "reid_jax.models.method", "reid_jax.models.nothing", "no"]
+)
+def test_a_method_that_is_none_is_named(name):
+    config = aaformer.get_config("demo")
+    config.method = name
+    with pytest.raises(UserError, match="there are: aaformer, baseline"):
+        experiment.build_method(config, num_classes=3)
+
+
+def test_fields_that_a_method_lacks_are_named():
+    config = aaformer.get_config("demo")
+    config.unlock()
+    config.model.colour = "red"
+    with pytest.raises(UserError, match="'colour'"):
+        experiment.build_method(config, num_classes=3)
+    config.method = "tests.toy_method"
+    config.model = {}
+    with pytest.raises(UserError, match="'width'"):
+        experiment.build_method(config, num_classes=3)
