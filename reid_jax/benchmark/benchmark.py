@@ -50,6 +50,7 @@ from reid_jax.benchmark.sweep import (
 from reid_jax.benchmark.workloads import COMPARISONS, MEASURES, Work
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir as workdirs
+from reid_jax.runtime.progress import said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,8 @@ def _measure(point: Point, work: Work, request: Request) -> dict[str, Any]:
     """The line of a work."""
     count = len(work.devices)
     before = timing.allocator_peak(work.devices)
-    timed = timing.time_calls(work.call, work.devices, windows=request.windows)
+    with said(f"timing {work.what}"):
+        timed = timing.time_calls(work.call, work.devices, windows=request.windows)
     after = timing.allocator_peak(work.devices)
     rose = before is not None and after > before
     peak = peaks.find_peak(work.devices[0].device_kind, request.peak_tflops)

@@ -29,6 +29,7 @@ from reid_jax.retrieval.labels import Labels
 from reid_jax.retrieval.ranking import Ranker
 from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import TrainState
+from reid_jax.runtime.progress import said
 from reid_jax.training.step import StageProgram, init_state, make_step, stage_optimizer
 
 MEASURES = ("train", "embed", "pairs", "ranking")
@@ -322,7 +323,8 @@ def _work(
 ) -> Work:
     """Compiles a function for its arguments, and counts."""
     begin = time.perf_counter()
-    compiled = jitted.lower(*args).compile()
+    with said(f"compiling {what}"):
+        compiled = jitted.lower(*args).compile()
     seconds = time.perf_counter() - begin
     return Work(
         what=what,

@@ -77,12 +77,14 @@ class Embedder:
             leave=False,
             disable=jax.process_index() != 0,
         ) as bar:
+            bar.set_postfix_str("the first batch is compiled first")
             for batch in batches:
                 rows = sharding.put_batch(batch, self._mesh)
                 rest = {name: rows[name] for name in self._inputs}
                 blocks.append(
                     sharding.fetch(self._embed(variables, rows["image"], rest))
                 )
+                bar.set_postfix_str("", refresh=False)
                 bar.update(min(self._batch_size, len(records) - bar.n))
         # Only the last batch is padded, at its end.
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(records)], *blocks)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from tqdm import tqdm
 
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
@@ -30,6 +31,7 @@ from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.experiment import EvaluationSpec
 from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime.progress import said
 
 
 class Evaluator:
@@ -181,7 +183,8 @@ class Evaluator:
         gallery = jax.device_put(gallery, jax.local_devices()[0])
         block = self._spec.query_block
         total = len(jax.tree.leaves(query)[0])
-        for start in range(0, total, block):
+        starts = tqdm(range(0, total, block), "ranking", unit="block", leave=False)
+        for start in starts:
             rows = np.arange(start, min(start + block, total))
             # Repeating rows fills the last block: one shape, one compilation.
             filled = np.resize(rows, block)
@@ -216,7 +219,8 @@ def evaluate_checkpoint(
     folder = checkpoint.find(path)
     meta = checkpoint.read_meta(folder)
     mesh = sharding.make_mesh()
-    method, variables = experiment.restore(config, folder, mesh)
+    with said(f"reading {folder}"):
+        method, variables = experiment.restore(config, folder, mesh)
     changed = experiment.changed_fields(config, meta["config"])
     pictured = storage.absolute(workdir) / "pictures"
     evaluator = Evaluator(method, mesh, experiment.build_evaluation(config))

@@ -16,6 +16,7 @@ import numpy as np
 
 from reid_jax.errors import UserError
 from reid_jax.models.method import Embedding, Method, Variables
+from reid_jax.runtime.progress import said
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKED_IMAGES = 3
@@ -135,10 +136,11 @@ class _Recorder:
             jax.tree.map(functools.partial(_symbolic, ",".join(letters), scope), given)
             for letters, given in zip(axes, example, strict=True)
         ]
-        artifact = jax.export.export(jitted, platforms=PLATFORMS)(*shapes)
         file = f"{name}.jaxexport"
-        (self._folder / file).write_bytes(bytes(artifact.serialize()))
-        result = jax.tree.map(np.asarray, jitted(*example))
+        with said(f"exporting {name} for {', '.join(PLATFORMS)}"):
+            artifact = jax.export.export(jitted, platforms=PLATFORMS)(*shapes)
+            (self._folder / file).write_bytes(bytes(artifact.serialize()))
+            result = jax.tree.map(np.asarray, jitted(*example))
         self._calls.append(
             {
                 "artifact": file,

@@ -22,6 +22,7 @@ from reid_jax.evaluation import finite
 from reid_jax.export import artifacts, card
 from reid_jax.runtime import checkpoint, digests, sharding
 from reid_jax.runtime import workdir as workdirs
+from reid_jax.runtime.progress import said
 
 
 def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath.Path:
@@ -46,14 +47,16 @@ def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath
     meta = checkpoint.read_meta(source)
     storage.check_writable(directory.parent)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
-    method, variables = experiment.restore(config, source, mesh)
+    with said(f"reading {source}"):
+        method, variables = experiment.restore(config, source, mesh)
     finite.check_variables(variables)
     image_size = experiment.image_size(config)
     with _replacing(directory) as folder:
         embedding = artifacts.write(
             folder, method, variables, stage=meta["stage"], image_size=image_size
         )
-        artifacts.check(folder)
+        with said("checking the artifacts in a fresh process"):
+            artifacts.check(folder)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
             writer.save(storage.absolute(folder) / "params", dict(variables))
         digests.write(folder / "params")
