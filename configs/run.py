@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import common
 from reid_jax.errors import UserError
 from reid_jax.runtime import trained
 
@@ -23,7 +24,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """
     if not arg:
         raise UserError("name a run's folder: --config=configs/run.py:runs/NAME")
-    return ConfigDict(_with_tuples(trained.config(arg)))
+    found = _with_tuples(trained.config(arg))
+    # A run of an earlier version lacks the fields that came after it.
+    defaults = common.base(found["name"], common.parse("demo")).to_dict()
+    defaults["stages"] = {name: common.stage().to_dict() for name in found["stages"]}
+    for whole in ("augment", "model"):
+        defaults.pop(whole)
+    return ConfigDict(_merged(defaults, found))
+
+
+def _merged(defaults: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    both = defaults | found
+    for name in defaults.keys() & found.keys():
+        if isinstance(defaults[name], dict) and isinstance(found[name], dict):
+            both[name] = _merged(defaults[name], found[name])
+    return both
 
 
 def _with_tuples(value: Any) -> Any:

@@ -25,7 +25,7 @@ from etils import epath
 
 from reid_jax import storage
 from reid_jax.errors import UserError
-from reid_jax.runtime import digests
+from reid_jax.runtime import digests, exported
 from reid_jax.runtime import workdir as workdirs
 
 # Orbax writes the time of the rename into it; nothing of the run is in it.
@@ -153,7 +153,7 @@ class Checkpoints:
         """
         folder = self._last.newest()
         wanted = {"params": abstract.params, "collections": abstract.collections}
-        _check_same(_stored(folder, wanted), wanted, folder)
+        _check_same(_stored(folder / "state", wanted, folder), wanted, folder)
         abstract = place(abstract, layout)
         with _readable(folder):
             return self._last.restore(state=ocp.args.StandardRestore(abstract)).state
@@ -230,7 +230,7 @@ class _Series:
 
 
 def find(path: str) -> epath.Path:
-    """The checkpoint that a user means by a run's folder or a step's folder.
+    """The checkpoint that a user means by a run's folder, a step's or an export's.
 
     A run's folder stands for its best checkpoint, or the last one where none was
     evaluated.
@@ -240,6 +240,9 @@ def find(path: str) -> epath.Path:
     """
     storage.check_reachable(path)
     root = storage.absolute(path)
+    if exported.holds(root):
+        _check_whole(root / exported.PARAMETERS)
+        return root
     found = [root] if (root / "state").is_dir() else []
     for kind in ("checkpoints/best", "checkpoints/last", "."):
         found = found or workdirs.saved_steps(root / kind)
@@ -247,8 +250,8 @@ def find(path: str) -> epath.Path:
         _check_whole(found[-1])
         return found[-1]
     raise UserError(
-        f"no checkpoint in {path}; name a run's folder (--workdir, or --checkpoint) or "
-        "one step of it, such as runs/aaformer-demo/checkpoints/last/300"
+        f"no checkpoint in {path}; name a run's folder (--workdir, or --checkpoint), "
+        "one step of it, such as runs/aaformer-demo/checkpoints/last/300, or an export"
     )
 
 
@@ -274,6 +277,8 @@ def read_meta(checkpoint: epath.Path) -> Meta:
     Raises:
       UserError: if it is damaged.
     """
+    if exported.holds(checkpoint):
+        return exported.meta(checkpoint)
     reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     with reader, _readable(checkpoint):
         meta = reader.restore(checkpoint / "meta")
@@ -295,27 +300,28 @@ def read_variables(
     Raises:
       UserError: if the checkpoint's tree or shapes are another model's.
     """
-    wanted = {"params": abstract["params"]}
-    if rest := _rest(abstract):  # Orbax cannot read a part of nothing
-        wanted["collections"] = rest
-    stored = _stored(checkpoint, ("params", "collections"))
-    stored["collections"] = {
-        name: value
-        for name, value in stored["collections"].items()
-        if name not in unwanted
-    }
+    if exported.holds(checkpoint):
+        folder, wanted = checkpoint / exported.PARAMETERS, dict(abstract)
+        stored = _stored(folder, wanted, checkpoint)
+    else:
+        folder, wanted = checkpoint / "state", {"params": abstract["params"]}
+        if rest := _rest(abstract):  # Orbax cannot read a part of nothing
+            wanted["collections"] = rest
+        stored = _stored(folder, ("params", "collections"), checkpoint)
+        rest = stored["collections"].items()
+        stored["collections"] = {k: v for k, v in rest if k not in unwanted}
     _check_same(stored, wanted, checkpoint)
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     with reader, _readable(checkpoint):
-        state = reader.restore(
-            checkpoint / "state",
+        read = reader.restore(
+            folder,
             args=ocp.args.PyTreeRestore(
                 item=wanted,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
                 partial_restore=True,
             ),
         )
-    return {"params": state["params"], **state.get("collections", {})}
+    return read.pop("collections", {}) | read
 
 
 @contextlib.contextmanager
@@ -363,11 +369,13 @@ def place(abstract: Any, layout: Any) -> Any:
     )
 
 
-def _stored(checkpoint: epath.Path, items: Collection[str]) -> dict[str, Any]:
-    """Shapes and dtypes of what a checkpoint holds of these items of its state."""
+def _stored(
+    folder: epath.Path, items: Collection[str], checkpoint: epath.Path
+) -> dict[str, Any]:
+    """Shapes and dtypes of what `folder` holds of these items of its tree."""
     with _readable(checkpoint):
-        stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "state").tree
-    return {name: stored[name] for name in items}
+        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    return {name: stored[name] for name in items if name in stored}
 
 
 def _rest(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def config(path: str) -> dict[str, Any]:
     """
     step = checkpoint.find(path)
     file = run_folder(step) / "config.json"
-    nested = workdir.read_json(file) if file.exists() else {}
+    nested = workdir.read_object(file) if file.exists() else {}
     known = workdir.flatten(nested)
     # The checkpoint has the last word: its run may have gone on with other fields.
     for field, value in checkpoint.read_meta(step)["config"].items():

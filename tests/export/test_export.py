@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax import export as jax_export
 
+from configs import run as config_of_run
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
@@ -128,6 +129,26 @@ def test_the_card_resizes_to_what_is_exported(toy_config):
     text = card.text(about, image_size=(48, 24))
     assert "[b, 48, 24, 3]" in text
     assert "cv2.resize(image, (24, 48))" in text  # width first, as OpenCV has it
+
+
+def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
+    config, run = toy_run
+    folder = export.export_checkpoint(config, str(run), directory=tmp_path / "moved")
+    again = config_of_run.get_config(str(folder))
+    (entry,) = evaluate.evaluate_checkpoint(
+        again, str(folder), workdir=str(tmp_path / "results")
+    )
+    (wanted,) = evaluate.evaluate_checkpoint(
+        config, str(run), workdir=str(tmp_path / "of the run")
+    )
+    for name in ("metrics", "metrics_before_pairs", "step", "valid_queries"):
+        assert entry[name] == wanted[name]
+    for damaged in sorted((folder / "params").rglob("d/*"))[:1]:
+        data = bytearray(damaged.read_bytes())
+        data[len(data) // 2] ^= 1
+        damaged.write_bytes(data)
+    with pytest.raises(UserError, match="is damaged"):
+        evaluate.evaluate_checkpoint(again, str(folder), workdir=str(tmp_path / "c"))
 
 
 def test_a_changed_network_does_not_bear_the_trained_ones_figures(toy_run, tmp_path):

@@ -56,6 +56,22 @@ def test_the_checkpoint_has_the_last_word(trained_run, tmp_path):
         file.write_text(whole)
 
 
+def test_fields_that_are_newer_than_the_run_have_their_defaults(trained_run):
+    config, folder = trained_run
+    file = folder / "config.json"
+    whole = file.read_text()
+    older = json.loads(whole)
+    del older["shard_parameters"], older["evaluation"]["ap"]
+    del older["stages"]["first"]["optimizer"]["decay_factor"]
+    workdir.write_json(file, older)
+    try:
+        # The checkpoint still has them; what is asked is the merging alone.
+        found = config_of_run.get_config(str(folder))
+    finally:
+        file.write_text(whole)
+    assert found.to_dict() == config.to_dict()
+
+
 def _parsed(monkeypatch, *args):
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file(
