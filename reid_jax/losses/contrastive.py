@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from reid_jax.losses.groups import in_groups
 from reid_jax.retrieval.distances import normalise
 
 LEAST, GREATEST = 0.0005, 0.9995
@@ -24,6 +25,7 @@ def inter_image(
     labels: jax.Array,
     *,
     decays: tuple[float, float] = (0.0, 0.0),
+    groups: int = 1,
 ) -> jax.Array:
     """Eqs 3-5: between the images of a batch.
 
@@ -34,12 +36,19 @@ def inter_image(
       focused, rest: [N, D], features of the two components.
       labels: int [N].
       decays: of the rank weights of both positive terms, see `contrastive`.
+      groups: the mean over so many groups of rows, whose images are compared among
+        themselves, as on that many GPUs.
 
     Returns:
       float32 scalar.
     """
-    same = labels[:, None] == labels[None, :]
-    return contrastive(focused, rest, same, decays=decays)
+
+    def loss(focused: jax.Array, rest: jax.Array, labels: jax.Array) -> jax.Array:
+        same = labels[:, None] == labels[None, :]
+        return contrastive(focused, rest, same, decays=decays)
+
+    rows = (in_groups(x, groups) for x in (focused, rest, labels))
+    return jax.vmap(loss)(*rows).mean()
 
 
 def intra_image(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reid_jax.errors import UserError
+from reid_jax.losses.groups import in_groups
 
 _LEAST_SQUARE = 1e-12
 """Squared distances are clamped here: the square root's gradient stays finite."""
@@ -44,20 +44,13 @@ def batch_hard_triplet(
       labels: int [B].
       margin: distance by which the negative should be farther than the positive;
         None is the soft margin, log(1 + exp(positive - negative)).
-      groups: mine within this many consecutive groups of rows, as a run on that many
-        GPUs did. The batch is identity-major, so identities are not torn apart.
+      groups: mine within this many groups of rows, as a run on that many GPUs did.
 
     Returns:
       float32 scalar.
     """
-    rows = features.shape[0]
-    if rows % groups:
-        raise UserError(
-            f"mining_groups={groups} does not divide the batch of {rows} images: "
-            "choose a batch size that is a multiple of it, or mining_groups=1"
-        )
     hardest = jax.vmap(hardest_pairs)(
-        features.reshape(groups, -1, features.shape[-1]), labels.reshape(groups, -1)
+        in_groups(features, groups), in_groups(labels, groups)
     )
     excess = hardest.positive - hardest.negative
     if margin is None:

@@ -58,6 +58,17 @@ def test_inter_image_equals_a_double_loop(decays):
     np.testing.assert_allclose(found, by_loops(focused, rest, same, decays), rtol=1e-5)
 
 
+def test_groups_of_images_are_compared_among_themselves():
+    focused, rest = components()
+    found = jax.jit(functools.partial(inter_image, decays=CODE, groups=3))(
+        focused, rest, LABELS
+    )
+    everything = np.ones((2, 2), bool)
+    rows = [slice(i, i + 2) for i in (0, 2, 4)]
+    expected = [by_loops(focused[r], rest[r], everything, CODE) for r in rows]
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_intra_image_is_the_mean_of_double_loops(decay):
     focused, rest = components((3, 4, 5))
