@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -128,6 +130,21 @@ def stage() -> ConfigDict:
             },
         }
     )
+
+
+def model(options: type) -> ConfigDict:
+    """A method's dataclass of options as `config.model`: its fields and defaults.
+
+    One that is None may be set to what else its type allows.
+    """
+    fields = ConfigDict()
+    types = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        value = field.default
+        if value is None:
+            value = placeholder(typing.get_args(types[field.name])[0])
+        fields[field.name] = value
+    return fields
 
 
 def parse(arg: str | None, **defaults: Any) -> dict[str, Any]:

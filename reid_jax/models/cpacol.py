@@ -6,26 +6,31 @@ Re-Identification". The authors' code is at github.com/nwpugaoliying/CpaCol; "th
 below means it.
 
 Implemented: ContrastAttn (section III-B), CorreL (III-C), both training stages and the
-inference (III-D), and every row of the ablations (IV-D):
+inference (III-D), and every row of the ablations (IV-D): `ROWS` of `configs/cpacol.py`
+names them and the fields they set. In the order of the paper:
 
-  row                        fields
-  Table IV  baseline         attention=False, correlation=False
-            +attention       correlation=False, inter_weight=intra_weight=0
-                             (not in the table; Fig. 7's IdenAttn)
-            +Inter.          correlation=False, intra_weight=0 (Fig. 7's Inter.)
-            +Intra.          correlation=False (Fig. 7's ContrastAttn)
-            +4D Convs        position_embedding=False
-            +PosEmb.         the defaults
-  Table V   end-to-end       two_stage=False
-  Table VI                   rows of Table IV
-  Fig. 8    A, B             attention_layers, residual_weights
-            C                intra_weight=0, inter_weight
-            D                intra_weight
+  III-A                  `Network`, below
+  III-B, Eqs 1, 2, 7     layers/contrast_attn.py
+         Eqs 3 to 6      losses/contrastive.py
+  III-C, Eq. 8           layers/correlation4d.py
+         Eq. 9, Fig. 5   layers/correl.py
+         Eq. 10          losses/verification.py
+  III-D, Eqs 11 to 13    `Method.objective`, below; inference: `Method.embed`, `Scorer`
+  IV-B                   `Options`, below, and configs/cpacol.py
+  Figs 6, 7, 9           `pictures` of `Scorer` and `Method`
 
-Deviations from the text, and what it leaves open:
+Deviations from the text, and what it leaves open. Section III-B:
 
-- The contrastive losses are means, and similarities are clamped to [0.0005, 0.9995]
-  before every logarithm (the code); Eqs 3-6 are sums without bounds.
+- MLP_e and MLP_r are half as wide inside, MLP_r and the convolution of Eq. 1 (3 x 3)
+  have no bias, that convolution starts at N(0, 2/9), and CLS passes a ContrastAttn
+  layer as it is (the code). The sigmoids of Eqs 1 and 10 have no temperature.
+- "Input features" are pooled says the text of Eq. 2, embedded ones its formula.
+- Stripes are cut out of the one map of Eq. 1, as in Fig. 3 and the code; the text
+  applies Eq. 1 within each stripe. They cover all rows (22 in 5, 6, 6, 5); the code
+  drops the last two in Eq. 6.
+- The contrastive losses are means over pairs and, Eq. 6, over images, summed over the
+  ContrastAttn layers; similarities are clamped to [0.0005, 0.9995] before every
+  logarithm (the code). Eqs 3-6 are sums without bounds.
 - MLP_e sees features whose gradient is stopped, so that contrast shapes the attention
   and not the Transformer (the code; `attention_gradient`). It does not add the previous
   layer's embedding as the code does; `accumulate=True`.
@@ -33,30 +38,62 @@ Deviations from the text, and what it leaves open:
   x + w f_l with the code's w, which grows over the first 20 epochs. `residual=False`
   replaces them. At test w is full; the code leaves its epoch at 0 there, so that its
   ContrastAttn has no effect on the features it is tested with.
+- Each attended mean has an identity loss behind a BNNeck (`auxiliary_weight`): it is in
+  the code and in Table VI's parameters.
+
+Section III-C:
+
+- omega is a 3 x 3 convolution without bias and a batch normalisation; the kernels of
+  the blocks, 4 groups of the GN, and an MLP of 128, 128 and 1 are the code's, too.
 - CorreL compares f_l; the code compares the tokens after the residual
   (`correlate="tokens"`).
 - alpha multiplies the similarities at test, too, which the code omits.
-- s_ij is a similarity, as in the text; the code learns a distance. It joins the
-  distance as the code's does: z-scores for each query, with weight 0.3.
-- Stripes cover all rows (22 in 5, 6, 6, 5); the code drops the last two in Eq. 6. The
-  part features of Eq. 11 are the code's runs of 60 patches.
-- The triplet loss has the soft margin, and the identity loss no smoothing (the code).
+- s_ij is a similarity, as in the text; the code learns a distance.
 - Fig. 6 ranks places of the learned map, which has 6 x 6 of them. To draw lines between
   patches it weighs here the similarities alpha R that it was computed from, and each
   patch of the query starts at most one line.
 
-In the code and not in the text, off by default: camera embedding (`cameras`), rank
-weights (`rank_decays`), a margin term (`verification_margin`) and hard mining
-(`mining`) in stage two, half the weight of Eq. 11 (`base_weight=0.5`), occluders pasted
-and noise erased (augmentation steps); `row=authors-code` of the config sets most. On by
-default: an identity loss on each attended mean (`auxiliary_weight`), which Table VI's
-parameters include.
+Section III-D:
+
+- The part features of Eq. 11 are means over runs of 60 patches, which a second copy of
+  the last block and norm puts out; classifiers stand behind BNNecks, whose outputs are
+  what is tested with; the triplet loss has the soft margin, and the identity loss no
+  smoothing (the code, after TransReID).
+- Eq. 10 has no sum, so a batch's is the mean over its pairs, at the text's rate of
+  0.01 (`verification_reduction`). The code has a tenth of the rate and the sum over the
+  128 pairs of a GPU: steps 12.8 times as long.
+- How s_ij joins the distance is not said: z-scores for each query, with weight 0.3 (the
+  code, which takes the logit in place of s_ij: `fusion_score`). Parts weigh 1/4 in the
+  vector, and distances are squared (the code).
+
+Section IV:
+
+- Stage one has a tenth of the text's rate of 0.08, at which a ViT is likely to diverge
+  (the code; `row=text-rates`). Epochs, the warm-up of 5 of them from a hundredth of the
+  rate, the cosine's end at 0.002 of it, twice the rate for biases, drop path of 0.1 and
+  a stride of 11 are the code's; padding of 10 and the erasing are BoT's. Stage two has
+  batches of 64, too.
+- The baseline of IV-D, "the TransReID model", is this one without ContrastAttn, which
+  Table VI's figures fit: it has no camera embedding and no jigsaw. End to end (Table
+  V), Eqs 12 and 13 are added.
+
+`row=authors-code` also sets what is in the code and not in the text: rank weights
+(`rank_decays`), half the weight of Eq. 11 (`base_weight`), no contrast in the first
+epoch (`contrast_from`), and in stage two a margin between logits
+(`verification_margin`), hard pairs by the CLS feature after 20 epochs (`mining`) and
+batches of 128; two GPUs' statistics, pairs and mining (`bn_groups`, `mining_groups`);
+camera embeddings on the Duke sets (`cameras`), and the noise of its erasing. It leaves
+out: occluders pasted over images (the bank is not published; a step of the config),
+bicubic resizing, half precision (`dtype`), images as their own positives, a w that
+grows once more in stage two, a schedule in whole epochs whose cosine begins with the
+warm-up, decay and statistics of the heads that go on in stage two, running statistics
+of the first GPU alone, PyTorch's start of CorreL's MLP and of biases, and what is named
+above as a deviation from the code (stripes, w and alpha at test, similarity).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -64,18 +101,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from reid_jax.backbones.patches import grid_size
 from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.backbones.vit_parts import LocalBranch, runs
 from reid_jax.errors import UserError, check_choices
-from reid_jax.layers.correlation4d import STACK, CorrelationStack, similarity
+from reid_jax.layers.contrast_attn import ContrastAttn
+from reid_jax.layers.correl import CorreL
+from reid_jax.layers.correlation4d import STACK
 from reid_jax.layers.heads import BNNeck, token_heads
-from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pair_blocks import in_blocks
 from reid_jax.layers.pixels import standardise
-from reid_jax.layers.stripes import stripe_means, stripe_positions
 from reid_jax.losses import verification
 from reid_jax.losses.contrastive import inter_image, intra_image
 from reid_jax.losses.identity import accuracy, cross_entropy
@@ -110,9 +146,10 @@ class Options:
     accumulate: bool = False
     # K of Eq. 6, and the stripes of alpha.
     stripes: int = 4
-    # lambda_1 and lambda_2 of Eq. 12.
+    # lambda_1 and lambda_2 of Eq. 12, and the epochs after which they count.
     inter_weight: float = 1.0
     intra_weight: float = 0.5
+    contrast_from: float = 0.0
     # () or beta of the rank weights of focused, other and stripe features; the code
     # has (0.75, 0.05, 0.1).
     rank_decays: Sequence[float] = ()
@@ -136,14 +173,19 @@ class Options:
     margin: float | None = None
     # CorreL is trained after the extractor (Table V).
     two_stage: bool = True
+    # Eq. 10 of a batch: "mean" over its pairs, or "sum".
+    verification_reduction: str = "mean"
+    # Of a ranking loss of logits, added to Eq. 10; 0: without.
+    verification_margin: float = 0.0
     # Pairs for verification: "random", or "hard" after so many epochs.
     mining: str = "random"
     mining_from: float = 20.0
-    # Of a ranking loss added to Eq. 10; 0: without.
-    verification_margin: float = 0.0
-    # Images whose two pairs are computed at once in training, over all devices.
+    # Images whose two pairs are computed at once in training, over all devices; it
+    # decides memory and speed, not results.
     pair_block: int = 16
-    # Weight of s_ij beside the distance; candidates to score, 0: the whole gallery.
+    # What joins the distance: "similarity" (s_ij) or its "logit"; its weight; the
+    # candidates to score, 0: the whole gallery.
+    fusion_score: str = "similarity"
     fusion_weight: float = 0.3
     top_k: int = 0
 
@@ -157,7 +199,8 @@ class Options:
     heads: int = 12
     mlp_ratio: float = 4
     drop_path: float = 0.1
-    # Statistics and triplet mining per group of rows, as on that many GPUs.
+    # Statistics, and what compares images with each other in training, per group of
+    # rows, as on that many GPUs.
     bn_groups: int = 1
     mining_groups: int = 1
     # Of the channels, in units of the full range.
@@ -165,17 +208,33 @@ class Options:
     std: Sequence[float] = (0.5, 0.5, 0.5)
     # "float32" or "bfloat16", of the matrix products.
     dtype: str = "float32"
-    # Of the Transformer's self-attention, see there; ContrastAttn is no such attention.
+    # Of the Transformer's self-attention, see there ("einsum", "xla", or "cudnn");
+    # ContrastAttn is no such attention.
     attention_implementation: str = "einsum"
-    # Whether the Transformer's blocks are computed again for their gradients.
+    # Whether the Transformer's blocks are computed again for their gradients: less
+    # memory, about a third more arithmetic.
     remat: bool = False
 
     def __post_init__(self) -> None:
-        layers, depth = self.layers, self.depth
         check_choices(
             correlate=(self.correlate, ("attended", "tokens")),
+            verification_reduction=(self.verification_reduction, ("mean", "sum")),
             mining=(self.mining, ("random", "hard")),
+            fusion_score=(self.fusion_score, ("similarity", "logit")),
         )
+        least = {"top_k": 0, "pair_block": 1, "stripes": 1, "parts": 1}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise UserError(f"{name}={getattr(self, name)}: at least {limit}")
+        if len(self.rank_decays) not in (0, 3):
+            raise UserError(
+                f"rank_decays={tuple(self.rank_decays)} is () or three numbers, for "
+                "focused, other and stripe features"
+            )
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        layers, depth = self.layers, self.depth
         if list(layers) != sorted({*layers}) or not all(0 < i <= depth for i in layers):
             raise UserError(
                 f"attention_layers={layers} must rise from 1 to at most {depth}, the "
@@ -186,23 +245,10 @@ class Options:
                 f"residual_weights={tuple(self.residual_weights)} needs a number for "
                 f"each of the attention_layers {layers}"
             )
-        for name, least in (
-            ("top_k", 0),
-            ("pair_block", 1),
-            ("stripes", 1),
-            ("parts", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)}: at least {least}")
         if self.correlation and not layers:
             raise UserError(
                 "correlation compares the features of ContrastAttn layers: name some "
                 "in attention_layers and set attention=True, or set correlation=False"
-            )
-        if len(self.rank_decays) not in (0, 3):
-            raise UserError(
-                f"rank_decays={tuple(self.rank_decays)} is () or three numbers, for "
-                "focused, other and stripe features"
             )
 
     @property
@@ -210,172 +256,41 @@ class Options:
         """Layers of the Transformer that a ContrastAttn layer follows."""
         return tuple(self.attention_layers) if self.attention else ()
 
+    def backbone(self, image_size: tuple[int, int]) -> VisionTransformer:
+        """The Transformer for images of this height and width."""
+        return VisionTransformer(
+            image_size=tuple(image_size),
+            patch_size=self.patch_size,
+            stride=tuple(self.stride),
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            drop_path=self.drop_path,
+            cameras=self.cameras,
+            dtype=self.dtype,
+            attention_implementation=self.attention_implementation,
+            remat=self.remat,
+        )
 
-# III-B. Contrastive pedestrian attention.
-
-
-class Mlp3(nn.Module):
-    """MLP_e and MLP_r: three layers, of which the inner two are half as wide."""
-
-    use_bias: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps [..., D] to the same shape, float32."""
-        width = tokens.shape[-1]
-        for index, features in enumerate((width // 2, width // 2, width)):
-            if index:
-                norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32)
-                tokens = jax.nn.gelu(norm(tokens), approximate=False)
-            tokens = nn.Dense(
-                features,
-                use_bias=self.use_bias,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.normal(0.02),
-            )(tokens)
-        return tokens.astype(jnp.float32)
-
-
-class ContrastAttn(nn.Module):
-    """A contrastive pedestrian attention layer (Fig. 3).
-
-    Attributes:
-      grid: rows and columns of the patches.
-      num_classes: training identities, for the auxiliary head.
-    """
-
-    options: Options
-    grid: tuple[int, int]
-    num_classes: int
-
-    @nn.compact
-    def __call__(
-        self, features: jax.Array, previous: jax.Array | float, *, train: bool
-    ) -> dict[str, jax.Array]:
-        """Attends to patch tokens f [B, HW, D]; `previous` is added to the embedding.
-
-        Returns:
-          attention [B, H, W]; embedding [B, HW, D]; attended [B, HW, D], f_l of Eq. 7;
-          focused, rest [B, D] and the same of stripes [B, K, D], `stripes_focused`
-          and `stripes_rest`; where there is a head, `logits` [B, num_classes].
-        """
-        options, dtype = self.options, jnp.dtype(self.options.dtype)
-        norm = partial(BatchNorm, groups=options.bn_groups)
-        known = options.attention_gradient
-        seen = features if known else jax.lax.stop_gradient(features)
-        embedding = Mlp3(use_bias=True, dtype=dtype, name="mlp_e")(seen) + previous
-        maps = embedding.reshape(-1, *self.grid, embedding.shape[-1])
-        score = nn.Conv(1, (3, 3), use_bias=False, dtype=dtype, name="conv")(maps)
-        score = norm(name="bn")(score.astype(jnp.float32), train=train)
-        attention = jax.nn.sigmoid(score[..., 0])  # Eq. 1
-        outputs = {"embedding": embedding, "attention": attention}
-        for name, weights in ("focused", attention), ("rest", 1 - attention):
-            weighed = maps * weights[..., None]
-            outputs[name] = weighed.mean((1, 2))  # Eq. 2
-            outputs[f"stripes_{name}"] = stripe_means(weighed, options.stripes)
-        attended = Mlp3(use_bias=False, dtype=dtype, name="mlp_r")(features)
-        flat = attention.reshape(*attended.shape[:2], 1)
-        outputs["attended"] = attended * flat  # Eq. 7
-        if options.auxiliary_weight:
-            after = norm(name="auxiliary_bn")(outputs["focused"], train=train)
-            outputs["logits"] = nn.Dense(
-                self.num_classes,
-                use_bias=False,
-                kernel_init=nn.initializers.normal(0.001),
-                name="auxiliary_classifier",
-            )(after)
-        return outputs
+    def correl(self, grid: tuple[int, int]) -> CorreL | None:
+        """CorreL for a grid of patches, if there is one."""
+        if not self.correlation:
+            return None
+        return CorreL(
+            grid,
+            levels=len(self.layers),
+            channels=self.correlation_channels,
+            blocks=tuple(map(tuple, self.correlation_blocks)),
+            position_embedding=self.position_embedding,
+            stripes=self.stripes,
+            bn_groups=self.bn_groups,
+            dtype=self.dtype,
+        )
 
 
-# III-C. Correlation learning.
-
-
-class CorreL(nn.Module):
-    """The correlation learning module (Fig. 5).
-
-    Attributes:
-      grid: rows and columns of the patches.
-    """
-
-    options: Options
-    grid: tuple[int, int]
-
-    def setup(self) -> None:
-        """One omega for each ContrastAttn layer; everything else is shared."""
-        options, dtype = self.options, jnp.dtype(self.options.dtype)
-        self.omega = [
-            nn.Conv(
-                options.correlation_channels,
-                (3, 3),
-                use_bias=False,
-                dtype=dtype,
-                kernel_init=nn.initializers.he_normal(),
-            )
-            for _ in options.layers
-        ]
-        self.omega_bn = [BatchNorm(options.bn_groups) for _ in options.layers]
-        if options.position_embedding:
-            start = stripe_positions(self.grid, options.stripes)
-            self.alpha = self.param("alpha", lambda _: jnp.asarray(start))
-        blocks = tuple(map(tuple, options.correlation_blocks))
-        self.stack = CorrelationStack(blocks, dtype=dtype)
-        self.hidden = nn.Dense(blocks[-1][-1])
-        self.output = nn.Dense(1)
-
-    def embed(self, levels: Sequence[jax.Array], *, train: bool) -> jax.Array:
-        """omega of Eq. 9: from [B, H, W, D] each to [B, L, H, W, C_r] of `dtype`."""
-        embedded = [
-            norm(conv(level), train=train)
-            for conv, norm, level in zip(self.omega, self.omega_bn, levels, strict=True)
-        ]
-        return jnp.stack(embedded, axis=1)
-
-    def similarities(self, query: jax.Array, gallery: jax.Array) -> jax.Array:
-        """R [..., H, W, H, W, L] of maps [..., L, H, W, C_r] that broadcast."""
-        dense = similarity(query, gallery)  # Eq. 9
-        if not self.options.position_embedding:
-            return dense
-        return dense * self.alpha[..., None]
-
-    def __call__(self, query: jax.Array, gallery: jax.Array) -> jax.Array:
-        """Logits of s_ij, float32 [...], of maps as in `similarities`."""
-        return self._verify(self.similarities(query, gallery))[0]
-
-    def correspondences(
-        self, query: jax.Array, gallery: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The ten strongest pairs of places, at most one for each query patch.
-
-        Returns:
-          Patch numbers of query and gallery, int [..., M], and their responses
-          [..., M]: the mean over levels of R times the learned map at that place.
-        """
-        dense = self.similarities(query, gallery)
-        learned = self._verify(dense)[1].astype(jnp.float32).mean(-1)
-        step = math.prod(stride for _, stride, _ in self.options.correlation_blocks)
-        for axis, size in zip((-4, -3, -2, -1), (*self.grid, *self.grid), strict=True):
-            nearest = (np.arange(size) + step // 2) // step
-            nearest = np.minimum(nearest, learned.shape[axis] - 1)
-            learned = jnp.take(learned, nearest, axis)
-        response = dense.mean(-1) * learned
-        patches = self.grid[0] * self.grid[1]
-        response = response.reshape(*response.shape[:-4], patches, patches)
-        best = response.max(-1)
-        strength, queries = jax.lax.top_k(best, min(SHOWN_LINES, patches))
-        partners = jnp.take_along_axis(response.argmax(-1), queries, axis=-1)
-        return queries, partners, strength
-
-    def _verify(self, dense: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits [...] and R_out [..., h, w, h, w, C] of R."""
-        pairs = dense.shape[:-5]
-        outputs = self.stack(dense.reshape(-1, *dense.shape[-5:]))
-        logits = self.output(jax.nn.relu(self.hidden(outputs["vector"])))
-        learned = outputs["map"]
-        return logits.reshape(pairs), learned.reshape(*pairs, *learned.shape[1:])
-
-
-# III-A. The whole network.
+# III-A. The whole network: III-B is in layers/contrast_attn.py, III-C in
+# layers/correl.py.
 
 
 class Network(nn.Module):
@@ -384,6 +299,7 @@ class Network(nn.Module):
     Attributes:
       backbone: the Transformer.
       correl: None without CorreL.
+      options: of the method.
       grid: rows and columns of the patches.
       num_classes: training identities.
     """
@@ -398,7 +314,15 @@ class Network(nn.Module):
         """Everything but the backbone and CorreL, which come from outside."""
         vit, options = self.backbone, self.options
         self.contrast_attn = [
-            ContrastAttn(options, self.grid, self.num_classes) for _ in options.layers
+            ContrastAttn(
+                self.grid,
+                stripes=options.stripes,
+                num_classes=self.num_classes if options.auxiliary_weight else 0,
+                gradient=options.attention_gradient,
+                bn_groups=options.bn_groups,
+                dtype=options.dtype,
+            )
+            for _ in options.layers
         ]
         self.local = LocalBranch(
             vit.heads,
@@ -414,8 +338,12 @@ class Network(nn.Module):
         """Visits every parameter, for `init`."""
         outputs = self.extract(images, train=False)
         if self.correl is not None:
-            maps = self.correl.embed(outputs["levels"], train=False)
+            maps = self.embed_levels(outputs["levels"], train=False)
             self.correl(maps, maps)
+
+    def embed_levels(self, levels: Sequence[jax.Array], *, train: bool) -> jax.Array:
+        """`CorreL.embed`, within the whole network's collections."""
+        return self.correl.embed(levels, train=train)
 
     def extract(
         self,
@@ -438,34 +366,48 @@ class Network(nn.Module):
           parts; attention: what each ContrastAttn layer returned; levels: the
           features [B, H, W, D] that CorreL compares, one of each.
         """
-        options = self.options
         kept: list[dict[str, jax.Array]] = []
         levels: list[jax.Array] = []
 
         def between(index: int, tokens: jax.Array) -> jax.Array:
-            if index + 1 not in options.layers:
+            if index + 1 not in self.options.layers:
                 return tokens
-            number, patches = len(kept), tokens[:, 1:]
-            previous = kept[-1]["embedding"] if kept and options.accumulate else 0.0
-            outputs = self.contrast_attn[number](patches, previous, train=train)
-            if options.residual:
-                weight = ramp * options.residual_weights[number]
-                patches = patches + weight * outputs["attended"]
-            else:
-                patches = outputs["attended"]
-            whole = options.correlate == "tokens"
-            compared = patches if whole else outputs["attended"]
+            cls, patches = tokens[:, :1], tokens[:, 1:]
+            patches, outputs, compared = self._attend(patches, kept, train, ramp)
             kept.append(outputs)
             levels.append(compared.reshape(compared.shape[0], *self.grid, -1))
-            return jnp.concatenate([tokens[:, :1], patches], axis=1)
+            return jnp.concatenate([cls, patches], axis=1)
 
         outputs = self.backbone(images, train=train, camera=camera, between=between)
         local = self.local(outputs["before_last"], train=train)[:, 1:]
-        features = jnp.concatenate(
-            [outputs["cls"][:, None], runs(local, options.parts).mean(2)], axis=1
-        )
+        part_features = runs(local, self.options.parts).mean(2)
+        features = jnp.concatenate([outputs["cls"][:, None], part_features], axis=1)
         heads = token_heads(self.heads, features, train=train)
         return {**heads, "attention": tuple(kept), "levels": tuple(levels)}
+
+    def _attend(
+        self,
+        patches: jax.Array,
+        before: Sequence[dict[str, jax.Array]],
+        train: bool,
+        ramp: jax.Array | float,
+    ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """The next ContrastAttn layer, after those whose outputs are `before`.
+
+        Returns:
+          the tokens for the next layer of the Transformer, what ContrastAttn returned,
+          and what CorreL compares; tokens are [B, HW, D].
+        """
+        options, number = self.options, len(before)
+        previous = before[-1]["embedding"] if before and options.accumulate else 0.0
+        outputs = self.contrast_attn[number](patches, previous, train=train)
+        attended = outputs["attended"]
+        if options.residual:
+            patches = patches + ramp * options.residual_weights[number] * attended
+        else:
+            patches = attended
+        compared = patches if options.correlate == "tokens" else attended
+        return patches, outputs, compared
 
 
 class Method(method.Method):
@@ -484,24 +426,11 @@ class Method(method.Method):
         self, num_classes: int, image_size: tuple[int, int] = (256, 128), **fields: Any
     ):
         self.options = options = Options(**fields)
-        backbone = VisionTransformer(
-            image_size=tuple(image_size),
-            patch_size=options.patch_size,
-            stride=tuple(options.stride),
-            width=options.width,
-            depth=options.depth,
-            heads=options.heads,
-            mlp_ratio=options.mlp_ratio,
-            drop_path=options.drop_path,
-            cameras=options.cameras,
-            dtype=options.dtype,
-            attention_implementation=options.attention_implementation,
-            remat=options.remat,
-        )
+        backbone = options.backbone(image_size)
         grid = grid_size(backbone.image_size, backbone.patch_size, backbone.stride)
         self.module = Network(
             backbone=backbone,
-            correl=CorreL(options, grid) if options.correlation else None,
+            correl=options.correl(grid),
             options=options,
             grid=grid,
             num_classes=num_classes,
@@ -540,21 +469,20 @@ class Method(method.Method):
     ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
         """Eq. 12, Eq. 13 or, end to end, their sum; metrics are the terms."""
         drop_path, pairs = jax.random.split(rng)
-        verify = partial(self._verify, batch=batch, rng=pairs, epoch=epoch)
+        verify = partial(self._verify, labels=batch["label"], rng=pairs, epoch=epoch)
         if stage == "correlate":
             outputs = jax.lax.stop_gradient(self._extract(variables, batch))
             return verify(variables, outputs)
         growth = self.options.ramp_epochs
-        ramp = jnp.clip(epoch / growth, 0, 1) if growth else 1.0
         outputs, collections = self._extract(
             variables,
             batch,
             train=True,
-            ramp=ramp,
+            ramp=jnp.clip(epoch / growth, 0, 1) if growth else 1.0,
             mutable=["batch_stats"],
             rngs={"drop_path": drop_path},
         )
-        loss, metrics = self._extraction_loss(outputs, batch["label"])
+        loss, metrics = self._extraction_loss(outputs, batch["label"], epoch)
         if self.module.correl is not None and "correlate" not in self.stages:
             variables = {**variables, **collections}
             further, figures, collections = verify(variables, outputs)
@@ -562,7 +490,7 @@ class Method(method.Method):
         return loss, metrics, collections
 
     def _extraction_loss(
-        self, outputs: dict[str, Any], labels: jax.Array
+        self, outputs: dict[str, Any], labels: jax.Array, epoch: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Eq. 12 and its terms."""
         options = self.options
@@ -575,78 +503,117 @@ class Method(method.Method):
             "loss_triplet": _cls_and_parts(triplet, outputs["before"], labels),
         }
         loss = options.base_weight * sum(metrics.values())  # Eq. 11
-        *decays, stripe_decay = options.rank_decays or (0.0, 0.0, 0.0)
-        terms = {
-            "inter": lambda a: inter_image(
-                a["focused"], a["rest"], labels, decays=tuple(decays)
-            ),
-            "intra": lambda a: intra_image(
-                a["stripes_focused"], a["stripes_rest"], decay=stripe_decay
-            ),
-            "auxiliary": lambda a: cross_entropy(a["logits"], labels),
+        contrast = jnp.where(epoch >= options.contrast_from, 1.0, 0.0)
+        weights = {
+            "inter": contrast * options.inter_weight,
+            "intra": contrast * options.intra_weight,
+            "auxiliary": options.auxiliary_weight,
         }
-        for name, term in terms.items():
-            weight = getattr(options, f"{name}_weight")
-            if weight and outputs["attention"]:
-                metrics[f"loss_{name}"] = sum(map(term, outputs["attention"]))
-                loss += weight * metrics[f"loss_{name}"]
+        for name, value in self._attention_losses(outputs["attention"], labels).items():
+            metrics[f"loss_{name}"] = value
+            loss += weights[name] * value
         metrics["accuracy"] = accuracy(outputs["logits"][:, 0], labels)
         return loss, metrics
+
+    def _attention_losses(
+        self, layers: Sequence[dict[str, jax.Array]], labels: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Losses of ContrastAttn that have a weight, each the sum over its layers."""
+        options = self.options
+        *decays, stripe_decay = options.rank_decays or (0.0, 0.0, 0.0)
+        inter = partial(inter_image, decays=tuple(decays), groups=options.mining_groups)
+        intra = partial(intra_image, decay=stripe_decay)
+        terms = {
+            "inter": lambda a: inter(a["focused"], a["rest"], labels),  # Eq. 5
+            "intra": lambda a: intra(a["stripes_focused"], a["stripes_rest"]),  # Eq. 6
+            "auxiliary": lambda a: cross_entropy(a["logits"], labels),
+        }
+        return {
+            name: sum(map(term, layers))
+            for name, term in terms.items()
+            if layers and getattr(options, f"{name}_weight")
+        }
 
     def _verify(
         self,
         variables: method.Variables,
         outputs: dict[str, Any],
         *,
-        batch: method.Batch,
+        labels: jax.Array,
         rng: jax.Array,
         epoch: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
         """Eq. 13: each image with one image of its identity and one of another."""
-        options, correl = self.options, self.module.correl
-        params = {"params": variables["params"]["correl"]}
         maps, new = self.module.apply(
             variables,
             outputs["levels"],
             train=True,
             mutable=["batch_stats"],
-            method=lambda network, *args, **kw: network.correl.embed(*args, **kw),
+            method="embed_levels",
         )
-        vectors = _vector(outputs["after"])
-        positive, negative = self._partners(vectors, batch["label"], rng, epoch)
+        partners = self._partners(outputs["before"][:, 0], labels, rng, epoch)
+        found = self._pair_logits(variables, maps, partners)
+        loss, metrics = self._verification_loss(found)
+        return loss, metrics, new
+
+    def _verification_loss(
+        self, logits: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Eq. 10 of logits [B, 2], and its terms."""
+        options = self.options
+        same = jnp.broadcast_to(jnp.array([True, False]), logits.shape)
+        loss = verification.verification_loss(
+            logits,
+            same,
+            reduction=options.verification_reduction,
+            groups=options.mining_groups,
+        )
+        right = jnp.mean((logits > 0) == same, dtype=jnp.float32)
+        metrics = {"loss_verification": loss, "pair_accuracy": right}
+        if options.verification_margin:
+            metrics["loss_ranking"] = verification.margin_ranking_loss(
+                *logits.T, margin=options.verification_margin
+            )
+            loss += metrics["loss_ranking"]
+        return loss, metrics
+
+    def _partners(
+        self, cls: jax.Array, labels: jax.Array, rng: jax.Array, epoch: jax.Array
+    ) -> verification.Partners:
+        """One positive and one negative for each image (the text's are random)."""
+        groups = self.options.mining_groups
+        drawn = verification.random_partners(labels, rng, groups=groups)
+        if self.options.mining == "random":
+            return drawn
+        cls = jax.lax.stop_gradient(cls)
+        hardest = verification.hardest_partners(
+            labels, euclidean(cls, cls), groups=groups
+        )
+        late = epoch >= self.options.mining_from
+        return jax.tree.map(partial(jnp.where, late), hardest, drawn)
+
+    def _pair_logits(
+        self,
+        variables: method.Variables,
+        maps: jax.Array,
+        partners: verification.Partners,
+    ) -> jax.Array:
+        """Logits [B, 2] of each image with its positive and its negative."""
+        params = {"params": variables["params"]["correl"]}
 
         def logits(
             image: jax.Array, positive: jax.Array, negative: jax.Array
         ) -> jax.Array:
-            return correl.apply(
-                params, image[:, None], jnp.stack([positive, negative], axis=1)
-            )
+            both = jnp.stack([positive, negative], axis=1)
+            return self.module.correl.apply(params, image[:, None], both)
 
-        found = in_blocks(
-            logits, maps, maps[positive], maps[negative], block=options.pair_block
+        return in_blocks(
+            logits,
+            maps,
+            maps[partners.positive],
+            maps[partners.negative],
+            block=self.options.pair_block,
         )
-        same = jnp.broadcast_to(jnp.array([True, False]), found.shape)
-        loss = verification.verification_loss(found, same)  # Eq. 10
-        right = jnp.mean((found > 0) == same, dtype=jnp.float32)
-        metrics = {"loss_verification": loss, "pair_accuracy": right}
-        if options.verification_margin:
-            metrics["loss_ranking"] = verification.margin_ranking_loss(
-                *jax.nn.sigmoid(found).T, margin=options.verification_margin
-            )
-            loss += metrics["loss_ranking"]
-        return loss, metrics, new
-
-    def _partners(
-        self, vectors: jax.Array, labels: jax.Array, rng: jax.Array, epoch: jax.Array
-    ) -> verification.Partners:
-        """One positive and one negative for each image (the text's are random)."""
-        drawn = verification.random_partners(labels, rng)
-        if self.options.mining == "random":
-            return drawn
-        vectors = jax.lax.stop_gradient(vectors)
-        hardest = verification.hardest_partners(labels, euclidean(vectors, vectors))
-        late = epoch >= self.options.mining_from
-        return jax.tree.map(partial(jnp.where, late), hardest, drawn)
 
     # III-D, last paragraph. Inference.
 
@@ -660,7 +627,8 @@ class Method(method.Method):
         """`vector` [B, (1 + K) * D] of unit norm; each part weighs 1 / K."""
         del parts
         outputs = self._extract(variables, {"image": images, "camera": camera})
-        return {"vector": _vector(outputs["after"])}
+        tokens = outputs["after"].at[:, 1:].divide(self.options.parts)
+        return {"vector": normalise(tokens.reshape(tokens.shape[0], -1))}
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Squared Euclidean, as the code."""
@@ -708,6 +676,7 @@ class Scorer(method.PairScorer):
 
     def __init__(self, cpacol: Method):
         self._cpacol = cpacol
+        self._options = cpacol.options
         self._correl = cpacol.module.correl
         self.top_k = cpacol.options.top_k or None
         self.inputs = cpacol.embed_inputs
@@ -732,18 +701,22 @@ class Scorer(method.PairScorer):
         query_maps: jax.Array,
         candidate_maps: jax.Array,
     ) -> jax.Array:
-        """s_ij, float32 [Q, K] in [0, 1]."""
+        """s_ij in [0, 1] or, by `fusion_score`, its logit; float32 [Q, K]."""
         logits = self._correl.apply(
             _of_correl(variables), query_maps[:, None], candidate_maps
         )
+        if self._options.fusion_score == "logit":
+            return logits
         return jax.nn.sigmoid(logits)
 
     def fuse(
         self, distances: jax.Array, candidates: jax.Array, scores: jax.Array
     ) -> jax.Array:
         """z-scores over the candidates; the others stay behind them."""
-        weight = self._cpacol.options.fusion_weight
+        weight = self._options.fusion_weight
         return fuse_z_scores(distances, candidates, scores, weight=weight)
+
+    # Figures 6 and 9.
 
     def pictures(
         self,
@@ -751,19 +724,12 @@ class Scorer(method.PairScorer):
         query_maps: jax.Array,
         candidate_maps: jax.Array,
     ) -> dict[str, method.Correspondences]:
-        """Figure 6: the strongest correspondences of each pair."""
-        find = jax.jit(partial(self._correl.apply, method="correspondences"))
-        query, candidate, response = find(
+        """The strongest correspondences of each pair."""
+        find = partial(self._correl.apply, method="correspondences", count=SHOWN_LINES)
+        *found, _ = jax.jit(find)(
             _of_correl(variables), query_maps[:, None], candidate_maps
         )
-        strongest = response.max(-1, keepdims=True)
-        return {
-            "correspondences": method.Correspondences(
-                query=_centres(query, self._correl.grid),
-                candidate=_centres(candidate, self._correl.grid),
-                strength=response / jnp.where(strongest > 0, strongest, 1),
-            )
-        }
+        return {"correspondences": method.Correspondences(*found)}
 
 
 def _cls_and_parts(loss: Any, values: jax.Array, labels: jax.Array) -> jax.Array:
@@ -772,18 +738,6 @@ def _cls_and_parts(loss: Any, values: jax.Array, labels: jax.Array) -> jax.Array
     return losses[0] + losses[1:].mean()
 
 
-def _vector(tokens: jax.Array) -> jax.Array:
-    """CLS and the parts, each weighing 1 / K, as one unit vector: [B, (1 + K) D]."""
-    tokens = tokens.at[:, 1:].divide(tokens.shape[1] - 1)
-    return normalise(tokens.reshape(tokens.shape[0], -1))
-
-
 def _of_correl(variables: method.Variables) -> method.Variables:
     """CorreL's own share of the collections."""
     return {name: variables[name]["correl"] for name in ("params", "batch_stats")}
-
-
-def _centres(patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Row and column of patch centres as fractions of the image, [..., 2]."""
-    row, column = jnp.divmod(patches, grid[1])
-    return jnp.stack([(row + 0.5) / grid[0], (column + 0.5) / grid[1]], axis=-1)

@@ -45,7 +45,11 @@ MLP = D * HALF + HALF**2 + HALF * D + 2 * (2 * HALF)
 ATTENTION = 2 * MLP + (HALF + HALF + D) + 9 * D + 2
 """MLP_r, MLP_e with its biases, a 3 x 3 convolution to one channel and its BN."""
 
-AUXILIARY = 2 * D + D * CLASSES
+AUXILIARY = D + D * CLASSES
+"""A BNNeck on the attended mean."""
+
+FROZEN = D
+"""The bias of such a neck, which stays 0: the paper's counts include it."""
 
 CHANNELS = 256
 OMEGA = 9 * D * CHANNELS + 2 * CHANNELS
@@ -68,7 +72,7 @@ def correl(levels, *, alpha=True):
 def test_the_papers_parameter_counts():
     """Table VI counts backbone and branch, ContrastAttn with its heads, and omega."""
     assert TABLE6_BASELINE == 92_736_000
-    attention = 3 * (ATTENTION + AUXILIARY)
+    attention = 3 * (ATTENTION + AUXILIARY + FROZEN)
     assert attention == 6_080_262
     assert 3 * OMEGA == 5_309_952
     in_millions = [
@@ -120,10 +124,18 @@ EXPECTED = {
         {
             "accumulate": True,
             "rank_decays": (0.75, 0.05, 0.1),
+            "contrast_from": 1.0,
             "base_weight": 0.5,
             "correlate": "tokens",
-            "mining": "hard",
+            "verification_reduction": "sum",
             "verification_margin": 0.3,
+            "mining": "hard",
+            "mining_from": 20.0,
+            "fusion_score": "logit",
+            "fusion_weight": 0.3,
+            "bn_groups": 2,
+            "mining_groups": 2,
+            "cameras": 8,
         },
     ),
 }
@@ -133,6 +145,7 @@ def abstract_batch(size=64):
     return {
         "image": jax.ShapeDtypeStruct((size, 256, 128, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "camera": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
 
 
@@ -211,6 +224,7 @@ def test_row(row):
     expected = TABLE6_BASELINE + EMBEDDINGS + HEADS
     expected += len(layers) * (ATTENTION + AUXILIARY)
     expected += has_correl * correl(len(layers), alpha=alpha)
+    expected += fields.get("cameras", 0) * D
     assert parameters == expected
 
     wanted = {"train": metrics_of(layers, fields)}
@@ -315,16 +329,35 @@ def test_config_is_the_papers_section_4b():
     assert (model.inter_weight, model.intra_weight) == (1.0, 0.5)
     assert model.correlation_channels == 256
     assert config.augment.steps == ("flip", "pad_crop", "random_erasing")
-    for stage, rate, epochs in (("train", 8e-3, 140), ("correlate", 1e-3, 120)):
+    for stage, rate, epochs in (("train", 8e-3, 140), ("correlate", 1e-2, 180)):
         stage = config.stages[stage]
         assert (stage.identities, stage.images_per_identity) == (16, 4)
         assert stage.epochs == epochs
         optimizer = stage.optimizer
         assert (optimizer.name, optimizer.momentum) == ("sgd", 0.9)
         assert (optimizer.learning_rate, optimizer.weight_decay) == (rate, 1e-4)
-    text = configs.cpacol.get_config("row=text-rates").stages
-    rates = text.train.optimizer.learning_rate, text.correlate.optimizer.learning_rate
-    assert rates == (0.08, 0.01)
+        assert (optimizer.warmup_epochs, optimizer.warmup_from) == (5, rate / 100)
+
+
+@pytest.mark.parametrize(
+    ("argument", "images", "rates", "epochs"),
+    [
+        ("row=text-rates", 64, (0.08, 0.01), (140, 180)),
+        ("row=authors-code", 128, (8e-3, 1e-3), (140, 180)),
+        ("row=authors-code,dataset=market1501", 128, (8e-3, 1e-3), (120, 120)),
+    ],
+)
+def test_rows_with_other_stages(argument, images, rates, epochs):
+    config = configs.cpacol.get_config(argument)
+    train, correlate = config.stages.train, config.stages.correlate
+    assert train.identities * train.images_per_identity == 64
+    assert correlate.identities * correlate.images_per_identity == images
+    assert (train.epochs, correlate.epochs) == epochs
+    for stage, rate in zip((train, correlate), rates, strict=True):
+        assert stage.optimizer.learning_rate == rate
+        assert stage.optimizer.warmup_from == pytest.approx(rate / 100)
+    # The code has no cameras where the data are not Duke's.
+    assert config.model.cameras == (8 if images == 128 and epochs[1] == 180 else 0)
 
 
 def test_the_authors_augmentation_can_be_built():
@@ -337,7 +370,11 @@ def test_the_authors_augmentation_can_be_built():
         transforms.build((*steps, "paste_occluder"), fields)
 
 
-def test_config_lists_the_fields_of_the_method_with_their_defaults():
+def test_every_field_of_the_method_can_be_set_by_the_config():
     config = configs.cpacol.get_config()
+    assert config.model.margin is None
+    config.model.margin = 0.3
+    config.model.attention_layers = (1, 2, 3)
     method = experiment.build_method(config, num_classes=3)
-    assert method.options == type(method.options)()
+    changed = {"margin": 0.3, "attention_layers": (1, 2, 3)}
+    assert method.options == dataclasses.replace(cpacol.Options(), **changed)
