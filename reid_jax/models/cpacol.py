@@ -59,8 +59,9 @@ Section III-D:
   the last block and norm puts out; classifiers stand behind BNNecks, whose outputs are
   what is tested with; the triplet loss has the soft margin, and the identity loss no
   smoothing (the code, after TransReID).
-- Eq. 10 has no sum, so a batch's is the mean over its pairs, at the text's rate of
-  0.01 (`verification_reduction`). The code has a tenth of the rate and the sum over the
+- Eq. 10 has no sum, so a batch's is the mean over its pairs (`verification_reduction`),
+  at the text's rate of 0.01; with the sum it would learn nothing at that rate
+  (`benchmarks/verification.py`). The code has a tenth of the rate and the sum over the
   128 pairs of a GPU: steps 12.8 times as long.
 - How s_ij joins the distance is not said: z-scores for each query, with weight 0.3 (the
   code, which takes the logit in place of s_ij: `fusion_score`). Parts weigh 1/4 in the
@@ -121,7 +122,8 @@ from reid_jax.retrieval.distances import euclidean, normalise
 from reid_jax.retrieval.fusion import fuse_z_scores
 
 SHOWN_LINES = 10
-"""Figure 6 shows the ten strongest correspondences."""
+"""Figure 6 shows the ten strongest correspondences; of these a picture draws the ones
+that can be told apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -724,12 +726,13 @@ class Scorer(method.PairScorer):
         query_maps: jax.Array,
         candidate_maps: jax.Array,
     ) -> dict[str, method.Correspondences]:
-        """The strongest correspondences of each pair."""
+        """The strongest correspondences of each pair, and its s_ij."""
         find = partial(self._correl.apply, method="correspondences", count=SHOWN_LINES)
-        *found, _ = jax.jit(find)(
+        *found, logits = jax.jit(find)(
             _of_correl(variables), query_maps[:, None], candidate_maps
         )
-        return {"correspondences": method.Correspondences(*found)}
+        score = jax.nn.sigmoid(logits)
+        return {"correspondences": method.Correspondences(*found, score)}
 
 
 def _cls_and_parts(loss: Any, values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -263,6 +263,8 @@ def test_correspondences_are_the_strongest_places_of_loops():
     scorer, query, candidates = pair_inputs(method, variables, 1, 2)
     found = scorer.pictures(variables, query, candidates)["correspondences"]
     assert isinstance(found, Correspondences)
+    scores = jax.jit(scorer.score_pairs)(variables, query, candidates)
+    np.testing.assert_allclose(found.score, scores, rtol=1e-5)
     params = variables["params"]["correl"]
     stack = jax.jit(
         functools.partial(CorrelationStack(BLOCKS).apply, {"params": params["stack"]})
