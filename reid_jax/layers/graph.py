@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 LEAST_DEGREE = 1e-3
-"""A node of a smaller degree has no neighbours to speak of and counts as one of degree
-1: its edges stay as weak as they are, and the gradient of D^-1/2 stays bounded."""
+"""A node of a smaller degree has no neighbours to speak of, and D^-1/2 takes its degree
+for 1: its edges stay as weak as they are, and the gradient of D^-1/2 stays bounded."""
 
 _SHORTEST = 1e-12
 
@@ -138,7 +138,8 @@ def convolve(
       u, v: X, [N, d] and [M, d].
       sign: 1 smooths over neighbours (Eq. 6); -1 is the discrepancy to them, the
         normalised Laplacian (Eq. 7).
-      detach: stop the gradient of D^-1/2, in D^-1/2 (D + sign A) D^-1/2.
+      detach: D^-1/2 (D + sign A) D^-1/2 instead, where D^-1/2 has no gradient and the
+        D between is as it is: a node without neighbours becomes 0, not itself.
 
     Returns:
       float32 [N, d] and [M, d].
@@ -194,18 +195,18 @@ class _Normalisation(NamedTuple):
 
 
 def _normalisation(edges: Edges, detach: bool) -> _Normalisation:
-    degrees_u = _degrees(edges.u, edges.cross)
-    degrees_v = _degrees(edges.v, edges.cross.T)
-    roots = jax.lax.rsqrt(degrees_u), jax.lax.rsqrt(degrees_v)
+    degrees_u = edges.u.sum(1) + edges.cross.sum(1)
+    degrees_v = edges.v.sum(1) + edges.cross.sum(0)
+    root_u, root_v = _inverse_root(degrees_u), _inverse_root(degrees_v)
     if not detach:
-        return _Normalisation(*roots, jnp.ones(len(edges.u)), jnp.ones(len(edges.v)))
-    root_u, root_v = jax.lax.stop_gradient(roots)
+        ones = jnp.ones_like(degrees_u), jnp.ones_like(degrees_v)
+        return _Normalisation(root_u, root_v, *ones)
+    root_u, root_v = jax.lax.stop_gradient((root_u, root_v))
     return _Normalisation(root_u, root_v, degrees_u * root_u**2, degrees_v * root_v**2)
 
 
-def _degrees(own: jax.Array, cross: jax.Array) -> jax.Array:
-    degrees = own.sum(1) + cross.sum(1)
-    return jnp.where(degrees > LEAST_DEGREE, degrees, 1.0)
+def _inverse_root(degrees: jax.Array) -> jax.Array:
+    return jax.lax.rsqrt(jnp.where(degrees > LEAST_DEGREE, degrees, 1.0))
 
 
 def _matmul(weights: jax.Array, features: jax.Array) -> jax.Array:

@@ -45,6 +45,32 @@ class BNNeck(nn.Module):
         return {"before": before, "after": after, "logits": logits}
 
 
+class DropoutClassifier(nn.Module):
+    """Logits of features; with dropout, after a ReLU and it.
+
+    Attributes:
+      num_classes: training identities.
+      dropout: share of the channels that are dropped.
+    """
+
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """[..., D] to [..., num_classes]."""
+        if self.dropout:
+            features = nn.Dropout(self.dropout, deterministic=not train)(
+                jax.nn.relu(features)
+            )
+        return nn.Dense(
+            self.num_classes,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(0.001),
+            name="linear",
+        )(features)
+
+
 def token_heads(
     head: BNNeck, tokens: jax.Array, *, train: bool
 ) -> dict[str, jax.Array]:

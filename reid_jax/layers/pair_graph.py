@@ -30,34 +30,46 @@ class PairGraph:
     """The graph of a pair of images, and what is read from it: pure functions.
 
     Attributes:
-      graph, align, adjacency, update, pool: as of `Method`.
+      graph, align, start, centred, threshold, adjacency, update, pool: as of the
+        method's `Options`.
     """
 
     graph: str
     align: str
+    start: str
+    centred: bool
+    threshold: float
     adjacency: str
     update: str
     pool: str
+
+    @classmethod
+    def of(cls, options: Any) -> PairGraph:
+        """The graph that the fields of these names describe."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(options, name) for name in names})
 
     def shapes(
         self, channels: int, width: int
     ) -> dict[str, tuple[Callable[..., jax.Array], tuple[int, ...]]]:
         """Weights by name: initialiser and shape."""
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        start = nn.initializers.ones
+        if self.start == "normal":
+            start = nn.initializers.normal(1.0)
         embed, square = (channels, width), (channels, channels)
         weights: dict[str, Any] = {}
         if self.align == "correspondence" and self.adjacency == "embedded":
             weights["similar"] = (FAN_OUT, embed)
         elif self.align == "correspondence":
             if self.graph != "none":
-                weights["intra"] = (ones, (channels,))  # W of Eq. 2
+                weights["intra"] = (start, (channels,))  # W of Eq. 2
             if self.graph != "individual":
-                weights["inter"] = (ones, (channels,))  # W' of Eq. 3
+                weights["inter"] = (start, (channels,))  # W' of Eq. 3
         if self.graph != "none" and self.update == "linear":
             weights["theta"] = (nn.initializers.lecun_normal(), square)
         elif self.graph != "none":
             weights["project"] = (FAN_OUT, embed)
-            weights["expand"] = (zeros, embed[::-1])
+            weights["expand"] = (nn.initializers.zeros, embed[::-1])
         return weights
 
     def nodes(
@@ -71,12 +83,12 @@ class PairGraph:
           parts: bool [P, N], the places of each body part; for "semantic" only.
 
         Returns:
-          map [h, w, D], X; norms [N], 1 / |X|; similar [N, d] and values [N, d],
-          the authors' projections; parts [P, N]; own [N, N], A within the image. What
-          is not needed is not there.
+          map [h, w, D], X; what `derived` makes of it; similar [N, d] and
+          values [N, d], the authors' projections; parts [P, N]; own [N, N], A within
+          the image. What is not needed is not there.
         """
         places = _flat(features)
-        nodes = {"map": features, "norms": graphs.inverse_norms(places)}
+        nodes = {"map": features, **self.derived(features)}
         if "similar" in weights:
             similar = places @ weights["similar"].astype(places.dtype)
             length = graphs.inverse_norms(similar)[:, None]
@@ -89,17 +101,45 @@ class PairGraph:
             nodes["own"] = self._within(weights, nodes)
         return nodes
 
+    def derived(self, features: jax.Array) -> dict[str, jax.Array]:
+        """What is quicker computed from maps than stored beside them.
+
+        Args:
+          features: X, [..., h, w, D].
+
+        Returns:
+          norms [..., N], 1 / |X|; where S compares centred features, those at unit
+          length, centred [..., N, D].
+        """
+        places = features.reshape(*features.shape[:-3], -1, features.shape[-1])
+        found = {"norms": graphs.inverse_norms(places)}
+        if self.centred and self.align == "correspondence":
+            centred = places.astype(jnp.float32) - mean(places)[..., None, :]
+            length = graphs.inverse_norms(centred)[..., None]
+            found["centred"] = (centred * length).astype(places.dtype)
+        return found
+
     def _within(self, weights: Arrays, u: Arrays) -> jax.Array:
-        """A within an image: ReLU(S), Eqs 2 and 4."""
+        """A within an image, Eqs 2 and 4."""
         if self.align == "semantic":
             return graphs.shared(u["parts"], u["parts"])
+        edges = self._attention(u, u, weights.get("intra"))
         if self.adjacency == "embedded":
-            cosine = graphs.similarity(u["similar"], u["similar"])
-            return jax.nn.relu(cosine) * (1 - jnp.eye(len(cosine)))
-        return jax.nn.relu(_cosine(u, u, weights["intra"]))
+            return edges * (1 - jnp.eye(len(edges)))
+        return edges
+
+    def _attention(self, u: Arrays, v: Arrays, diagonal: jax.Array | None) -> jax.Array:
+        """ReLU of S less the threshold, [N, M]; `diagonal` is W or W'."""
+        if self.adjacency == "embedded":
+            importance = graphs.similarity(u["similar"], v["similar"])
+        elif self.centred:
+            importance = graphs.similarity(u["centred"], v["centred"], weights=diagonal)
+        else:
+            importance = _cosine(u, v, diagonal)
+        return jax.nn.relu(importance - self.threshold)
 
     def between(self, weights: Arrays, u: Arrays, v: Arrays) -> jax.Array:
-        """A between two images: ReLU(S'), Eqs 3 and 4, or its rivals of Table 2."""
+        """A between two images, Eqs 3 and 4, or its rivals of Table 2."""
         match self.align:
             case "part":
                 return jnp.eye(u["norms"].size)
@@ -109,9 +149,7 @@ class PairGraph:
                 return graphs.nearest(_cosine(u, v))
             case "semantic":
                 return graphs.shared(u["parts"], v["parts"])
-        if self.adjacency == "embedded":
-            return jax.nn.relu(graphs.similarity(u["similar"], v["similar"]))
-        return jax.nn.relu(_cosine(u, v, weights["inter"]))
+        return self._attention(u, v, weights.get("inter"))
 
     def edges(self, weights: Arrays, u: Arrays, v: Arrays) -> graphs.Edges:
         """The graph of a pair, Eq. 4."""

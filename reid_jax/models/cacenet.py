@@ -6,68 +6,99 @@ Embedding in Person Re-Identification", 2020 (arXiv 2009.05250).
 
 Implemented: the three stages of section 3 with inference by re-ranking (3.5), and every
 row of Tables 1 to 3. The graph of a pair (Eqs 2 to 7) is in `layers/pair_graph.py`, on
-top of `layers/graph.py`; the losses of pairs (Eq. 8) are in `losses/pairs.py`.
+top of `layers/graph.py`; the losses of pairs (Eq. 8) are in `losses/pairs.py`. Below
+are the fields, the network (3.2 to 3.4, then its share of 3.5), the losses and the test
+(`Method`), and the second look at pairs (`Scorer`).
 
-  row                               fields
-  Table 1, individual               graph="none", align="none"
-    + visual clue alignment         graph="none"
-    + individual-GCN                graph="individual"
-    + pairwise-GCN (normal)         graph="normal"
-    + pairwise-GCN (discrepancy)    the defaults
-  Table 2, no alignment             graph="none", align="none"
-    part, top-K similarity          align="part", "similarity"
-    fully connected, semantic       align="full", "semantic"
-    correspondence attention        the defaults
-  Table 3, cross entropy            alpha=1.0
-    mix-up                          alpha=0.95, 0.9 (the default), 0.8, 0.7, 0.6
+  row                     fields
+  table1-individual       graph="none", align="none"
+  table1-alignment        graph="none"
+  table1-individual-gcn   graph="individual"
+  table1-normal           graph="normal"
+  table1-discrepancy      graph="discrepancy"
+  table2-none             graph="none", align="none"
+  table2-part             align="part"
+  table2-similarity       align="similarity"
+  table2-full             align="full"
+  table2-semantic         align="semantic"
+  table2-correspondence   align="correspondence"
+  table3-cross-entropy    alpha=1.0
+  table3-0.95             alpha=0.95
+  table3-0.9              alpha=0.9
+  table3-0.8              alpha=0.8
+  table3-0.7              alpha=0.7
+  table3-0.6              alpha=0.6
+  attention-ones          start="ones"
+  attention-normal        start="normal"
+  attention-centred       centred=True
+  attention-threshold     threshold=0.8
+  rerank-cosine           pair_metric="cosine"
+  rerank-euclidean        pair_metric="euclidean"
 
 Deviations from the text, and what it leaves open:
 
+- 3.2. The last stride of the ResNet is 1, as in the code, so that X is 24 x 8 x 2048.
+  The encoder has batch normalisation behind average pooling and a 1 x 1 convolution to
+  768; triplet loss, classifier and test take its output. The conditional features have
+  an encoder and a classifier of their own.
 - Eq. 1 lacks the sign of the logarithm and divides by the number of classes: it is
-  the usual cross-entropy here. Losses are means, where Eq. 8 writes a sum, and have
-  weight 1 each.
-- Eqs 5 to 7 write D^-1/2 A D^1/2, which is not symmetric; the Laplacian they name has
-  D^-1/2 on both sides, and so has the code.
+  the usual cross-entropy here, without label smoothing.
+- 3.3 gives A as many rows as an image has places; Eq. 4 and the code have both images'.
 - S (Eqs 2 and 3) compares L2-normalised features, and W and W' start at 1, so that it
   begins as a cosine. Raw inner products of 2048 channels would make degrees enormous.
-  The nodes of Eq. 7 are the features as they are.
-- A place is its own neighbour, as Eq. 2 has it. A degree below 1e-3 counts as 1.
+  The nodes of Eq. 7 are the features as they are. A place is its own neighbour, as
+  Eq. 2 has it.
+- The ReLU of Eq. 4 selects nothing here. "Region pairs with positive importance" are
+  all of them, because features behind a ReLU and weights near 1 have positive products:
+  no edge is zero before or after training, W stays within 0.84 and 1.13, the pooled
+  conditional vector has a cosine of 0.996 with that of align="full", and a query's
+  conditional maps correlate by 0.990 between candidates. Three fields change that:
+  weights of both signs (`start="normal"`: 80 % of the edges are zero, and ten times as
+  much of the vector belongs to the pair), features less their mean over the image's
+  places (`centred`), and a `threshold` in place of 0. FIGURES
+- Eqs 5 to 7 write D^-1/2 A D^1/2, which is not symmetric; the Laplacian they name has
+  D^-1/2 on both sides, and so has the code. A degree below 1e-3 counts as 1.
 - theta of Eq. 7 is a 1 x 1 map without bias, activation or shortcut. The average of
   (L X theta) over places is then (column means of L) X theta: it is computed so, and
   conditional maps exist in pictures only.
 - By the same algebra "part" and "full" leave the difference of both images' mean
   features, and half of it: after batch normalisation the two rows are one system, where
   Table 2 has 78.39 and 80.19 mAP. Maximum pooling (below) tells them apart.
-- The encoder is average pooling, a 1 x 1 convolution to 768 and batch normalisation;
-  the conditional features have one of their own. Triplet loss, classifier and test take
-  its output; margin 0.3, features not normalised, no label smoothing.
-- The conditional triplet loss takes |f(u|v) - f(v|u)| as the distance of a pair.
-- Top-K similarity: joined are each place and the most similar one of the other image
-  (section 4.3.2), from either side. "part" and "similarity" join no places of one
-  image; "semantic" joins all places that share a body part, of one image and of two.
-- Visual clue alignment without a graph: similarity is the mean cosine of joined places,
-  weighted by A; it learns by the triplet loss of 1 - similarity.
-- SGD has the momentum of 0.9 of the authors' code; the schedule counts steps.
-- Individual-GCN: f(u|v) is the same for every v; Eq. 8 stands as it is.
-- K of the re-ranking is not given: 100; 0 leaves it away. The nearest K are sorted by
-  the conditional distance, the others stay behind them in their order. That distance
-  is 1 - cos(f(u|v), f(v|u)); `pair_metric="euclidean"` is the one that training
-  compares. In discrepancies the two features nearly oppose each other, because what
-  u has and v has not enters them with opposite signs.
+- 3.4.2. Losses are means, where Eq. 8 writes a sum, and have weight 1 each. Triplet
+  losses have margin 0.3 and take features as they are; the conditional one takes
+  |f(u|v) - f(v|u)| as the distance of a pair.
+- 3.5. K is not given: 100; 0 leaves re-ranking away. The nearest K are sorted by the
+  conditional distance, the others stay behind them in their order. That distance is
+  1 - cos(f(u|v), f(v|u)) and not the Euclidean one that training compares
+  (`pair_metric="euclidean"`): in discrepancies the two features nearly oppose each
+  other, because what u has and v has not enters them with opposite signs.
+- 4.2. SGD has the momentum of 0.9 of the code; the schedule counts steps. Padding
+  before the crop (10 pixels), area, shape and colour of what is erased are BoT's.
+- 4.3.1. Visual clue alignment without a graph: similarity is the mean cosine of joined
+  places, weighted by A; it learns by the triplet loss of 1 - similarity. For the
+  individual GCN f(u|v) is the same for every v; Eq. 8 stands as it is.
+- 4.3.2. Top-K similarity: joined are each place and the most similar one of the other
+  image, from either side. "part" and "similarity" join no places of one image;
+  "semantic" joins all places that share a body part, of one image and of two.
 
 The authors' published code differs, and evaluates no conditional features at all. Its
-design is in switches, all set by `configs/cacenet.py:mode=code`: non-local blocks
+design is in fields, all set by `configs/cacenet.py:mode=code`: non-local blocks
 (`non_local`); A from the cosines of one shared 128-channel embedding without the
-diagonal, D^-1/2 without gradient (`adjacency="embedded"`); X + expand(L project(X))
-in place of L X theta (`update="residual"`); average and maximum pooling (`pool`), one
-encoder for all features (`shared_encoder`), ReLU and dropout before the classifiers
-(`dropout`), triplet losses of unit features (`unit_triplet`) with margin 0.5, label
-smoothing 0.1 for individual features, and test features averaged over the image and
-its mirror image (`flip_test`).
+diagonal, D^-1/2 without gradient (`adjacency="embedded"`), where a place without
+neighbours has a row of zeros in the Laplacian, not of the identity; X + expand(L
+project(X)) in place of L X theta (`update="residual"`); average and maximum pooling
+(`pool`), one encoder for all features (`shared_encoder`), whose running averages see
+all pairs twice; ReLU and dropout before the classifiers (`dropout`); Eq. 8 for either
+image of every ordered pair, which is twice its mean (`mixup_weight`); triplet losses of
+unit features (`unit_triplet`) with margin 0.5; label smoothing 0.1 for individual
+features; and test features averaged over the image and its mirror image (`flip_test`).
+Left out: a second dropout mask for f(u|v) as the other image of the pair; that training
+discards identities with fewer than four images; order and colour of its augmentation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -80,7 +111,7 @@ from reid_jax.backbones.resnet import ResNet
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks
 from reid_jax.layers.all_pairs import by_images, by_offset
-from reid_jax.layers.graph import inverse_norms
+from reid_jax.layers.heads import DropoutClassifier
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pair_graph import (
     FAN_OUT,
@@ -95,12 +126,126 @@ from reid_jax.losses.identity import accuracy, cross_entropy
 from reid_jax.losses.pairs import mixup_cross_entropy, pair_distances, pair_triplet
 from reid_jax.losses.triplet import batch_hard_triplet
 from reid_jax.models import method
+from reid_jax.retrieval import packing
 from reid_jax.retrieval.distances import euclidean, normalise
+from reid_jax.retrieval.fusion import sort_candidates
 
 BODY_PARTS = ((1,), (2,), (3, 4), (5, 6), (7, 8))
 """Part classes of the head, torso, arms, legs and feet."""
 
 PICTURED_CORRESPONDENCES = 10
+
+_WIDE = ("own", "feature")
+"""Of what is stored of an image, that which is float32 whatever the maps are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Fields of `config.model`, in the order of the paper; defaults are its setting.
+
+    Raises:
+      UserError: for values and combinations that have no meaning.
+    """
+
+    # 3.2. The ResNet, and the channels of individual and conditional features.
+    blocks: Sequence[int] = (3, 4, 6, 3)
+    width: int = 64
+    last_stride: int = 1
+    embed_width: int = 768
+
+    # 3.3. What joins places: "correspondence" attention, or what Table 2 compares it
+    # with: "part" (the same place), "similarity" (the most similar place), "full"
+    # (all), "semantic" (body parts), "none".
+    align: str = "correspondence"
+    # W and W' of Eqs 2 and 3 start as "ones", or "normal": N(0, 1), of both signs.
+    start: str = "ones"
+    # Whether S compares features less their mean over the image's places.
+    centred: bool = False
+    # What a pair's importance must exceed to be an edge, Eq. 4: ReLU(S - threshold).
+    threshold: float = 0.0
+    # For align="semantic": the part classes of each body part, and the kind of labels
+    # that these numbers are of: "parts", "pifpaf" or "hpnet".
+    part_groups: Sequence[Sequence[int]] = BODY_PARTS
+    part_kind: str = "parts"
+
+    # 3.4.1. Convolution over the graph of a pair, by "discrepancy" (Eq. 7) or "normal"
+    # (Eq. 6), Eq. 7 over each image's own graph ("individual"), or "none".
+    graph: str = "discrepancy"
+    # 3.4.2. Weight of an image's own identity in Eq. 8, and of Eq. 8 beside the other
+    # losses; of the triplet losses the margin.
+    alpha: float = 0.9
+    mixup_weight: float = 1.0
+    margin: float = 0.3
+    # Training compares every image with this many others at a time: less is less
+    # memory, more is fewer steps.
+    pair_block: int = 1
+
+    # 3.5. Gallery images per query that conditional features re-rank, 0 for none; their
+    # "cosine" or "euclidean" distance; "float32", "float16" or "bfloat16" for the maps
+    # that are stored.
+    top_k: int = 100
+    pair_metric: str = "cosine"
+    map_dtype: str = "float16"
+
+    # What the authors' code has and the paper has not: non-local blocks; A by Eqs 2 and
+    # 3 ("diagonal") or from "embedded" places, which it projects to this many channels,
+    # too; theta of Eq. 7 ("linear") or a "residual" update; pooling by "avg" or
+    # "avg_max"; one encoder for all features; ReLU and dropout before the classifiers,
+    # 0 for neither; smoothing for individual features; triplet losses of unit features;
+    # the test feature as mean over the image and its mirror image.
+    non_local: bool = False
+    adjacency: str = "diagonal"
+    graph_width: int = 128
+    update: str = "linear"
+    pool: str = "avg"
+    shared_encoder: bool = False
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    unit_triplet: bool = False
+    flip_test: bool = False
+
+    # Of the channels, in units of the full range.
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    # "float32" or "bfloat16", of convolutions and maps.
+    dtype: str = "float32"
+    # Whether the ResNet's blocks are computed again for their gradients: less memory on
+    # accelerators, about a third more arithmetic.
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(
+            **{name: (getattr(self, name), known) for name, known in _CHOICES.items()}
+        )
+        if self.align == "none" and self.graph != "none":
+            raise UserError(f"graph={self.graph!r} needs an alignment: align is 'none'")
+        if self.graph == "individual" and self.align in ("part", "similarity"):
+            raise UserError(
+                f"align={self.align!r} joins no places of one image, so "
+                "graph='individual' has nothing to work on: take align='correspondence'"
+            )
+        if len(self.blocks) != 4:
+            raise UserError(f"blocks={tuple(self.blocks)} must have four numbers")
+        for name, least in (("top_k", 0), ("pair_block", 1), ("mixup_weight", 0)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"{name}={getattr(self, name)} must be at least {least}"
+                )
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha={self.alpha} must be between 0 and 1")
+
+
+_CHOICES = {
+    "align": ("correspondence", "part", "similarity", "full", "semantic", "none"),
+    "start": ("ones", "normal"),
+    "graph": ("discrepancy", "normal", "individual", "none"),
+    "pair_metric": ("cosine", "euclidean"),
+    "map_dtype": packing.DTYPES,
+    "adjacency": ("diagonal", "embedded"),
+    "update": ("linear", "residual"),
+    "pool": ("avg", "avg_max"),
+}
+
 
 # 3.2 and 3.4. Individual and conditional features.
 
@@ -132,32 +277,6 @@ class Encoder(nn.Module):
         return self.bn(reduced, train=train)
 
 
-class Classifier(nn.Module):
-    """Logits of features; with dropout, after a ReLU and it.
-
-    Attributes:
-      num_classes: training identities.
-      dropout: share of the channels that are dropped.
-    """
-
-    num_classes: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        """[..., width] to [..., num_classes]."""
-        if self.dropout:
-            features = nn.Dropout(self.dropout, deterministic=not train)(
-                jax.nn.relu(features)
-            )
-        return nn.Dense(
-            self.num_classes,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(0.001),
-            name="linear",
-        )(features)
-
-
 class Network(nn.Module):
     """The backbone, the graph of pairs, and the encoders of both features.
 
@@ -165,38 +284,30 @@ class Network(nn.Module):
       backbone: ends with layer4.
       num_classes: training identities.
       pairs: the graph of a pair.
-      embed_width, graph_width, shared_encoder, dropout, pair_block, pair_metric: as of
-        `Method`.
+      options: of the method.
     """
 
     backbone: ResNet
     num_classes: int
     pairs: PairGraph
-    embed_width: int
-    graph_width: int
-    shared_encoder: bool
-    dropout: float
-    pair_block: int
-    pair_metric: str
+    options: Options
 
     def setup(self) -> None:
         """Modules, and the graph's weights as plain arrays for `jax.vmap`."""
-        self.encoder = Encoder(self.embed_width)
-        self.classifier = Classifier(self.num_classes, self.dropout)
-        channels = 32 * self.backbone.width
-        self.weights = {
-            name: self.param(name, *how)
-            for name, how in self.pairs.shapes(channels, self.graph_width).items()
-        }
+        options = self.options
+        self.encoder = Encoder(options.embed_width)
+        self.classifier = DropoutClassifier(self.num_classes, options.dropout)
+        shapes = self.pairs.shapes(32 * self.backbone.width, options.graph_width)
+        self.weights = {name: self.param(name, *how) for name, how in shapes.items()}
         if self.pairs.graph != "none":
-            if not self.shared_encoder:
-                self.own_pair_encoder = Encoder(self.embed_width)
-            self.pair_classifier = Classifier(self.num_classes, self.dropout)
+            if not options.shared_encoder:
+                self.own_pair_encoder = Encoder(options.embed_width)
+            self.pair_classifier = DropoutClassifier(self.num_classes, options.dropout)
 
     @property
     def pair_encoder(self) -> Encoder:
         """The encoder of conditional features."""
-        return self.encoder if self.shared_encoder else self.own_pair_encoder
+        return self.encoder if self.options.shared_encoder else self.own_pair_encoder
 
     def __call__(
         self, images: jax.Array, parts: jax.Array | None, *, train: bool
@@ -221,15 +332,23 @@ class Network(nn.Module):
         }
         if self.pairs.align == "none":
             return outputs
-        nodes = self.nodes(maps, parts)
+        return outputs | self.of_pairs(self.nodes(maps, parts), train=train)
+
+    def of_pairs(self, nodes: Arrays, *, train: bool) -> dict[str, jax.Array]:
+        """The outputs of `__call__` for all pairs."""
         if self.pairs.graph == "none":
             alignment = partial(self.pairs.alignment, self.weights)
-            gaps = by_images(*by_offset(alignment, nodes, block=self.pair_block))
-            return {**outputs, "pair_distance": gaps}
+            block = self.options.pair_block
+            gaps = by_images(*by_offset(alignment, nodes, block=block))
+            return {"pair_distance": gaps}
         reduced = self.all_reduced(nodes)
         paired = self.pair_encoder.normalised(reduced, train=train)
+        if self.options.shared_encoder and train:
+            # The authors normalise first and second images of all pairs one after the
+            # other: the same statistics, which the running averages see twice.
+            self.pair_encoder.normalised(reduced, train=True)
         logits = self.pair_classifier(paired, train=train)
-        return {**outputs, "pair_feature": paired, "pair_logits": logits}
+        return {"pair_feature": paired, "pair_logits": logits}
 
     def maps(self, images: jax.Array, *, train: bool) -> jax.Array:
         """The feature maps X, [B, h, w, D]."""
@@ -258,7 +377,7 @@ class Network(nn.Module):
             alone, _ = jax.vmap(pooled)(nodes, nodes)
             reduced = self.pair_encoder.reduced(alone)
             return jnp.broadcast_to(reduced[:, None], (len(alone), *reduced.shape))
-        found = by_offset(pooled, nodes, block=self.pair_block)
+        found = by_offset(pooled, nodes, block=self.options.pair_block)
         return by_images(*map(self.pair_encoder.reduced, found))
 
     # 3.5. Inference on pairs.
@@ -266,14 +385,15 @@ class Network(nn.Module):
     def pair_maps(self, images: jax.Array, parts: jax.Array | None) -> Arrays:
         """What two images are compared by, with leading axis B.
 
-        The nodes but for their norms; of an individual graph its feature, [B, E].
+        The nodes but for what follows of maps; of an individual graph its feature,
+        [B, E].
         """
         nodes = self.nodes(self.maps(images, train=False), parts)
         if self.pairs.graph == "individual":
             alone, _ = jax.vmap(partial(self.pairs.pooled, self.weights))(nodes, nodes)
             return {"feature": self.pair_encoder(alone, train=False)}
-        del nodes["norms"]  # of little use in float16, where 1 / 1e-5 is infinite
-        return nodes
+        derived = self.pairs.derived(nodes["map"])
+        return {name: x for name, x in nodes.items() if name not in derived}
 
     def pair_distance(self, query: Arrays, candidates: Arrays) -> jax.Array:
         """Conditional distances [Q, K] of nodes [Q, ...] and [Q, K, ...]."""
@@ -287,7 +407,7 @@ class Network(nn.Module):
 
     def _distance(self, mine: jax.Array, theirs: jax.Array) -> jax.Array:
         """Distances of features [..., E]."""
-        if self.pair_metric == "euclidean":
+        if self.options.pair_metric == "euclidean":
             return jnp.linalg.norm(mine - theirs, axis=-1)
         return 1 - (normalise(mine) * normalise(theirs)).sum(-1)
 
@@ -331,110 +451,36 @@ class Method(method.Method):
     Args:
       num_classes: training identities.
       image_size: height and width, multiples of 16 for align="semantic".
-      graph: "discrepancy" (Eq. 7) or "normal" (Eq. 6) convolution over the graph of a
-        pair, "individual" (Eq. 7 over each image's own graph), or "none".
-      align: what joins places: "correspondence" attention, "part" (the same place),
-        "similarity" (the most similar place), "full" (all), "semantic" (body parts)
-        or "none".
-      alpha: weight of an image's own identity in the mix-up loss, Eq. 8.
-      top_k: gallery images per query that conditional features re-rank; 0 for none.
-      pair_metric: "cosine" or "euclidean" distance of two conditional features.
-      map_dtype: "float32", "float16" or "bfloat16", of the maps that are stored for
-        re-ranking.
-      blocks, width, last_stride, non_local: of the ResNet.
-      embed_width: channels of individual and conditional features.
-      graph_width: channels of the authors' embedding and projection of places.
-      adjacency: "diagonal" (Eqs 2 and 3) or "embedded", for align="correspondence".
-      update: "linear" (theta of Eq. 7) or "residual".
-      pool: "avg" or "avg_max".
-      shared_encoder: individual and conditional features have one encoder.
-      dropout: before the classifiers, after a ReLU; 0 leaves both away.
-      label_smoothing: for individual features.
-      margin: of both triplet losses.
-      unit_triplet: scale features to unit length for the triplet losses.
-      flip_test: average the test feature over the image and its mirror image.
-      pair_block: training compares every image with this many others at a time.
-      part_groups: part classes of each body part, for align="semantic".
-      part_kind: the kind of labels that these numbers are of: "parts", "pifpaf" or
-        "hpnet".
-      mean, std: of the channels, in units of the full range.
-      dtype: "float32" or "bfloat16", of convolutions and maps.
-      remat: compute the ResNet's blocks again for their gradients.
+      **fields: of `Options`.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        image_size: tuple[int, int] = (384, 128),
-        *,
-        graph: str = "discrepancy",
-        align: str = "correspondence",
-        alpha: float = 0.9,
-        top_k: int = 100,
-        pair_metric: str = "cosine",
-        map_dtype: str = "float16",
-        blocks: Sequence[int] = (3, 4, 6, 3),
-        width: int = 64,
-        last_stride: int = 1,
-        non_local: bool = False,
-        embed_width: int = 768,
-        graph_width: int = 128,
-        adjacency: str = "diagonal",
-        update: str = "linear",
-        pool: str = "avg",
-        shared_encoder: bool = False,
-        dropout: float = 0.0,
-        label_smoothing: float = 0.0,
-        margin: float = 0.3,
-        unit_triplet: bool = False,
-        flip_test: bool = False,
-        pair_block: int = 1,
-        part_groups: Sequence[Sequence[int]] = BODY_PARTS,
-        part_kind: str = "parts",
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        dtype: str = "float32",
-        remat: bool = False,
+        self, num_classes: int, image_size: tuple[int, int] = (384, 128), **fields: Any
     ):
-        _check_names(graph, align, adjacency, update, pool, pair_metric, map_dtype)
-        _check_numbers(blocks, top_k, pair_block, alpha)
-        self.semantic = align == "semantic"
+        self.options = options = Options(**fields)
+        self.semantic = options.align == "semantic"
         if self.semantic:
             self.train_inputs = ("parts",)
-        self.part_groups = tuple(map(tuple, part_groups))
-        self.part_kind = part_kind
+        self.part_kind = options.part_kind
         self.module = Network(
             backbone=ResNet(
-                blocks=tuple(blocks),
-                width=width,
-                last_stride=last_stride,
-                non_local=non_local,
-                dtype=dtype,
-                remat=remat,
+                blocks=tuple(options.blocks),
+                width=options.width,
+                last_stride=options.last_stride,
+                non_local=options.non_local,
+                dtype=options.dtype,
+                remat=options.remat,
             ),
             num_classes=num_classes,
-            pairs=PairGraph(graph, align, adjacency, update, pool),
-            embed_width=embed_width,
-            graph_width=graph_width,
-            shared_encoder=shared_encoder,
-            dropout=dropout,
-            pair_block=pair_block,
-            pair_metric=pair_metric,
+            pairs=PairGraph.of(options),
+            options=options,
         )
-        self.cell = 16 * last_stride
+        self.cell = 16 * options.last_stride
         if self.semantic and any(side % self.cell for side in image_size):
             raise UserError(
                 f"align='semantic' needs images whose sides are multiples of "
                 f"{self.cell}, not {image_size[0]} x {image_size[1]}"
             )
-        self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
-        self.alpha = alpha
-        self.top_k = top_k
-        self.map_dtype = jnp.dtype(map_dtype)
-        self.label_smoothing = label_smoothing
-        self.margin = margin
-        self.unit_triplet = unit_triplet
-        self.flip_test = flip_test
 
     def init(self, rng: jax.Array, batch: method.Batch) -> method.Variables:
         """Fresh variables; the pretrained ResNet is loaded over them."""
@@ -452,9 +498,12 @@ class Method(method.Method):
                 "that has them, or another alignment"
             )
         stride = (self.cell, self.cell)
-        return masks.semantics(
-            parts, self.part_groups, patch_size=self.cell, stride=stride
-        )
+        groups = tuple(map(tuple, self.options.part_groups))
+        return masks.semantics(parts, groups, patch_size=self.cell, stride=stride)
+
+    def standardise(self, images: jax.Array) -> jax.Array:
+        """The network's input, of uint8 images."""
+        return standardise(images, tuple(self.options.mean), tuple(self.options.std))
 
     # 3.2 and 3.4.2. Losses.
 
@@ -469,7 +518,7 @@ class Method(method.Method):
     ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
         """The sum of all losses; metrics are its terms and accuracies."""
         del epoch, stage
-        labels = batch["label"]
+        options, labels = self.options, batch["label"]
         outputs, collections = self.module.apply(
             variables,
             self.standardise(batch["image"]),
@@ -480,34 +529,35 @@ class Method(method.Method):
         )
         losses = {
             "loss_id": cross_entropy(
-                outputs["logits"], labels, smoothing=self.label_smoothing
+                outputs["logits"], labels, smoothing=options.label_smoothing
             ),
             "loss_triplet": batch_hard_triplet(
-                self._compared(outputs["feature"]), labels, margin=self.margin
+                self._compared(outputs["feature"]), labels, margin=options.margin
             ),
-            **self._pair_losses(outputs, labels),
+            **self.pair_losses(outputs, labels),
         }
         metrics = {**losses, "accuracy": accuracy(outputs["logits"], labels)}
         return sum(losses.values()), metrics, collections
 
-    def _pair_losses(
+    def pair_losses(
         self, outputs: dict[str, jax.Array], labels: jax.Array
     ) -> dict[str, jax.Array]:
-        losses = {}
+        """The losses of `Network.of_pairs`, by name."""
+        options, losses = self.options, {}
         distances = outputs.get("pair_distance")
         if "pair_logits" in outputs:
-            losses["loss_pair_id"] = mixup_cross_entropy(  # Eq. 8
-                outputs["pair_logits"], labels, alpha=self.alpha
-            )
+            losses["loss_pair_id"] = options.mixup_weight * mixup_cross_entropy(
+                outputs["pair_logits"], labels, alpha=options.alpha
+            )  # Eq. 8
             distances = pair_distances(self._compared(outputs["pair_feature"]))
         if distances is not None:
             losses["loss_pair_triplet"] = pair_triplet(
-                distances, labels, margin=self.margin
+                distances, labels, margin=options.margin
             )
         return losses
 
     def _compared(self, features: jax.Array) -> jax.Array:
-        return normalise(features) if self.unit_triplet else features
+        return normalise(features) if self.options.unit_triplet else features
 
     # 3.5. Inference.
 
@@ -530,7 +580,7 @@ class Method(method.Method):
             return normalise(self.module.apply(variables, images, method=test))
 
         vector = feature(images)
-        if self.flip_test:
+        if self.options.flip_test:
             vector = normalise(vector + feature(images[:, :, ::-1]))
         return {"vector": vector}
 
@@ -541,7 +591,7 @@ class Method(method.Method):
     def pair_scorer(self, stage: str) -> method.PairScorer | None:
         """Conditional features of the nearest `top_k`; None without pairs or with 0."""
         del stage
-        if self.module.pairs.align == "none" or not self.top_k:
+        if self.options.align == "none" or not self.options.top_k:
             return None
         return Scorer(self)
 
@@ -550,7 +600,7 @@ class Scorer(method.PairScorer):
     """Sorts each query's nearest gallery images by conditional features (3.5)."""
 
     def __init__(self, owner: Method):
-        self.top_k = owner.top_k
+        self.top_k = owner.options.top_k
         self.inputs = ("parts",) if owner.semantic else ()
         self._owner, self._module = owner, owner.module
 
@@ -574,7 +624,7 @@ class Scorer(method.PairScorer):
             owner.places(parts),
             method="pair_maps",
         )
-        return jax.tree.map(lambda x: x.astype(owner.map_dtype), maps)
+        return packing.packed(maps, owner.options.map_dtype)
 
     def score_pairs(
         self, variables: method.Variables, query_maps: Arrays, candidate_maps: Arrays
@@ -588,37 +638,24 @@ class Scorer(method.PairScorer):
         )
 
     def unpacked(self, maps: Arrays) -> Arrays:
-        """Stored maps in the dtypes that the network computes in, with their norms."""
-        dtype = jnp.dtype(self._module.backbone.dtype)
-        nodes = {
-            name: jnp.asarray(x).astype(jnp.float32 if name in _WIDE else dtype)
-            for name, x in maps.items()
-        }
+        """Stored maps in the network's dtypes, and what follows of them."""
+        nodes = packing.unpacked(maps, self._module.backbone.dtype, wide=_WIDE)
         if "map" in nodes:
-            *images, height, width = nodes["map"].shape[:-1]
-            norms = inverse_norms(nodes["map"])
-            nodes["norms"] = norms.reshape(*images, height * width)
+            nodes |= self._module.pairs.derived(nodes["map"])
         return nodes
 
     def fuse(
         self, distances: jax.Array, candidates: jax.Array, scores: jax.Array
     ) -> jax.Array:
-        """Candidates in the order of their scores, before all others in theirs.
-
-        A candidate's key is its place among the candidates, minus their number; equal
-        scores have equal keys. The distances of the others, not negative, stay.
-        """
-        smaller = (scores[:, None, :] < scores[:, :, None]).sum(-1)
-        keys = (smaller - scores.shape[1]).astype(distances.dtype)
-        keys = jnp.where(jnp.isnan(scores), jnp.nan, keys)
-        rows = jnp.arange(distances.shape[0])[:, None]
-        return distances.at[rows, candidates].set(keys)
+        """Candidates in the order of their scores, before all others in theirs."""
+        return sort_candidates(distances, candidates, scores)
 
     def pictures(
         self, variables: method.Variables, query_maps: Arrays, candidate_maps: Arrays
     ) -> dict[str, method.PairPicture]:
         """Figures 4 and 5: conditional maps, and the strongest correspondences."""
-        pairs = self._module.pairs
+        graph = self._owner.options.graph
+        score = self.score_pairs(variables, query_maps, candidate_maps)
         maps = self.unpacked(query_maps), self.unpacked(candidate_maps)
 
         def draw(name: str) -> tuple[jax.Array, ...]:
@@ -626,51 +663,10 @@ class Scorer(method.PairScorer):
             return apply(variables, *maps)
 
         pictures: dict[str, method.PairPicture] = {}
-        if pairs.graph != "individual":
+        if graph != "individual":
             found = draw("correspondences")
-            pictures["correspondences"] = method.Correspondences(*found)
-        if pairs.graph in ("discrepancy", "normal"):
+            pictures["correspondences"] = method.Correspondences(*found, score)
+        if graph in ("discrepancy", "normal"):
             norms = draw("conditional_norms")
-            pictures["conditional"] = method.PairMaps(*norms)
+            pictures["conditional"] = method.PairMaps(*norms, score)
         return pictures
-
-
-_WIDE = ("own", "feature")
-"""Of what is stored of an image, that which is float32 whatever the maps are."""
-
-_NAMES = {
-    "graph": ("discrepancy", "normal", "individual", "none"),
-    "align": ("correspondence", "part", "similarity", "full", "semantic", "none"),
-    "adjacency": ("diagonal", "embedded"),
-    "update": ("linear", "residual"),
-    "pool": ("avg", "avg_max"),
-    "pair_metric": ("cosine", "euclidean"),
-    "map_dtype": ("float32", "float16", "bfloat16"),
-}
-
-
-def _check_names(*values: str) -> None:
-    """Refuses values and combinations that have no meaning; values as `_NAMES`."""
-    fields = zip(_NAMES.items(), values, strict=True)
-    check_choices(**{name: (value, known) for (name, known), value in fields})
-    graph, align = values[:2]
-    if align == "none" and graph != "none":
-        raise UserError(f"graph={graph!r} needs an alignment: align is 'none'")
-    if graph == "individual" and align in ("part", "similarity"):
-        raise UserError(
-            f"align={align!r} joins no places of one image, so graph='individual' "
-            "has nothing to work on: take align='correspondence'"
-        )
-
-
-def _check_numbers(
-    blocks: Sequence[int], top_k: int, pair_block: int, alpha: float
-) -> None:
-    if len(blocks) != 4:
-        raise UserError(f"blocks={tuple(blocks)} must have four numbers")
-    if top_k < 0:
-        raise UserError(f"top_k={top_k} must be at least 0")
-    if pair_block < 1:
-        raise UserError(f"pair_block={pair_block} must be at least 1")
-    if not 0 <= alpha <= 1:
-        raise UserError(f"alpha={alpha} must be between 0 and 1")

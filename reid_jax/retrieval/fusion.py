@@ -31,6 +31,29 @@ def fuse_z_scores(
     return distances.at[rows, candidates].set(keys)
 
 
+def sort_candidates(
+    distances: jax.Array, candidates: jax.Array, scores: jax.Array
+) -> jax.Array:
+    """Ranking keys: candidates by their scores alone, before all others in their order.
+
+    A candidate's key is its place among the candidates, minus their number; equal
+    scores have equal keys, and one that is NaN stays visible.
+
+    Args:
+      distances: [Q, G], not negative.
+      candidates: int [Q, K], gallery indices that were scored.
+      scores: [Q, K], smaller for the more alike.
+
+    Returns:
+      [Q, G] of the distances' dtype, smaller first.
+    """
+    smaller = (scores[:, None, :] < scores[:, :, None]).sum(-1)
+    keys = (smaller - scores.shape[1]).astype(distances.dtype)
+    keys = jnp.where(jnp.isnan(scores), jnp.nan, keys)
+    rows = jnp.arange(distances.shape[0])[:, None]
+    return distances.at[rows, candidates].set(keys)
+
+
 def z_scores(values: jax.Array) -> jax.Array:
     """Rows [Q, K] with mean 0 and deviation 1; one of equal values gives zeros."""
     values = values.astype(jnp.float32)

@@ -10,19 +10,32 @@ from reid_jax.layers.pair_graph import PairGraph, strongest
 
 GRID, CHANNELS, WIDTH, PARTS = (3, 2), 8, 4, 3
 PLACES = GRID[0] * GRID[1]
+PAPER = {
+    "graph": "discrepancy",
+    "align": "correspondence",
+    "start": "ones",
+    "centred": False,
+    "threshold": 0.0,
+    "adjacency": "diagonal",
+    "update": "linear",
+    "pool": "avg",
+}
+
+
+def graph_of(**fields):
+    return PairGraph(**PAPER | fields)
+
+
 VARIANTS = {
-    "paper": PairGraph("discrepancy", "correspondence", "diagonal", "linear", "avg"),
-    "normal": PairGraph("normal", "correspondence", "diagonal", "linear", "avg"),
-    "individual": PairGraph(
-        "individual", "correspondence", "diagonal", "linear", "avg"
-    ),
-    "part": PairGraph("discrepancy", "part", "diagonal", "linear", "avg"),
-    "similarity": PairGraph("discrepancy", "similarity", "diagonal", "linear", "avg"),
-    "full": PairGraph("discrepancy", "full", "diagonal", "linear", "avg"),
-    "semantic": PairGraph("discrepancy", "semantic", "diagonal", "linear", "avg"),
-    "residual": PairGraph(
-        "discrepancy", "correspondence", "embedded", "residual", "avg"
-    ),
+    "paper": graph_of(),
+    "normal": graph_of(graph="normal"),
+    "individual": graph_of(graph="individual"),
+    "part": graph_of(align="part"),
+    "similarity": graph_of(align="similarity"),
+    "full": graph_of(align="full"),
+    "semantic": graph_of(align="semantic"),
+    "centred": graph_of(centred=True, threshold=0.1),
+    "residual": graph_of(adjacency="embedded", update="residual"),
 }
 
 
@@ -78,6 +91,66 @@ def test_folding_and_symmetry(variant):
     np.testing.assert_allclose(turned_v, of_v, atol=1e-5)
     (self_u, self_v), _ = results(variant)[2]
     np.testing.assert_allclose(self_u, self_v, atol=1e-5)
+
+
+POSITIVE = images()[0] + np.float32(0.05)
+"""Maps that all channels see everywhere."""
+
+ATTENTIONS = {
+    "ones": {},
+    "normal": {"start": "normal"},
+    "threshold": {"threshold": 0.4},
+    "centred": {"centred": True},
+    "all three": {"start": "normal", "centred": True, "threshold": 0.02},
+}
+
+
+@functools.cache
+def attention(name):
+    """W and W' at their start, and the edges of a pair."""
+    graph = graph_of(**ATTENTIONS[name])
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = graph.shapes(CHANNELS, WIDTH).items()
+    weights = {
+        n: start(k, size) for k, (n, (start, size)) in zip(keys, shapes, strict=True)
+    }
+
+    @jax.jit
+    def run(maps):
+        nodes = nodes_of(graph, weights, maps, None)
+        u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))
+        return graph.edges(weights, u, v)
+
+    return weights, run(POSITIVE)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_correspondence_attention_by_loops(name):
+    weights, edges = attention(name)
+    fields = PAPER | ATTENTIONS[name]
+    u, v = POSITIVE.reshape(2, PLACES, CHANNELS).astype(np.float64)
+    if fields["centred"]:
+        u, v = u - u.mean(0), v - v.mean(0)
+    for block, one, other, diagonal in (
+        (edges.u, u, u, weights["intra"]),  # Eq. 2
+        (edges.cross, u, v, weights["inter"]),  # Eq. 3
+        (edges.v, v, v, weights["intra"]),
+    ):
+        for i in range(PLACES):
+            for j in range(PLACES):
+                length = np.linalg.norm(one[i]) * np.linalg.norm(other[j])
+                importance = sum(one[i] * diagonal * other[j]) / length
+                wanted = max(importance - fields["threshold"], 0)  # Eq. 4
+                np.testing.assert_allclose(block[i, j], wanted, atol=1e-5)
+
+
+def test_without_negative_products_nothing_is_cut():
+    cut = {name: float((attention(name)[1].cross == 0).mean()) for name in ATTENTIONS}
+    assert cut["ones"] == 0
+    assert all(0 < cut[name] < 1 for name in ATTENTIONS if name != "ones")
+    signs = {name: {*np.sign(attention(name)[0]["inter"])} for name in ATTENTIONS}
+    assert signs["centred"] == {1}
+    assert signs["normal"] == {-1, 1}
 
 
 def test_a_pair_with_itself_has_no_discrepancy_at_equal_places():
@@ -147,7 +220,7 @@ def test_an_expansion_of_zeros_leaves_the_map_as_it_was():
 def test_an_image_without_features_is_finite():
     maps, _ = images()
     maps[1, 0] = 0  # places that no channel sees
-    for variant in ("paper", "residual", "similarity"):
+    for variant in ("paper", "centred", "residual", "similarity"):
         graph = VARIANTS[variant]
 
         def total(maps, weights, graph=graph):
@@ -160,7 +233,7 @@ def test_an_image_without_features_is_finite():
 
 
 def test_alignment_is_the_weighted_mean_cosine():
-    graph = PairGraph("none", "correspondence", "diagonal", "linear", "avg")
+    graph = graph_of(graph="none")
     weights, (maps, _) = weights_of(graph), images()
     nodes = nodes_of(graph, weights, maps, None)
     u, v = (jax.tree.map(lambda x, i=i: x[i], nodes) for i in (0, 1))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ TINY = {"width": 2, "blocks": (1, 1, 1, 1), "embed_width": 6, "graph_width": 5}
 TINY |= {"map_dtype": "float32"}
 CODE = {"adjacency": "embedded", "update": "residual", "pool": "avg_max"}
 CODE |= {"non_local": True, "shared_encoder": True, "unit_triplet": True}
-CODE |= {"label_smoothing": 0.1, "margin": 0.5}
+CODE |= {"label_smoothing": 0.1, "margin": 0.5, "mixup_weight": 2.0}
 PATHS = {
     "paper": {},
     "normal": {"graph": "normal"},
@@ -32,6 +33,7 @@ PATHS = {
     "similarity": {"align": "similarity"},
     "full": {"align": "full"},
     "semantic": {"align": "semantic", "part_groups": ((1,), (2, 3))},
+    "attention": {"start": "normal", "centred": True, "threshold": 0.05},
     "code": CODE,
 }
 
@@ -109,7 +111,9 @@ def results(path):
             maps = scorer.pair_maps(variables, data["image"], None, given)
             every = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), maps)
             found["scores"] = scorer.score_pairs(variables, maps, every)
-            euclidean = network.clone(pair_metric="euclidean")
+            euclidean = network.clone(
+                options=dataclasses.replace(method.options, pair_metric="euclidean")
+            )
             found["lengths"] = euclidean.apply(
                 variables,
                 scorer.unpacked(maps),
@@ -173,6 +177,11 @@ def edges_by_loops(path, params, u, v, parts):
         embedded = [x @ params["similar"] for x in (u, v)]
         own = [np.maximum(cosines(e, e), 0) * (1 - np.eye(len(u))) for e in embedded]
         return Edges(own[0], np.maximum(cosines(*embedded), 0), own[1])
+    if path == "attention":
+        u, v = (x - x.mean(0) for x in (u, v))
+        own = [np.maximum(cosines(x, x, params["intra"]) - 0.05, 0) for x in (u, v)]
+        cross = np.maximum(cosines(u, v, params["inter"]) - 0.05, 0)
+        return Edges(own[0], cross, own[1])
     own = [np.maximum(cosines(x, x, params["intra"]), 0) for x in (u, v)]
     if path == "individual graph":
         return Edges(own[0], zero, own[1])
@@ -192,7 +201,8 @@ def conditional_by_loops(path, variables, maps, parts):
             sign = 1.0 if path == "normal" else -1.0
             if path == "code":
                 values = [x @ params["project"] for x in (u, v)]
-                nodes = u + by_laplacian(edges, *values, sign)[0] @ params["expand"]
+                nodes = by_laplacian(edges, *values, sign, detach=True)[0]
+                nodes = u + nodes @ params["expand"]
                 pooled = np.concatenate([nodes.mean(0), nodes.max(0)])
             else:
                 nodes = by_laplacian(edges, u, v, sign)[0] @ params["theta"]
@@ -213,7 +223,9 @@ def test_conditional_features_and_scores_equal_loops(path):
     method, variables, found = results(path)
     parts = None
     if path == "semantic":
-        parts = [places_by_loops(p, method.part_groups) for p in batch()["parts"]]
+        parts = [
+            places_by_loops(p, method.options.part_groups) for p in batch()["parts"]
+        ]
         assert 0 < np.mean(parts) < 1
         given = method.places(jnp.asarray(batch()["parts"]))
         np.testing.assert_array_equal(given, parts)
@@ -271,12 +283,12 @@ def test_objective_is_the_sum_of_its_equations(path):
     expected = {
         "loss_id": -(targets * log_softmax(outputs["logits"])).sum(-1).mean(),
         "loss_triplet": triplet_by_loops(
-            all_distances(compared(outputs["feature"])), labels, method.margin
+            all_distances(compared(outputs["feature"])), labels, method.options.margin
         ),
     }
     if path in ("paper", "code"):
         log = log_softmax(outputs["pair_logits"])
-        expected["loss_pair_id"] = -np.mean(
+        expected["loss_pair_id"] = -method.options.mixup_weight * np.mean(
             [
                 0.9 * log[u, v, labels[u]] + 0.1 * log[u, v, labels[v]]
                 for u, v in np.ndindex(4, 4)
@@ -293,7 +305,9 @@ def test_objective_is_the_sum_of_its_equations(path):
     elif path == "alignment":
         gaps = outputs["pair_distance"]
     if path != "individual":
-        expected["loss_pair_triplet"] = triplet_by_loops(gaps, labels, method.margin)
+        expected["loss_pair_triplet"] = triplet_by_loops(
+            gaps, labels, method.options.margin
+        )
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-3, atol=1e-5)
     assert {*metrics} == {*expected, "accuracy"}
@@ -444,6 +458,8 @@ def test_pictures_of_pairs():
     pictures = scorer.pictures(variables, query, candidates)
     assert set(pictures) == {"conditional", "correspondences"}
     conditional, lines = pictures["conditional"], pictures["correspondences"]
+    for item in (conditional, lines):
+        np.testing.assert_allclose(item.score, found["scores"][:1, 1:], atol=1e-5)
     assert conditional.query.shape == conditional.candidate.shape == (1, 3, 3, 2)
     params = jax.tree.map(np.float64, variables["params"])
     places = np.float64(found["maps"]).reshape(4, 6, -1)
