@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks.retrieval import SIZES
 from reid_jax.evaluation.pairs import PairNetwork, PairRescorer
 from reid_jax.models import cacenet
+from reid_jax.retrieval.packing import packed
 from reid_jax.retrieval.rescoring import MapStore
 
 SCALE = {"kernel": 0.02, "theta": 0.02, "similar": 0.02, "project": 0.02}
@@ -110,12 +111,11 @@ class _Bench:
             np.random.default_rng(base + int(i)).standard_normal(shape, np.float32)
             for i in indices
         ]
-        nodes = dict(self._nodes(self._variables, np.maximum(drawn, 0), None))
-        del nodes["norms"]
-        stored = {
-            name: np.asarray(x.astype(self._options.map_dtype))
-            for name, x in nodes.items()
-        }
+        nodes = self._nodes(self._variables, np.maximum(drawn, 0), None)
+        stored = packed(
+            self._method.module.pairs.stored(nodes), self._options.map_dtype
+        )
+        stored = jax.tree.map(np.asarray, stored)
         self._drawing += time.perf_counter() - started
         return stored
 

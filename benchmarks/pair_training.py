@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reid_jax.losses.pairs import mixup_cross_entropy, pair_distances, pair_triplet
 from reid_jax.models import cacenet
 
 IDENTITIES_OF = 4
@@ -126,8 +125,8 @@ def _loss(
     (paired, logits), _ = method.module.apply(
         {"params": params}, method=forward, mutable=["batch_stats"]
     )
-    identity = mixup_cross_entropy(logits, labels, alpha=method.alpha)
-    return identity + pair_triplet(pair_distances(paired), labels, margin=method.margin)
+    outputs = {"pair_feature": paired, "pair_logits": logits}
+    return sum(method.pair_losses(outputs, labels).values())
 
 
 def _all_at_once(network: cacenet.Network, nodes: Any) -> jax.Array:

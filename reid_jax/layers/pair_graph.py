@@ -119,6 +119,11 @@ class PairGraph:
             found["centred"] = (centred * length).astype(places.dtype)
         return found
 
+    def stored(self, nodes: Arrays) -> dict[str, jax.Array]:
+        """The nodes that `derived` does not give, of [..., h, w, D]."""
+        derived = self.derived(nodes["map"])
+        return {name: x for name, x in nodes.items() if name not in derived}
+
     def _within(self, weights: Arrays, u: Arrays) -> jax.Array:
         """A within an image, Eqs 2 and 4."""
         if self.align == "semantic":

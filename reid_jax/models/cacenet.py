@@ -385,15 +385,13 @@ class Network(nn.Module):
     def pair_maps(self, images: jax.Array, parts: jax.Array | None) -> Arrays:
         """What two images are compared by, with leading axis B.
 
-        The nodes but for what follows of maps; of an individual graph its feature,
-        [B, E].
+        See `PairGraph.stored`; of an individual graph its feature, [B, E].
         """
         nodes = self.nodes(self.maps(images, train=False), parts)
         if self.pairs.graph == "individual":
             alone, _ = jax.vmap(partial(self.pairs.pooled, self.weights))(nodes, nodes)
             return {"feature": self.pair_encoder(alone, train=False)}
-        derived = self.pairs.derived(nodes["map"])
-        return {name: x for name, x in nodes.items() if name not in derived}
+        return self.pairs.stored(nodes)
 
     def pair_distance(self, query: Arrays, candidates: Arrays) -> jax.Array:
         """Conditional distances [Q, K] of nodes [Q, ...] and [Q, K, ...]."""

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from reid_jax.layers.heads import BNNeck
+from reid_jax.layers.heads import BNNeck, DropoutClassifier
 
 
 def test_bnneck_normalises_between_feature_and_logits():
@@ -24,3 +24,22 @@ def test_bnneck_has_no_bias_and_a_small_classifier():
         "classifier": {"kernel": (64, 500)},
     }
     assert abs(float(params["classifier"]["kernel"].std()) - 0.001) < 2e-5
+
+
+def test_dropout_stands_behind_a_relu_and_only_in_training():
+    features = np.random.default_rng(0).normal(size=(8, 200)).astype(np.float32)
+    plain, dropping = DropoutClassifier(3, 0.0), DropoutClassifier(3, 0.5)
+    variables = plain.init(jax.random.key(0), features, train=False)
+    kernel = np.asarray(variables["params"]["linear"]["kernel"])
+    found = plain.apply(variables, features, train=True)
+    np.testing.assert_allclose(found, features @ kernel, atol=1e-6)
+    positive = np.maximum(features, 0)
+    found = dropping.apply(variables, features, train=False)
+    np.testing.assert_allclose(found, positive @ kernel, atol=1e-6)
+    identity = {"params": {"linear": {"kernel": np.eye(200, dtype=np.float32)}}}
+    kept = DropoutClassifier(200, 0.5).apply(
+        identity, features, train=True, rngs={"dropout": jax.random.key(1)}
+    )
+    ratios = np.asarray(kept)[positive > 0] / positive[positive > 0]
+    assert {*np.unique(ratios.round(3)).tolist()} == {0.0, 2.0}
+    assert abs((ratios > 0).mean() - 0.5) < 0.1

@@ -372,29 +372,6 @@ def test_embedding_rows_are_independent_unit_vectors():
     np.testing.assert_allclose(vectors, mean, atol=1e-5)
 
 
-def test_candidates_are_sorted_before_all_others():
-    rng = np.random.default_rng(0)
-    distances = rng.random((3, 9)).astype(np.float32)
-    candidates = np.argsort(distances, axis=1)[:, :4].astype(np.int32)
-    scores = rng.normal(size=(3, 4)).astype(np.float32)
-    scores[1, 2] = scores[1, 0]  # equal ones stay equal
-    scorer = make(top_k=4).pair_scorer("train")
-    keys = np.asarray(jax.jit(scorer.fuse)(distances, candidates, scores))
-    for row in range(3):
-        order = candidates[row][np.argsort(scores[row], kind="stable")]
-        rest = [g for g in np.argsort(distances[row]) if g not in order]
-        found = np.argsort(keys[row], kind="stable")
-        assert {*found[:4]} == {*order}
-        np.testing.assert_array_equal(found[4:], rest)
-        if row != 1:
-            np.testing.assert_array_equal(found[:4], order)
-    assert keys[1, candidates[1, 2]] == keys[1, candidates[1, 0]]
-    assert len(np.unique(keys[1])) == 8
-    scores[0, 0] = np.nan  # stays visible
-    keys = np.asarray(jax.jit(scorer.fuse)(distances, candidates, scores))
-    assert np.isnan(keys[0, candidates[0, 0]])
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_maps_may_be_stored_in_half_precision(dtype):
     _, variables, found = results("paper")

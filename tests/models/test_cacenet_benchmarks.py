@@ -2,7 +2,12 @@
 
 import json
 
-from benchmarks import pair_scoring, pair_training
+import jax
+import numpy as np
+
+from benchmarks import look_alikes, pair_scoring, pair_training
+from data_pipelines.synthetic import identity, seeds
+from tests.layers.test_pair_graph import VARIANTS, images, nodes_of, weights_of
 
 SMALL = ["--grid=3x2", "--width=1"]
 
@@ -35,3 +40,42 @@ def test_scoring(capsys):
     assert report["streaming"]["pairs"] == 10
     assert report["streaming"]["extrapolated"]["pairs_of_all_queries"] == 40 * 5
     assert report["scoring"]["largest_difference"] < 1e-4
+
+
+def test_look_alikes_wear_the_same_and_differ():
+    groups = look_alikes.look_alikes(2_000)
+    numbers = [number for group in groups for number in group]
+    assert numbers
+    assert len({*numbers}) == len(numbers) == look_alikes.ALIKE * len(groups)
+    for group in groups:
+        rngs = [seeds.generator("person", "market", number) for number in group]
+        people = [identity.person(rng) for rng in rngs]
+        assert len({(who.upper, who.lower) for who in people}) == 1
+        for name in ("torso_cloth", "lower_cloth"):
+            cloths = [getattr(who, name) for who in people]
+            assert len({cloth.pattern for cloth in cloths}) == 1
+            assert np.ptp([cloth.base for cloth in cloths], axis=0).max() <= 0.25
+        assert len({who.width for who in people}) == len(people)
+
+
+def test_what_a_graph_selects():
+    maps, parts = images(4)
+    found = {}
+    for name in ("full", "centred"):
+        graph = VARIANTS[name]
+        weights = weights_of(graph)
+        nodes = jax.tree.map(np.asarray, nodes_of(graph, weights, maps, parts))
+        found[name] = look_alikes.selection(graph, weights, nodes)
+    assert found["full"]["zero edges"] == 0
+    np.testing.assert_allclose(found["full"]["cosine with full"], 1, rtol=1e-5)
+    assert 0.2 < found["centred"]["zero edges"] < 0.9
+    assert found["centred"]["cosine with full"] < 0.99
+    # Half the difference of means: all of it is the pair's but its mean over others.
+    means = maps.reshape(4, -1, maps.shape[-1]).mean(1)
+    vectors = np.array(
+        [[means[i] - means[j] for j in range(4) if j != i] for i in range(4)]
+    )
+    vectors = vectors @ weights_of(VARIANTS["full"])["theta"]
+    varying = vectors - vectors.mean(1, keepdims=True)
+    share = np.square(varying).sum() / np.square(vectors).sum()
+    np.testing.assert_allclose(found["full"]["share of the pair"], share, rtol=1e-3)

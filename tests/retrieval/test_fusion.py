@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from reid_jax.retrieval.fusion import fuse_z_scores
+from reid_jax.retrieval.fusion import fuse_z_scores, sort_candidates
 
 fuse = jax.jit(fuse_z_scores, static_argnames="weight")
 
@@ -45,3 +45,25 @@ def test_equal_scores_and_distances_fuse_without_nan():
     ones = np.ones((1, 3), np.float32)
     keys = fuse(ones, near, ones, weight=0.3)
     assert (np.asarray(keys) == 0).all()
+
+
+def test_candidates_are_sorted_before_all_others():
+    rng = np.random.default_rng(0)
+    distances = rng.random((3, 9)).astype(np.float32)
+    candidates = np.argsort(distances, axis=1)[:, :4].astype(np.int32)
+    scores = rng.normal(size=(3, 4)).astype(np.float32)
+    scores[1, 2] = scores[1, 0]  # equal ones stay equal
+    keys = np.asarray(jax.jit(sort_candidates)(distances, candidates, scores))
+    for row in range(3):
+        order = candidates[row][np.argsort(scores[row], kind="stable")]
+        rest = [g for g in np.argsort(distances[row]) if g not in order]
+        found = np.argsort(keys[row], kind="stable")
+        assert {*found[:4]} == {*order}
+        np.testing.assert_array_equal(found[4:], rest)
+        if row != 1:
+            np.testing.assert_array_equal(found[:4], order)
+    assert keys[1, candidates[1, 2]] == keys[1, candidates[1, 0]]
+    assert len(np.unique(keys[1])) == 8
+    scores[0, 0] = np.nan  # stays visible
+    keys = np.asarray(jax.jit(sort_candidates)(distances, candidates, scores))
+    assert np.isnan(keys[0, candidates[0, 0]])
