@@ -187,21 +187,25 @@ class Options:
     pair_metric: str = "cosine"
     map_dtype: str = "float16"
 
-    # What the authors' code has and the paper has not: non-local blocks; A by Eqs 2 and
-    # 3 ("diagonal") or from "embedded" places, which it projects to this many channels,
-    # too; theta of Eq. 7 ("linear") or a "residual" update; pooling by "avg" or
-    # "avg_max"; one encoder for all features; ReLU and dropout before the classifiers,
-    # 0 for neither; smoothing for individual features; triplet losses of unit features;
-    # the test feature as mean over the image and its mirror image.
+    # What the authors' code has and the paper has not. Non-local blocks in the ResNet.
     non_local: bool = False
+    # A by Eqs 2 and 3 ("diagonal"), or from the cosines of "embedded" places.
     adjacency: str = "diagonal"
-    graph_width: int = 128
+    # theta of Eq. 7 ("linear"), or a "residual": X + expand(L project(X)).
     update: str = "linear"
+    # Channels of embedded and of projected places.
+    graph_width: int = 128
+    # Maps are pooled by "avg", or by both: "avg_max".
     pool: str = "avg"
+    # Whether individual and conditional features have one encoder.
     shared_encoder: bool = False
+    # Before the classifiers, after a ReLU; 0 leaves both away.
     dropout: float = 0.0
+    # For individual features.
     label_smoothing: float = 0.0
+    # Whether the triplet losses compare features at unit length.
     unit_triplet: bool = False
+    # Whether the test feature is averaged over the image and its mirror image.
     flip_test: bool = False
 
     # Of the channels, in units of the full range.
