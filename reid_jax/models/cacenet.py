@@ -657,6 +657,8 @@ class Scorer(method.PairScorer):
     ) -> dict[str, method.PairPicture]:
         """Figures 4 and 5: conditional maps, and the strongest correspondences."""
         graph = self._owner.options.graph
+        if graph == "individual":
+            return {}
         score = self.score_pairs(variables, query_maps, candidate_maps)
         maps = self.unpacked(query_maps), self.unpacked(candidate_maps)
 
@@ -664,11 +666,9 @@ class Scorer(method.PairScorer):
             apply = jax.jit(partial(self._module.apply, method=name))
             return apply(variables, *maps)
 
-        pictures: dict[str, method.PairPicture] = {}
-        if graph != "individual":
-            found = draw("correspondences")
-            pictures["correspondences"] = method.Correspondences(*found, score)
-        if graph in ("discrepancy", "normal"):
+        lines = method.Correspondences(*draw("correspondences"), score)
+        pictures: dict[str, method.PairPicture] = {"correspondences": lines}
+        if graph != "none":
             norms = draw("conditional_norms")
             pictures["conditional"] = method.PairMaps(*norms, score)
         return pictures
