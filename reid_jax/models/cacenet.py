@@ -659,7 +659,7 @@ class Scorer(method.PairScorer):
         graph = self._owner.options.graph
         if graph == "individual":
             return {}
-        score = self.score_pairs(variables, query_maps, candidate_maps)
+        score = jax.jit(self.score_pairs)(variables, query_maps, candidate_maps)
         maps = self.unpacked(query_maps), self.unpacked(candidate_maps)
 
         def draw(name: str) -> tuple[jax.Array, ...]:

@@ -79,3 +79,18 @@ def test_what_a_graph_selects():
     varying = vectors - vectors.mean(1, keepdims=True)
     share = np.square(varying).sum() / np.square(vectors).sum()
     np.testing.assert_allclose(found["full"]["share of the pair"], share, rtol=1e-3)
+
+
+def test_alignments_rerank_the_same_lists(tmp_path, capsys):
+    arguments = [
+        *("--seeds=1", "--people=2000", "--groups=2", "--test_groups=1"),
+        *("--first_steps=2", "--steps=2", "--top_k=5", "--variants=ones"),
+        f"--workdir={tmp_path}",
+    ]
+    look_alikes.main(arguments)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ["none", "ones"]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert all(0 < json.loads(line)["mAP"] <= 100 for line in lines)
+    look_alikes.main(arguments)  # nothing is missing
+    assert capsys.readouterr().out == ""
