@@ -8,9 +8,8 @@ build. The test has other people than the training, each of them a query in turn
 
 With every seed a small ResNet learns individual features. It is then frozen, and each
 alignment learns conditional features from its maps, in the same batches. All of them
-re-rank the same lists, so that mAP differs by the alignment alone; "none" is the lists
-themselves.
-Prints a line of JSON for each; started again, it goes on with what is missing.
+re-rank the same lists ("none"), so that mAP differs by the alignment alone. Prints a
+line of JSON for each; started again, it goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ from reid_jax import experiment
 from reid_jax.layers.pair_graph import PairGraph
 from reid_jax.models.cacenet import Method
 from reid_jax.retrieval.distances import euclidean
-from reid_jax.retrieval.ranking import Labels, Ranker
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.ranking import Ranker
 from reid_jax.retrieval.rescoring import candidates
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ import numpy as np
 from benchmarks import look_alikes, pair_scoring, pair_training
 from data_pipelines.synthetic import identity, seeds
 from tests.layers.test_pair_graph import VARIANTS, images, nodes_of, weights_of
+from tests.models.test_cacenet import Patches
 
 SMALL = ["--grid=3x2", "--width=1"]
 
@@ -81,7 +82,13 @@ def test_what_a_graph_selects():
     np.testing.assert_allclose(found["full"]["share of the pair"], share, rtol=1e-3)
 
 
-def test_alignments_rerank_the_same_lists(tmp_path, capsys):
+def test_alignments_rerank_the_same_lists(tmp_path, capsys, monkeypatch):
+    def build(fields, train, build=look_alikes.build):
+        method = build(fields, train)
+        method.module = method.module.clone(backbone=Patches())
+        return method
+
+    monkeypatch.setattr(look_alikes, "build", build)
     arguments = [
         *("--seeds=1", "--people=2000", "--groups=2", "--test_groups=1"),
         *("--first_steps=2", "--steps=2", "--top_k=5", "--variants=ones"),
