@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ones": {"start": "ones"},
     "normal": {"start": "normal"},
     "centred": {"centred": True},
-    "threshold": {"threshold": 0.8},
+    "threshold": {"threshold": 0.3},
 }
 """Fields of `config.model` by name; from "ones" on, correspondence attention."""
 

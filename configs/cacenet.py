@@ -50,7 +50,7 @@ ROWS: common.Rows = {
     "attention-ones": {"model.start": "ones"},
     "attention-normal": {"model.start": "normal"},
     "attention-centred": {"model.centred": True},
-    "attention-threshold": {"model.threshold": 0.8},
+    "attention-threshold": {"model.threshold": 0.3},
     "rerank-cosine": {"model.pair_metric": "cosine"},
     "rerank-euclidean": {"model.pair_metric": "euclidean"},
 }
