@@ -53,8 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ALIKE, CAMERAS, SHOTS = 5, 4, 2
 """People of a group; cameras, and pictures of each person from each of them."""
 
-IDENTITIES, IMAGES, RATE = 8, 4, 2e-3
-"""Of a batch; of AdamW, after an eighth of the steps and before a cosine."""
+IDENTITIES, IMAGES, RATE, WARMUP = 8, 4, 2e-3, 20
+"""Of a batch; of AdamW, with steps of warm-up before its cosine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,8 @@ class Learner:
     """AdamW on an objective (params, rest, *batch) -> (loss, new rest)."""
 
     def __init__(self, objective: Callable[..., tuple[jax.Array, Any]], steps: int):
-        rate = optax.warmup_cosine_decay_schedule(0, RATE, steps // 8, steps)
+        warmup = min(WARMUP, steps // 2)
+        rate = optax.warmup_cosine_decay_schedule(0, RATE, warmup, steps)
         self._optimizer, self._steps = optax.adamw(rate, weight_decay=0.05), steps
 
         @jax.jit
