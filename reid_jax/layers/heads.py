@@ -19,10 +19,12 @@ class BNNeck(nn.Module):
     Attributes:
       num_classes: training identities.
       bn_groups: see `BatchNorm.groups`.
+      use_bias: whether the classifier has one, after all.
     """
 
     num_classes: int
     bn_groups: int = 1
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -38,7 +40,7 @@ class BNNeck(nn.Module):
         after = norm(before, train=train)
         logits = nn.Dense(
             self.num_classes,
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_init=nn.initializers.normal(0.001),
             name="classifier",
         )(after)

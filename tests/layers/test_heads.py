@@ -43,3 +43,16 @@ def test_dropout_stands_behind_a_relu_and_only_in_training():
     ratios = np.asarray(kept)[positive > 0] / positive[positive > 0]
     assert {*np.unique(ratios.round(3)).tolist()} == {0.0, 2.0}
     assert abs((ratios > 0).mean() - 0.5) < 0.1
+
+
+def test_bnneck_with_a_bias():
+    head = BNNeck(4, use_bias=True)
+    features = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    variables = jax.tree.map(
+        lambda leaf: leaf + 2, head.init(jax.random.key(0), features, train=False)
+    )
+    outputs = head.apply(variables, features, train=False)
+    classifier = variables["params"]["classifier"]
+    expected = outputs["after"] @ classifier["kernel"] + classifier["bias"]
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-5)
+    assert (classifier["bias"] == 2).all()
