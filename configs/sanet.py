@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data_pipelines.part_labels.groupings import group_names, grouping
+from reid_jax.models.sanet import Options
 
 GROUPINGS = {"pifpaf": "four_v", "hpnet": "four_hpnet", "parts": "four_v"}
 """Kind of part labels: how they make up head, upper body, lower body and feet."""
@@ -44,7 +45,8 @@ ROWS: common.Rows = {
     "table4-7-layers": {"model.layers": 7},
     "table4-1x1": {"model.operation": 1},
     "table4-5x5": {"model.operation": 5},
-    # In no table: enhancement without the global branch.
+    # In no table: gates that see scale; enhancement without the global branch.
+    "gate-norm": {"model.gate_norm": True},
     "local-fixed": {"model.enhancement": "fixed", "model.global_branch": False},
     "local-adaptive": {"model.global_branch": False},
 }
@@ -78,8 +80,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if config.data.dataset == "market1501":
         config.evaluate_on = PARTIAL
     config.evaluation.every_epochs = 30.0
+    config.model = common.model(Options)
     _set_labels(config, arguments)
-    _set_model(config.model)
     _set_optimizer(config.stages.train)
     if arguments["demo"]:
         _shrink(config)
@@ -96,44 +98,6 @@ def _set_labels(config: ConfigDict, arguments: dict[str, Any]) -> None:
     model.part_kind = kind
     model.part_groups = tuple(tuple(sorted(classes)) for classes in groups)
     model.part_names = group_names(GROUPINGS[kind], kind)
-
-
-def _set_model(model: ConfigDict) -> None:
-    # "adaptive" (AFE), "fixed" (all paths active) or "none".
-    model.enhancement = "adaptive"
-    model.layers = 5
-    model.operation = 3
-    model.enhancement_width = 256
-    # Of the gates' Gumbel-softmax in training; soft samples, or one-hot ones with the
-    # gradient of the soft.
-    model.temperature = 1.0
-    model.straight_through = False
-    model.global_branch = True
-    model.mask_width = 256
-    # HPNet's choices are True, "visible" and "joint"; see the method's docstring.
-    model.binary_mask = False
-    model.identity = "all"
-    model.triplet = "branch"
-    model.triplet_weight = 0.1
-    model.margin = 0.3
-    model.label_smoothing = 0.0
-    model.focal_gamma = 2.0
-    model.focal_alpha = 0.25
-    model.blocks = (3, 4, 6, 3)
-    model.width = 64
-    model.last_stride = 1
-    model.ibn = False
-    # Test features from after or before the normalisation.
-    model.feature = "after"
-    # 2 reproduces what two GPUs' separate batch statistics and mining saw.
-    model.bn_groups = 1
-    model.mining_groups = 1
-    model.mean = (0.485, 0.456, 0.406)
-    model.std = (0.229, 0.224, 0.225)
-    model.dtype = "float32"
-    # Whether blocks of the backbone are computed again for their gradients: less
-    # memory on accelerators, about a third more arithmetic.
-    model.remat = False
 
 
 def _set_optimizer(train: ConfigDict) -> None:
@@ -161,7 +125,7 @@ def _shrink(config: ConfigDict) -> None:
     train.optimizer.learning_rate = 3e-3
     # Masks start at 1/2 everywhere, and a head is no wider than a place of the map.
     train.optimizer.groups = {
-        "masks": {"pattern": r"branch\d+/mask_", "learning_rate": 4.0}
+        "masks": {"pattern": r"branch\d+/mask/", "learning_rate": 4.0}
     }
     model = config.model
     model.blocks = (1, 1, 1, 1)

@@ -77,11 +77,23 @@ class Drawing:
         self._lists("ranking_pairs.png", lists, rows, title)
 
     def method(self, method: Method, variables: Variables) -> None:
-        """The pictures that are particular to the method, over some queries."""
-        indices = spread(np.arange(len(self.query)), PICTURED_MAPS)
-        batch = loader.image_batch(
-            self.query, indices, image_size=self.image_size, with_parts=True
-        )
+        """The pictures particular to the method, over some queries and gallery images.
+
+        Of the two, one may be occluded or partial where the other is whole.
+        """
+        batches = [
+            loader.image_batch(
+                split,
+                spread(np.arange(len(split)), PICTURED_MAPS // 2),
+                image_size=self.image_size,
+                with_parts=True,
+            )
+            for split in (self.query, self.gallery)
+        ]
+        batch = {
+            name: np.concatenate([part[name] for part in batches])
+            for name in set.intersection(*map(set, batches))
+        }
         for name, item in method.pictures(variables, batch).items():
             title = f"{name.replace('_', ' ')}: {self._heading}"
             path = self.folder / f"{name}.png"

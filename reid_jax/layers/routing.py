@@ -146,6 +146,16 @@ def resized(features: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jax.image.resize(features, shape, "bilinear")
 
 
+def coarseness(activity: jax.Array) -> jax.Array:
+    """Mean scale [B] of the cells that routes pass, by their activity [B, L, S].
+
+    0: all cells at the finest scale.
+    """
+    weights = jnp.nan_to_num(activity)
+    scales = jnp.arange(weights.shape[2])
+    return (weights * scales).sum((1, 2)) / weights.sum((1, 2))
+
+
 def table(
     values: Mapping[tuple[int, ...], jax.Array], shape: tuple[int, ...]
 ) -> jax.Array:

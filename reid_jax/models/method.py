@@ -76,11 +76,13 @@ class Routes:
       paths: float [B, L - 1, S, S], weight of the path from a layer's scale to the
         next layer's scale; NaN where there is no path.
       scales: one caption for each of the S scales.
+      about: what is drawn: a line under the title.
     """
 
     activity: jax.Array
     paths: jax.Array
     scales: tuple[str, ...]
+    about: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,17 +7,19 @@ Alignment with Multi-Task Learning for Occluded Person Re-Identification", ICME 
 and on dynamic routing (Li et al., CVPR 2020).
 
 Implemented: adaptive feature enhancement, AFE (section 3.1), multi-branch feature
-extension, MFE (3.2), training and test (3.3), and every row of Tables 3 and 4:
+extension, MFE (3.2), training and test (3.3), Figure 4 (4.5), and every row of Tables 3
+and 4, by `row=` of the config; SANet itself is the defaults:
 
-  row                        fields
-  HPNet                      enhancement="none", global_branch=False
-  + Global Branch            enhancement="none"
-  + Fixed FE                 enhancement="fixed"
-  SANet                      the defaults
-  Table 4, layer number      layers=3, 5, 7
-  Table 4, cell operation    operation=1, 3, 5
+  row                fields
+  table3-hpnet       enhancement="none", global_branch=False
+  table3-global      enhancement="none"
+  table3-fixed       enhancement="fixed"
+  table4-3-layers    layers=3
+  table4-7-layers    layers=7
+  table4-1x1         operation=1
+  table4-5x5         operation=5
 
-Deviations from the text, and what it leaves open:
+Deviations from the text, and what it leaves open. Section 3.1:
 
 - The width of the grid is not given. A 1x1 convolution with batch normalisation takes
   the 1024 channels to `enhancement_width`, the same at all scales; another takes them
@@ -34,28 +36,53 @@ Deviations from the text, and what it leaves open:
   A layer's activities sum to 1; with one-hot gates one cell of it is active, as in
   Figure 4 (a). The activity also weights the cell's batch statistics: a zeroed input
   alone would not silence it, since the normalisation's bias makes something of nothing.
+- Eq. 1 is the default, but its gates do not see scale: the maximum over places is a
+  number that images share, its differences between exits outgrow the Gumbel noise, and
+  soon one route serves all. `gate_norm` (`row=gate-norm`) normalises the result of
+  MaxPool over the batch, each exit by itself, before GS; dynamic routing's gate has a
+  batch normalisation, too. On a small task it lets routes follow the scale, as
+  `benchmarks/gates.py` measures.
 - The Gumbel-softmax has temperature 1; its samples are soft in training, as Eqs 1 to 3
   read, or one-hot with `straight_through`.
 - "Fixed FE": all gates are constant, 1 / number of exits, in training and at test.
+
+Section 3.2:
+
+- "The global branch is utilized as a residual path" says no more here than that it is
+  a fifth branch, with the union of the parts as its label.
+- The part labels' source, [12], is OpenPifPaf in the list of references and dynamic
+  routing in the introduction: `labels=` of the config takes PifPaf's or HPNet's.
+- The two convolutions of a segmentation head are HPNet's: 3x3 to `mask_width` channels,
+  with batch normalisation and ReLU, and 1x1 to the logit of the mask.
 - Eq. 4 multiplies by the mask as it is; `binary_mask` is HPNet's, without gradient.
 - Heads as HPNet's: batch normalisation without bias, then a linear classifier. The
   triplet loss sees features before, identity loss and test (`feature`) after it.
+
+Section 3.3:
+
 - Eq. 6 has a triplet loss per branch. Images in which the branch is not visible are no
   anchors, positives or negatives: Eq. 7 would not compare them. `triplet="joint"` is
   HPNet's single one, on the distance of Eq. 7.
 - Eq. 6 has the identity loss of every image in every branch; `identity="visible"` is
   HPNet's, of images in which the branch is visible.
 - Focal loss with HPNet's gamma, alpha and division by the number of positive places.
+  DS takes the label at the centre of a place. Unlabelled places do not count.
 - Features are scaled to unit length before Eq. 7, so that no branch outweighs others.
   Images without a common visible branch have a distance of 2, the most there is.
-- The label of the whole body is the union of its parts'. Unlabelled places do not
-  count.
+
+Section 4:
+
+- Momentum, weight decay, margin and "color improvement" are HPNet's, and the rate falls
+  at the same share of the epochs. HPNet's first epochs of parsing alone, if "before the
+  training stage" means them, its alternate steps and its COCO batches are left out.
 - The batch is normalised as one; the paper's two GPUs are `bn_groups=2` and
   `mining_groups=2`.
+- Figure 4 (b) compares two models; here it is one, before and after AFE.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -64,10 +91,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import rankdata
 
 from reid_jax.backbones.resnet import ResNet, Stage, conv
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.group_labels import group_masks, label_tables
+from reid_jax.layers.heads import BNNeck
 from reid_jax.layers.heat_maps import activation, relative
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
@@ -75,6 +104,7 @@ from reid_jax.layers.pooling import weighted_max
 from reid_jax.layers.routing import (
     Grid,
     choice,
+    coarseness,
     gumbel_softmax,
     resized,
     run_if_active,
@@ -82,6 +112,7 @@ from reid_jax.layers.routing import (
     sizes_of_scales,
     table,
 )
+from reid_jax.layers.segmentation import MaskHead
 from reid_jax.losses.focal import focal_loss
 from reid_jax.losses.identity import accuracy, cross_entropies
 from reid_jax.losses.visible_triplet import visible_triplet
@@ -100,6 +131,108 @@ PART_NAMES = ("head", "upper body", "lower body", "feet")
 """Section 3.2's parts in the library's own classes."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Fields of `config.model`, in the order of the paper; defaults are its setting.
+
+    Raises:
+      UserError: for values and combinations that have no meaning.
+    """
+
+    # AFE: "adaptive", "fixed" (all paths active) or "none".
+    enhancement: str = "adaptive"
+    # Layers of cells; side of the kernel of their base operation; their channels.
+    layers: int = 5
+    operation: int = 3
+    enhancement_width: int = 256
+    # Of the gates' Gumbel-softmax in training: soft samples, or one-hot ones with the
+    # gradient of the soft.
+    temperature: float = 1.0
+    straight_through: bool = False
+    # Batch normalisation of the gates' logits before it, see the header.
+    gate_norm: bool = False
+
+    # MFE: whether there is a branch for the whole body beside those of the parts.
+    global_branch: bool = True
+    # Part classes of each part, of which the first that names a class has it; captions;
+    # and the kind of labels that the classes are of: "parts", "pifpaf" or "hpnet".
+    part_groups: Sequence[Sequence[int]] = PART_GROUPS
+    part_names: Sequence[str] = PART_NAMES
+    part_kind: str = "parts"
+    # Channels between the two convolutions of a segmentation head.
+    mask_width: int = 256
+    # Pool the features where the mask is greater than 1/2 (HPNet), instead of their
+    # product with it.
+    binary_mask: bool = False
+
+    # A branch's identity loss is of "all" images, or of "visible" ones (HPNet).
+    identity: str = "all"
+    label_smoothing: float = 0.0
+    # A triplet loss per "branch", or one "joint" one on Eq. 7's distance (HPNet).
+    triplet: str = "branch"
+    triplet_weight: float = 0.1
+    margin: float = 0.3
+    focal_gamma: float = 2.0
+    focal_alpha: float = 0.25
+    # The feature to test with: "after" or "before" the normalisation.
+    feature: str = "after"
+
+    # The ResNet, whose fourth stage each branch has; see there.
+    blocks: Sequence[int] = (3, 4, 6, 3)
+    width: int = 64
+    last_stride: int = 1
+    ibn: bool = False
+    # Statistics and triplet mining per group of rows, as on that many GPUs.
+    bn_groups: int = 1
+    mining_groups: int = 1
+    # Of the channels, in units of the full range.
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    # "float32" or "bfloat16", of the convolutions.
+    dtype: str = "float32"
+    # Whether the ResNet's blocks are computed again for their gradients: less memory
+    # on accelerators, about a third more arithmetic.
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(
+            enhancement=(self.enhancement, ("adaptive", "fixed", "none")),
+            identity=(self.identity, ("all", "visible")),
+            triplet=(self.triplet, ("branch", "joint")),
+            feature=(self.feature, ("after", "before")),
+        )
+        if self.enhancement != "none" and self.layers < 2:
+            raise UserError(
+                f"layers={self.layers}: at least 2, as routes lead from layer to layer"
+            )
+        if self.operation < 1 or self.operation % 2 == 0:
+            raise UserError(f"operation={self.operation}: give an odd side of a kernel")
+        for name in ("enhancement_width", "mask_width", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature} must be more than 0")
+        if len(self.blocks) != 4:
+            raise UserError(
+                f"blocks={tuple(self.blocks)}: give four stages' bottlenecks"
+            )
+        if len(self.part_names) != len(self.part_groups):
+            raise UserError(
+                f"part_names={tuple(self.part_names)} names {len(self.part_names)} "
+                f"parts, but part_groups has {len(self.part_groups)}"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """Of the cells."""
+        return Grid(self.layers, len(SCALES))
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """The parts, and the whole body where there is a branch for it."""
+        return (*self.part_names, *["whole body"] * self.global_branch)
+
+
 # 3.1. Adaptive feature extraction module.
 
 
@@ -108,20 +241,12 @@ class Cell(nn.Module):
 
     Attributes:
       exits: number of scale transformations to choose from; 0 in the last layer.
-      operation: side of the base operation's kernel.
-      adaptive: whether the gate chooses; otherwise all exits have the same score.
-      temperature, straight_through: of the gate's samples in training.
-      bn_groups: see `BatchNorm.groups`.
-      dtype: of the operation.
+      decide: makes the scores of the logits [B, exits] in test mode.
     """
 
+    options: Options
     exits: int
-    operation: int = 3
-    adaptive: bool = True
-    temperature: float = 1.0
-    straight_through: bool = False
-    bn_groups: int = 1
-    dtype: Any = jnp.float32
+    decide: Callable[[jax.Array], jax.Array] = choice
 
     @nn.compact
     def __call__(
@@ -133,47 +258,57 @@ class Cell(nn.Module):
           the refined features [B, h, w, C], and the scores of the exits
           [B, exits], float32.
         """
-        width, size = features.shape[-1], self.operation
-        operation = conv(width, size, dtype=self.dtype, name="operation")
-        norm = BatchNorm(self.bn_groups, name="norm")
+        options, width = self.options, features.shape[-1]
+        alpha = self._gate(features, activity, train)
+        operation = conv(
+            width, options.operation, dtype=jnp.dtype(options.dtype), name="operation"
+        )
+        norm = BatchNorm(options.bn_groups, name="norm")
         refined = norm(operation(features), train=train, weights=activity)  # Eq. 2
-        return jax.nn.relu(refined), self._gate(features, train)
+        return jax.nn.relu(refined), alpha
 
-    def _gate(self, features: jax.Array, train: bool) -> jax.Array:
+    def _gate(self, features: jax.Array, activity: jax.Array, train: bool) -> jax.Array:
         """Eq. 1."""
-        if not self.adaptive or not self.exits:
+        options = self.options
+        if options.enhancement == "fixed" or not self.exits:
             shape = (features.shape[0], self.exits)
             return jnp.full(shape, 1 / max(self.exits, 1))
-        gate = nn.Conv(self.exits, (1, 1), dtype=jnp.float32, name="gate")
-        logits = gate(features).max((1, 2))
+        logits = self._logits(features, activity, train)
         if not train:  # section 3.3: the path with the greatest probability
-            return choice(logits)
+            return self.decide(logits)
         return gumbel_softmax(
             self.make_rng("gumbel"),
             logits,
-            temperature=self.temperature,
-            straight_through=self.straight_through,
+            temperature=options.temperature,
+            straight_through=options.straight_through,
         )
+
+    def _logits(
+        self, features: jax.Array, activity: jax.Array, train: bool
+    ) -> jax.Array:
+        """MaxPool(G(w, f)) [B, exits]."""
+        gate = nn.Conv(self.exits, (1, 1), dtype=jnp.float32, name="gate")
+        logits = self._pooled(gate(features))
+        if not self.options.gate_norm:
+            return logits
+        norm = BatchNorm(self.options.bn_groups, name="gate_norm")
+        return norm(logits, train=train, weights=activity)
+
+    def _pooled(self, maps: jax.Array) -> jax.Array:
+        return maps.max((1, 2))
 
 
 class Enhancement(nn.Module):
     """The grid of cells, Figure 3 (a), as a residual block.
 
     Attributes:
-      grid: its layers and scales.
-      cell: makes a cell, given its number of exits and its name.
-      width: channels within the grid.
-      bn_groups: see `BatchNorm.groups`.
-      dtype: of the convolutions.
       skip: leave cells out that a single image's route does not pass, in test mode.
+      cell: makes a cell of options, number of exits and name.
     """
 
-    grid: Grid
-    cell: Callable[..., Cell] = Cell
-    width: int = 256
-    bn_groups: int = 1
-    dtype: Any = jnp.float32
+    options: Options
     skip: bool = True
+    cell: Callable[..., Cell] = Cell
 
     @nn.compact
     def __call__(
@@ -186,54 +321,63 @@ class Enhancement(nn.Module):
           and `paths` [B, L - 1, S, S] from scale to scale, float32, NaN where there
           is no cell or path.
         """
-        grid, (rows, *size, channels) = self.grid, maps.shape
-        idle = self.skip and not train and not self.is_initializing()
-        run = partial(run_if_active, skip=idle)
+        grid, (rows, *size, channels) = self.options.grid, maps.shape
         sizes = sizes_of_scales(tuple(size), grid.scales)
+        single = self.options.enhancement == "adaptive" and self.skip and not train
+        run = partial(run_if_active, skip=single and not self.is_initializing())
+        forward = partial(Cell.__call__, train=train)
         # By layer and scale; sums of what comes in, so they start at zero.
-        arriving, activity = defaultdict(int), defaultdict(int)
+        arriving, activity, paths = defaultdict(int), defaultdict(int), {}
         arriving[0, 0], activity[0, 0] = self._reduced(maps, train), jnp.ones(rows)
-        paths, last, total = {}, grid.layers - 1, 0
+        total = 0
         for layer, scale in grid.places():
-            share = activity[layer, scale]
-            exits = grid.exits(layer, scale)
-            cell = self.cell(len(exits), name=f"cell{layer + 1}_{scale + 1}")
-            forward = partial(Cell.__call__, train=train)
-            features = arriving[layer, scale]  # f^L
-            refined, alpha = run(cell, share, forward, features, share)
+            share, exits = activity[layer, scale], grid.exits(layer, scale)
+            name = f"{layer + 1}_{scale + 1}"
+            cell = self.cell(self.options, len(exits), name=f"cell{name}")
+            refined, alpha = run(cell, share, forward, arriving[layer, scale], share)
             for index, target in enumerate(exits):
                 path = paths[layer, scale, target] = share * alpha[:, index]
                 if target > scale:
-                    down = self._down(f"down{layer + 1}_{scale + 1}")
+                    down = self._convolution(3, f"down{name}", stride=2)
                     moved = run(down, path, nn.Conv.__call__, refined)
                 else:  # keep or up
                     moved = resized(refined, sizes[target])
                 arriving[layer + 1, target] += scaled(moved, path)  # Eq. 3
                 activity[layer + 1, target] += path
-            if layer == last:
+            if not exits:  # the last layer
                 total += resized(scaled(refined, share), sizes[0])
-        zeros = nn.initializers.zeros
-        expand = nn.Conv(
-            channels,
-            (1, 1),
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=zeros,
-            name="expand",
-        )
-        scales = grid.scales
-        return maps + expand(total), {
-            "activity": table(activity, (rows, grid.layers, scales)),
-            "paths": table(paths, (rows, last, scales, scales)),
+        layers, scales = grid.layers, grid.scales
+        return maps + self._expanded(total, channels), {
+            "activity": table(activity, (rows, layers, scales)),
+            "paths": table(paths, (rows, layers - 1, scales, scales)),
         }
 
     def _reduced(self, maps: jax.Array, train: bool) -> jax.Array:
-        reduced = conv(self.width, 1, dtype=self.dtype, name="reduce")(maps)
-        norm = BatchNorm(self.bn_groups, name="reduce_bn")
+        """To the channels of the cells."""
+        reduced = self._convolution(1, "reduce")(maps)
+        norm = BatchNorm(self.options.bn_groups, name="reduce_bn")
         return jax.nn.relu(norm(reduced, train=train))
 
-    def _down(self, name: str) -> nn.Conv:
-        return conv(self.width, 3, stride=2, dtype=self.dtype, name=name)
+    def _expanded(self, total: jax.Array, channels: int) -> jax.Array:
+        """Back from them; zero at first."""
+        return nn.Conv(
+            channels,
+            (1, 1),
+            use_bias=False,
+            dtype=jnp.dtype(self.options.dtype),
+            kernel_init=nn.initializers.zeros,
+            name="expand",
+        )(total)
+
+    def _convolution(self, side: int, name: str, stride: int = 1) -> nn.Conv:
+        options = self.options
+        return conv(
+            options.enhancement_width,
+            side,
+            stride=stride,
+            dtype=jnp.dtype(options.dtype),
+            name=name,
+        )
 
 
 # 3.2. Multi-branch feature extension module.
@@ -243,17 +387,11 @@ class Branch(nn.Module):
     """A fourth stage with the mask, feature, visibility and identity of one part.
 
     Attributes:
-      stage: makes the fourth stage, given its name.
       num_classes: training identities.
-      mask_width: channels between the two convolutions of the segmentation head.
-      binary_mask, bn_groups: as of `Method`.
     """
 
-    stage: Callable[..., Stage]
+    options: Options
     num_classes: int
-    mask_width: int
-    binary_mask: bool
-    bn_groups: int
 
     @nn.compact
     def __call__(self, maps: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -264,56 +402,48 @@ class Branch(nn.Module):
           before and after the normalisation; logits [B, num_classes]; activation
           [B, h', w'], the norm of the masked features. float32.
         """
-        maps = self.stage(name="stage")(maps, train=train)
-        mask_logits = self._segment(maps, train)
+        options = self.options
+        maps = self._stage()(maps, train=train)
+        segment = MaskHead(options.mask_width, options.bn_groups, name="mask")
+        mask_logits = segment(maps, train=train)
         mask = jax.nn.sigmoid(mask_logits)
+        weight = mask > VISIBLE if options.binary_mask else mask
+        feature = weighted_max(maps, weight[..., None])[:, 0]  # Eq. 4
         visible = (mask > VISIBLE).any((1, 2))  # Eq. 5
-        weight = mask > VISIBLE if self.binary_mask else mask
-        before = weighted_max(maps, weight[..., None])[:, 0]  # Eq. 4
-        norm = BatchNorm(self.bn_groups, use_bias=False, name="bn")
-        after = norm(before, train=train)
-        classifier = nn.Dense(
-            self.num_classes,
-            kernel_init=nn.initializers.normal(0.001),
-            name="classifier",
-        )
+        head = BNNeck(self.num_classes, options.bn_groups, use_bias=True, name="head")
         return {
             "mask_logits": mask_logits,
             "visible": visible,
-            "before": before,
-            "after": after,
-            "logits": classifier(after),
+            **head(feature, train=train),
             "activation": weight * activation(maps),
         }
 
-    def _segment(self, maps: jax.Array, train: bool) -> jax.Array:
-        """The segmentation head: two convolutions."""
-        layer = partial(
-            nn.Conv, dtype=maps.dtype, kernel_init=nn.initializers.normal(0.001)
+    def _stage(self) -> Stage:
+        options = self.options
+        return Stage(
+            blocks=options.blocks[3],
+            width=8 * options.width,
+            stride=options.last_stride,
+            bn_groups=options.bn_groups,
+            dtype=options.dtype,
+            remat=options.remat,
+            name="stage",
         )
-        hidden = layer(
-            self.mask_width, (3, 3), padding=1, use_bias=False, name="mask_conv1"
-        )(maps)
-        norm = BatchNorm(self.bn_groups, name="mask_bn")
-        hidden = jax.nn.relu(norm(hidden, train=train))
-        logits = layer(1, (1, 1), name="mask_conv2")(hidden)
-        return logits[..., 0].astype(jnp.float32)
 
 
 class Network(nn.Module):
-    """ResNet with AFE between its third and fourth stage, and MFE.
+    """ResNet with AFE between its third and fourth stage, and MFE (Figure 2).
 
     Attributes:
       backbone: the first three stages.
       enhancement: AFE, or None.
-      branch: makes a branch, given its name.
-      branches: their number.
+      num_classes: training identities.
     """
 
     backbone: ResNet
     enhancement: Enhancement | None
-    branch: Callable[..., Branch]
-    branches: int
+    options: Options
+    num_classes: int
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, Any]:
@@ -329,8 +459,10 @@ class Network(nn.Module):
         if self.enhancement is not None:
             enhanced, routes = self.enhancement(third, train=train)
         outputs = [
-            self.branch(name=f"branch{index}")(enhanced, train=train)
-            for index in range(self.branches)
+            Branch(self.options, self.num_classes, name=f"branch{index}")(
+                enhanced, train=train
+            )
+            for index in range(len(self.options.branch_names))
         ]
         joined = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *outputs)
         return {**joined, "third": third, "enhanced": enhanced, "routes": routes}
@@ -341,152 +473,37 @@ class Method(method.Method):
 
     Args:
       num_classes: training identities.
-      image_size: height and width.
-      enhancement: "adaptive" (AFE), "fixed" (all paths active) or "none".
-      layers, operation: layers of cells; side of their kernels.
-      enhancement_width: channels of the cells.
-      temperature, straight_through: of the Gumbel-softmax in training.
-      global_branch: a branch for the whole body beside those of the parts.
-      part_groups: part classes of each part; the first that names a class has it.
-      part_names: captions of the parts.
-      part_kind: the kind of labels that the classes are of: "parts", "pifpaf" or
-        "hpnet".
-      mask_width: channels within the segmentation heads.
-      binary_mask: pool the features where the mask is greater than 1/2, instead of
-        their product with it.
-      blocks, width, last_stride, ibn: of the ResNet, whose fourth stage each branch
-        has; see there.
-      identity: "all" images, or "visible" ones, count in a branch's identity loss.
-      label_smoothing: of the identity loss.
-      triplet: one per "branch", or one "joint" triplet loss on Eq. 7's distance.
-      triplet_weight, margin: of it.
-      focal_gamma, focal_alpha: of the parsing loss.
-      feature: the feature to test with: "after" or "before" the normalisation.
-      bn_groups, mining_groups: statistics and mining per group of rows, as on that
-        many GPUs.
-      mean, std: of the channels, in units of the full range.
-      dtype: "float32" or "bfloat16", of the convolutions.
-      remat: compute the ResNet's blocks, in all four stages, again for their gradients.
+      image_size: height and width; the network takes any.
+      **fields: of `Options`.
     """
 
     train_inputs = ("parts",)
 
     def __init__(
-        self,
-        num_classes: int,
-        image_size: tuple[int, int] = (384, 128),
-        *,
-        enhancement: str = "adaptive",
-        layers: int = 5,
-        operation: int = 3,
-        enhancement_width: int = 256,
-        temperature: float = 1.0,
-        straight_through: bool = False,
-        global_branch: bool = True,
-        part_groups: Sequence[Sequence[int]] = PART_GROUPS,
-        part_names: Sequence[str] = PART_NAMES,
-        part_kind: str = "parts",
-        mask_width: int = 256,
-        binary_mask: bool = False,
-        blocks: Sequence[int] = (3, 4, 6, 3),
-        width: int = 64,
-        last_stride: int = 1,
-        ibn: bool = False,
-        identity: str = "all",
-        label_smoothing: float = 0.0,
-        triplet: str = "branch",
-        triplet_weight: float = 0.1,
-        margin: float = 0.3,
-        focal_gamma: float = 2.0,
-        focal_alpha: float = 0.25,
-        feature: str = "after",
-        bn_groups: int = 1,
-        mining_groups: int = 1,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        dtype: str = "float32",
-        remat: bool = False,
+        self, num_classes: int, image_size: tuple[int, int] = (384, 128), **fields: Any
     ):
         del image_size
-        check_choices(
-            enhancement=(enhancement, ("adaptive", "fixed", "none")),
-            identity=(identity, ("all", "visible")),
-            triplet=(triplet, ("branch", "joint")),
-            feature=(feature, ("after", "before")),
-        )
-        if operation < 1 or operation % 2 == 0:
-            raise UserError(f"operation={operation}: give an odd side of a kernel")
-        if not temperature > 0:
-            raise UserError(f"temperature={temperature} must be more than 0")
-        if len(blocks) != 4:
-            raise UserError(f"blocks={tuple(blocks)}: give four stages' bottlenecks")
-        self.part_groups = tuple(map(tuple, part_groups))
-        self.part_kind = part_kind
-        self.tables = label_tables(self.part_groups)
-        if len(part_names) != len(self.part_groups):
-            raise UserError(
-                f"part_names={tuple(part_names)} names {len(part_names)} parts, but "
-                f"part_groups has {len(self.part_groups)}"
-            )
-        self.branch_names = (*part_names, "whole body")[
-            : len(self.part_groups) + global_branch
-        ]
-        self.visibility_titles = self.branch_names
-        common = {"bn_groups": bn_groups, "dtype": dtype}
+        self.options = options = Options(**fields)
         backbone = ResNet(
-            blocks=tuple(blocks[:3]), width=width, ibn=ibn, remat=remat, **common
+            blocks=tuple(options.blocks[:3]),
+            width=options.width,
+            ibn=options.ibn,
+            bn_groups=options.bn_groups,
+            dtype=options.dtype,
+            remat=options.remat,
         )
-        # Makers, not modules: a module that is handed on is shared by its users.
-        cell = partial(
-            Cell,
-            operation=operation,
-            adaptive=enhancement == "adaptive",
-            temperature=temperature,
-            straight_through=straight_through,
-            **common,
-        )
-        afe = Enhancement(
-            Grid(layers, len(SCALES)),
-            cell,
-            enhancement_width,
-            skip=enhancement == "adaptive",
-            **common,
-        )
-        branch = partial(
-            Branch,
-            partial(
-                Stage,
-                blocks=blocks[3],
-                width=8 * width,
-                stride=last_stride,
-                remat=remat,
-                **common,
-            ),
-            num_classes,
-            mask_width,
-            binary_mask,
-            bn_groups,
-        )
-        self.module = Network(
-            backbone,
-            None if enhancement == "none" else afe,
-            branch,
-            len(self.branch_names),
-        )
+        afe = None if options.enhancement == "none" else Enhancement(options)
+        self.module = Network(backbone, afe, options, num_classes)
+        self.part_kind = options.part_kind
+        self.tables = label_tables(options.part_groups)
+        self.visibility_titles = options.branch_names
         self.pretrained_copies = {
             f"branch{index}/stage/layer4": "backbone/layer4"
-            for index in range(len(self.branch_names))
+            for index in range(len(options.branch_names))
         }
-        self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
-        self.identity = identity
-        self.cross_entropies = partial(cross_entropies, smoothing=label_smoothing)
-        self.triplet = triplet
-        self.triplet_weight = triplet_weight
-        self.visible_triplet = partial(
-            visible_triplet, margin=margin, groups=mining_groups
+        self.standardise = partial(
+            standardise, mean=tuple(options.mean), std=tuple(options.std)
         )
-        self.focal = partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
-        self.feature = feature
 
     def init(self, rng: jax.Array, batch: method.Batch) -> method.Variables:
         """Fresh variables; pretrained stages are loaded over them."""
@@ -525,15 +542,17 @@ class Method(method.Method):
             "accuracy": right.mean(),
             "visible": visible.mean(dtype=jnp.float32),
         }
-        loss = identity + self.triplet_weight * triplet + parsing  # Eq. 6
+        loss = identity + self.options.triplet_weight * triplet + parsing  # Eq. 6
         return loss, metrics, collections
 
     def _identity_loss(
         self, logits: jax.Array, visible: jax.Array, labels: jax.Array
     ) -> jax.Array:
         """Sum over branches, [B, K, num_classes], of the mean over images."""
-        losses = jax.vmap(self.cross_entropies, (1, None), 1)(logits, labels)
-        counts = visible if self.identity == "visible" else jnp.ones_like(visible)
+        each = partial(cross_entropies, smoothing=self.options.label_smoothing)
+        losses = jax.vmap(each, (1, None), 1)(logits, labels)
+        some = self.options.identity == "visible"
+        counts = visible if some else jnp.ones_like(visible)
         means = (losses * counts).sum(0) / jnp.maximum(counts.sum(0), 1)
         return means.sum()
 
@@ -541,17 +560,24 @@ class Method(method.Method):
         self, features: jax.Array, visible: jax.Array, labels: jax.Array
     ) -> jax.Array:
         """Sum over branches, [B, K, D], or the one of their joint distance."""
-        if self.triplet == "joint":
-            return self.visible_triplet(features, visible, labels)
+        options = self.options
+        triplet = partial(
+            visible_triplet, margin=options.margin, groups=options.mining_groups
+        )
+        if options.triplet == "joint":
+            return triplet(features, visible, labels)
         alone = features.swapaxes(0, 1)[:, :, None], visible.T[:, :, None]
-        return jax.vmap(self.visible_triplet, (0, 0, None))(*alone, labels).sum()
+        return jax.vmap(triplet, (0, 0, None))(*alone, labels).sum()
 
     def _parsing_loss(self, mask_logits: jax.Array, parts: jax.Array) -> jax.Array:
         """Sum over branches, [B, K, h, w]; part classes [B, H, W]."""
-        branches, *size = mask_logits.shape[1:]
+        options, (branches, *size) = self.options, mask_logits.shape[1:]
+        focal = partial(
+            focal_loss, gamma=options.focal_gamma, alpha=options.focal_alpha
+        )
         masks, labelled = group_masks(parts, self.tables, size)  # DS(M)
         masks = masks[:, :branches]
-        return jax.vmap(self.focal, (1, 1, None))(mask_logits, masks, labelled).sum()
+        return jax.vmap(focal, (1, 1, None))(mask_logits, masks, labelled).sum()
 
     def embed(
         self,
@@ -564,7 +590,7 @@ class Method(method.Method):
         del camera, parts
         outputs = self._test(variables, images)
         return {
-            "parts": normalise(outputs[self.feature]),
+            "parts": normalise(outputs[self.options.feature]),
             "visibility": outputs["visible"].astype(jnp.float32),
         }
 
@@ -587,18 +613,36 @@ class Method(method.Method):
     ) -> dict[str, method.Maps | method.Routes]:
         """Routes through the grid (a), activation and part masks (b)."""
         outputs = jax.jit(self._test)(variables, batch["image"])
+        names = self.options.branch_names
         masks = jax.nn.sigmoid(outputs["mask_logits"])
         pictures: dict[str, method.Maps | method.Routes] = {
-            "masks": method.Maps(masks, self.branch_names)
+            "masks": method.Maps(masks, names)
         }
         third, enhanced = map(activation, (outputs["third"], outputs["enhanced"]))
         shape = (len(third), masks.shape[1], *third.shape[1:])
-        branches = jax.image.resize(outputs["activation"], shape, "bilinear")
-        maps, titles = [branches], self.branch_names
+        maps = [jax.image.resize(outputs["activation"], shape, "bilinear")]
         if outputs["routes"]:
             maps = [third[:, None], enhanced[:, None], *maps]
-            titles = ("before AFE", "after AFE", *titles)
-            pictures["routes"] = method.Routes(**outputs["routes"], scales=SCALES)
+            names = ("before AFE", "after AFE", *names)
+            pictures["routes"] = self._routes(outputs["routes"], batch.get("parts"))
         values = relative(jnp.concatenate(maps, axis=1))
-        pictures["relative_activation"] = method.Maps(values, titles)
+        pictures["relative_activation"] = method.Maps(values, names)
         return pictures
+
+    def _routes(
+        self, routes: dict[str, jax.Array], parts: jax.Array | None
+    ) -> method.Routes:
+        """With what they have to do with scale, where the labels [B, H, W] tell it.
+
+        The fewer parts are seen, the larger they are: people fill their images.
+        """
+        coarse = coarseness(routes["activity"])
+        about = f"mean scale of the cells {coarse.mean():.2f} (0: all at {SCALES[0]}"
+        about += f", {len(SCALES) - 1}: all at {SCALES[-1]})"
+        if parts is not None:
+            masks, _ = group_masks(parts, self.tables, parts.shape[1:])
+            unseen = (~masks[:, :-1].any((2, 3))).sum(1)
+            correlation = jnp.corrcoef(rankdata(coarse), rankdata(unseen))[0, 1]
+            known = f"{correlation:.2f}" if jnp.isfinite(correlation) else "none"
+            about += f"; rank correlation with enlargement: {known}"
+        return method.Routes(**routes, scales=SCALES, about=about)

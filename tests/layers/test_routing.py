@@ -10,6 +10,7 @@ from reid_jax.errors import UserError
 from reid_jax.layers.routing import (
     Grid,
     choice,
+    coarseness,
     gumbel_softmax,
     resized,
     run_if_active,
@@ -142,3 +143,12 @@ def test_what_is_inactive_is_not_run():
     np.testing.assert_allclose(run(variables, x, half), expected, rtol=1e-6)
     jax.effects_barrier()
     assert len(calls) == 1
+
+
+def test_coarseness_is_the_mean_scale_of_the_cells():
+    nan = np.nan
+    straight = [[1, nan, nan], [1, 0, nan], [1, 0, 0], [1, 0, 0]]
+    down = [[1, nan, nan], [0, 1, nan], [0, 0, 1], [0, 0, 1]]
+    mixed = [[1, nan, nan], [0.5, 0.5, nan], [0.2, 0.3, 0.5], [0, 0.5, 0.5]]
+    found = coarseness(np.array([straight, down, mixed]))
+    np.testing.assert_allclose(found, [0, 5 / 4, (0.5 + 1.3 + 1.5) / 4], rtol=1e-6)

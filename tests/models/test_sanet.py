@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy.stats import spearmanr
 
 from reid_jax import weights
 from reid_jax.backbones.resnet import Stage
 from reid_jax.errors import UserError
 from reid_jax.layers.routing import Grid
 from reid_jax.models import sanet
-from reid_jax.models.sanet import PART_GROUPS, Enhancement
+from reid_jax.models.sanet import PART_GROUPS, Enhancement, Options
 from reid_jax.training import train
 from tests.losses import test_focal, test_identity, test_visible_triplet
 from tests.models.steps import training_step
@@ -46,11 +47,9 @@ def variables_of(method, seed=0):
 LAYERS, ROWS, CHANNELS = 4, 6, 5
 
 
-@functools.cache
 def enhancement(layers=LAYERS, skip=True, **fields):
-    """Cached, as compilations are by module, and no two makers of cells are equal."""
-    cell = functools.partial(sanet.Cell, **fields)
-    return Enhancement(Grid(layers), cell, width=4, skip=skip)
+    options = Options(layers=layers, enhancement_width=4, **fields)
+    return Enhancement(options, skip=skip)
 
 
 def some_maps(rows=ROWS, seed=0):
@@ -113,15 +112,14 @@ def resized(x, size):
 
 
 def normed(x, params, stats, row_weights=None):
-    """[B, h, w, C]; by statistics of weighted rows where weights are given."""
+    """[B, ..., C]; by statistics of weighted rows where weights are given."""
     mean, var = stats["mean"], stats["var"]
     if row_weights is not None:
         flat = x.reshape(-1, x.shape[-1])
         each = np.repeat(row_weights, len(flat) // len(x))
         mean = np.average(flat, axis=0, weights=each)
         var = np.average((flat - mean) ** 2, axis=0, weights=each)
-    x = (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
-    return np.maximum(x, 0)
+    return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
 
 
 def grid_by_loops(maps, variables, alpha, train):
@@ -138,7 +136,7 @@ def grid_by_loops(maps, variables, alpha, train):
         params["reduce_bn"],
         stats["reduce_bn"],
         np.ones(count) if train else None,
-    )
+    ).clip(0)
     arriving, activity = {0: start}, {0: np.ones(count)}
     for layer in range(LAYERS):
         last, total = layer == LAYERS - 1, np.zeros(start.shape)
@@ -152,7 +150,7 @@ def grid_by_loops(maps, variables, alpha, train):
                 cell["norm"],
                 stats[f"cell{layer + 1}_{scale + 1}"]["norm"],
                 share if train else None,
-            )
+            ).clip(0)
             for b in range(count) if last else ():
                 total[b] += share[b] * resized(refined[b], sizes[0])
             if last:
@@ -162,6 +160,11 @@ def grid_by_loops(maps, variables, alpha, train):
             if "gate" in cell:
                 logits = np.array([convolved(x, cell["gate"]["kernel"]) for x in f])
                 logits = (logits + cell["gate"]["bias"]).max((1, 2))
+            if "gate_norm" in cell:
+                of_batch = stats[f"cell{layer + 1}_{scale + 1}"]["gate_norm"]
+                logits = normed(
+                    logits, cell["gate_norm"], of_batch, share if train else None
+                )
             scores = alpha(layer, scale, logits)
             for index, target in enumerate(exits):
                 path = share * scores[:, index]
@@ -190,8 +193,10 @@ def even(layer, scale, logits):
 
 MODES = {
     "arg-max at test": ({}, False, one_hot_of),
-    "fixed at test": ({"adaptive": False, "operation": 1}, False, even),
-    "fixed in training": ({"adaptive": False}, True, even),
+    "normalised gates at test": ({"gate_norm": True}, False, one_hot_of),
+    "normalised gates in training": ({"gate_norm": True}, True, None),
+    "fixed at test": ({"enhancement": "fixed", "operation": 1}, False, even),
+    "fixed in training": ({"enhancement": "fixed"}, True, even),
     "soft in training": ({"temperature": 0.7, "operation": 5}, True, None),
     "one-hot in training": ({"straight_through": True}, True, None),
 }
@@ -208,7 +213,7 @@ def test_enhancement_equals_loops(mode):
     # Other images take other routes through the same program.
     programs = run._cache_size()
     _, other = run(variables, some_maps(seed=1))
-    fixed = not fields.get("adaptive", True)
+    fixed = fields.get("enhancement") == "fixed"
     assert np.array_equal(other["activity"], activity, equal_nan=True) == fixed
     assert run._cache_size() == programs
 
@@ -225,7 +230,7 @@ def test_enhancement_equals_loops(mode):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     # A layer's activities are a distribution, one-hot where a single path is chosen.
     np.testing.assert_allclose(np.nansum(activity, 2), 1, rtol=1e-5)
-    hard = fields.get("straight_through") or alpha is one_hot_of
+    hard = bool(fields.get("straight_through")) or alpha is one_hot_of
     assert hard == (np.nanmax(activity, 2) == 1).all()
     if hard:
         assert len(np.unique(np.nan_to_num(activity).reshape(ROWS, -1), axis=0)) > 1
@@ -330,26 +335,25 @@ def test_gates_learn_through_soft_samples_and_straight_through():
 
 def see_half(branch, mask_logits):
     """Shifts the masks [B, h, w] so that half of the images see the part."""
-    branch["mask_conv2"]["bias"] -= np.median(np.asarray(mask_logits).max((1, 2)))
+    branch["mask"]["conv2"]["bias"] -= np.median(np.asarray(mask_logits).max((1, 2)))
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_mask_pooling_and_visibility_equal_loops(binary):
-    module = sanet.Branch(
-        functools.partial(Stage, blocks=1, width=2), CLASSES, 3, binary, 1
-    )
+    options = Options(**TINY | {"width": 1}, binary_mask=binary)
+    module = sanet.Branch(options, CLASSES)
     maps = np.random.default_rng(0).normal(size=(4, 3, 2, 5)).astype(np.float32)
     variables = random_variables(functools.partial(module.init, train=False), maps)
     run = jax.jit(functools.partial(module.apply, train=False))
     see_half(variables["params"], run(variables, maps)["mask_logits"])
     outputs = run(variables, maps)
     stage = {name: variables[name]["stage"] for name in variables}
-    features = Stage(blocks=1, width=2).apply(stage, maps, train=False)
+    features = Stage(blocks=1, width=8).apply(stage, maps, train=False)
     seen = []
     for image, logits in enumerate(np.asarray(outputs["mask_logits"], np.float64)):
         mask = 1 / (1 + np.exp(-logits))
         seen.append(bool((mask > 0.5).sum() >= 1))  # Eq. 5
-        expected = np.full(8, -np.inf)
+        expected = np.full(32, -np.inf)
         for place in np.ndindex(3, 2):
             weight = float(mask[place] > 0.5) if binary else mask[place]
             product = weight * np.asarray(features[image][place], np.float64)
@@ -418,7 +422,7 @@ def test_objective_is_the_sum_of_its_equations(name):
     rngs = {"gumbel": jax.random.key(1)}
     params = variables["params"]
     see_half(params["branch0"], forward(*given, rngs=rngs)[0]["mask_logits"][:, 0])
-    params["branch1"]["mask_conv2"]["bias"][:] = -9
+    params["branch1"]["mask"]["conv2"]["bias"][:] = -9
     outputs, _ = forward(*given, rngs=rngs)
     objective = functools.partial(
         method.objective, rng=jax.random.key(1), epoch=0.0, stage="train"
@@ -476,7 +480,7 @@ def test_training_step_is_finite(path):
     data = batch()
     data["parts"][data["parts"] == 5] = data["parts"][data["parts"] == 3] = 0
     variables = variables_of(method)
-    variables["params"]["branch1"]["mask_conv2"]["bias"][
+    variables["params"]["branch1"]["mask"]["conv2"]["bias"][
         :
     ] = -9  # a part that is neither there nor seen
     (loss, (_, collections)), gradients = training_step(method)(
@@ -542,7 +546,7 @@ def test_embedding_rows_are_independent_unit_parts(feature):
     method = make(feature=feature)
     variables, images = variables_of(method), batch()["image"]
     for index in range(3):
-        bias = variables["params"][f"branch{index}"]["mask_conv2"]["bias"]
+        bias = variables["params"][f"branch{index}"]["mask"]["conv2"]["bias"]
         bias[:] = (-9, 9, 9)[index]
     embed = jax.jit(method.embed)
     embedding = embed(variables, images)
@@ -624,6 +628,25 @@ def test_pictures():
         assert 0 <= np.min(maps.values) <= np.max(maps.values) <= 1
 
 
+def test_the_caption_of_routes_says_how_they_follow_scale():
+    method, rng = make(**FOUR), np.random.default_rng(0)
+    activity = rng.dirichlet([1, 1, 1], (6, 2)).astype(np.float32)
+    routes = {"activity": activity, "paths": np.zeros((6, 1, 3, 3))}
+    shown = [4, 4, 2, 1, 3, 2]
+    parts = np.zeros((6, 8, 4), np.uint8)
+    for image, count in enumerate(shown):
+        for place, group in enumerate(PART_GROUPS[:count]):
+            parts[image, place] = group[-1]
+    coarse = (activity @ [0, 1, 2]).mean(1)
+    expected = spearmanr(coarse, np.negative(shown)).statistic
+    about = method._routes(routes, parts).about
+    assert f"mean scale of the cells {coarse.mean():.2f} (0: all at 1" in about
+    assert about.endswith(f"rank correlation with enlargement: {expected:.2f}")
+    assert "enlargement" not in method._routes(routes, None).about
+    alike = {**routes, "activity": activity[:1].repeat(6, 0)}
+    assert method._routes(alike, parts).about.endswith("with enlargement: none")
+
+
 def test_pictures_without_enhancement():
     method = make(enhancement="none", global_branch=False)
     pictures = method.pictures(variables_of(method), batch(4))
@@ -640,10 +663,11 @@ def test_pictures_without_enhancement():
         ({"feature": "bn"}, "feature is one of"),
         ({"operation": 4}, "odd side"),
         ({"temperature": 0.0}, "more than 0"),
-        ({"layers": 0}, "no cell"),
+        ({"layers": 1}, "at least 2"),
+        ({"mask_width": 0}, "mask_width=0: at least 1"),
         ({"blocks": (3, 4, 6)}, "four stages"),
         ({"part_names": ("head",)}, "names 1 parts"),
-        ({"part_groups": ()}, "at least one part"),
+        ({"part_groups": (), "part_names": ()}, "at least one part"),
     ],
 )
 def test_mistakes(fields, message):

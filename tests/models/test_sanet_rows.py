@@ -4,12 +4,16 @@
 (Market-1501), cells of 256 channels.
 """
 
+import ast
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import sanet as config_file
 from reid_jax import experiment
+from reid_jax.models import sanet
 from reid_jax.models.method import parameter_count
 
 CLASSES, D, C, W = 751, 2048, 1024, 256
@@ -47,6 +51,7 @@ PARAMETERS = {
     "table4-7-layers": branches(5) + enhancement(cells=18, exits=35, downs=11),
     "table4-1x1": branches(5) + enhancement(**FIVE, kernel=1),
     "table4-5x5": branches(5) + enhancement(**FIVE, kernel=5),
+    "gate-norm": branches(5) + enhancement(**FIVE) + 2 * FIVE["exits"],
     "local-fixed": branches(4) + enhancement(**FIVE, gates=False),
     "local-adaptive": branches(4) + enhancement(**FIVE),
 }
@@ -79,6 +84,25 @@ def test_sizes_of_the_fact_sheet():
 def test_every_row_is_here():
     assert set(PARAMETERS) == {"", *config_file.ROWS}
     assert set(config_file.LADDER) <= set(PARAMETERS)
+
+
+def test_the_header_lists_the_rows_of_the_tables():
+    listed = re.findall(r"^  (table\S+) +(\S.*)$", sanet.__doc__, re.MULTILINE)
+    rows = {
+        name: {field.removeprefix("model."): value for field, value in row.items()}
+        for name, row in config_file.ROWS.items()
+        if name.startswith("table")
+    }
+    calls = {
+        name: ast.parse(f"dict({fields})").body[0].value for name, fields in listed
+    }
+    assert rows == {
+        name: {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        for name, call in calls.items()
+    }
+    assert {*sanet.Options.__dataclass_fields__} >= {
+        f for r in rows.values() for f in r
+    }
 
 
 @pytest.mark.parametrize("row", PARAMETERS)
@@ -147,9 +171,9 @@ def test_labels(arg, kind, head):
     config = config_file.get_config(arg)
     method = experiment.build_method(config, num_classes=3)
     assert method.part_kind == kind
-    assert len(method.part_groups) == 4
-    assert head in method.part_groups[0]
-    assert method.branch_names[0] == "head"
+    assert len(method.options.part_groups) == 4
+    assert head in method.options.part_groups[0]
+    assert method.options.branch_names[0] == "head"
     assert config.evaluate_on == (
         () if "dataset" in arg or arg == "demo" else config_file.PARTIAL
     )
