@@ -14,14 +14,18 @@ routes are (0: all cells at the finest scale; 2: all at the coarsest): by how ma
 the parts the labels show, with Spearman's correlation over all images and its p-value;
 likewise by how much of the picture is person; and for the same images enlarged, which
 leaves the share of each side in the middle that `--keep` names, with the mean change
-and the p-value of a paired t-test. It needs part labels in the test data, as the
-synthetic pedestrians have.
+and the p-value of a paired t-test. As that scale is known, the bits of it that the
+routes hold are printed, too; and rank-1 and mAP with the most probable routes, with the
+sum of all paths by their probabilities, and with routes drawn at random. It needs part
+labels in the test data, as the synthetic pedestrians have.
 
 Lines of JSON.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import statistics
 import sys
@@ -42,8 +46,10 @@ from scipy import stats
 from data_pipelines import loader
 from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
+from reid_jax.layers.routing import choice
 from reid_jax.models.method import Variables
-from reid_jax.models.sanet import SCALES, Method
+from reid_jax.models.sanet import SCALES, Cell, Method
 from reid_jax.runtime import checkpoint, sharding
 
 CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
@@ -96,7 +102,7 @@ def _dense(network: Any) -> Any:
 
 def _biased(variables: Variables, slope: float, method: Method) -> Variables:
     """Variables with gates that prefer going up (negative slope) or down."""
-    grid = method.module.enhancement.grid
+    grid = method.options.grid
     changed = jax.tree.map(lambda x: x, variables)
     for layer in range(grid.layers - 1):
         for scale in grid.cells(layer):
@@ -125,11 +131,12 @@ def routes(config: Any, run: str) -> Iterator[dict[str, Any]]:
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     method, variables = experiment.restore(config, folder, mesh)
     (protocol, *_) = experiment.build_protocols(config)
+    yield from _scores(config, method, variables, protocol)
     chosen, seen, share = _measured(config, method, variables, protocol)
     coarse = chosen.mean(2)
     yield {"images": "all", **_described(chosen[:, 0])}
     for count in np.unique(seen):
-        name = f"{count} of {len(method.part_groups)} parts"
+        name = f"{count} of {len(method.options.part_groups)} parts"
         yield {"images": name, **_described(chosen[seen == count, 0])}
     for name, values in {"parts that show": seen, "share of person": share}.items():
         with warnings.catch_warnings(action="ignore"):  # of constants: there is none
@@ -147,6 +154,55 @@ def routes(config: Any, run: str) -> Iterator[dict[str, Any]]:
             "change": _short(change.mean()),
             "p": _short(stats.ttest_1samp(change, 0).pvalue),
         }
+    levels = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape[:2])
+    known = bits(chosen.reshape(-1, chosen.shape[2]), levels.ravel())
+    yield {
+        "bits of enlargement": _short(known),
+        "of": _short(np.log2(levels.max() + 1)),
+    }
+
+
+def bits(routes: np.ndarray, scales: np.ndarray) -> float:
+    """Mutual information of N routes [N, ...] and scales [N], both discrete."""
+    rows = routes.reshape(len(routes), -1)
+    _, names = np.unique(rows, axis=0, return_inverse=True)
+    joint = np.zeros((names.max() + 1, scales.max() + 1))
+    np.add.at(joint, (names.ravel(), scales), 1 / len(scales))
+    apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    there = joint > 0
+    return float((joint[there] * np.log2(joint[there] / apart[there])).sum())
+
+
+def at_random(seed: int) -> Callable[[jax.Array], jax.Array]:
+    """Scores of one exit each, whatever the logits; every cell draws its own."""
+    key, cells = jax.random.key(seed), itertools.count()
+
+    def decide(logits: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(key, next(cells))
+        return choice(jax.random.gumbel(own, logits.shape))
+
+    return decide
+
+
+def _scores(
+    config: Any, method: Method, variables: Variables, protocol: Any
+) -> Iterator[dict[str, Any]]:
+    """What a protocol's ranking loses by other routes."""
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    soft = partial(_softmax, temperature=method.options.temperature)
+    decisions = {"most probable": choice, "all, weighted": soft, "random": at_random(0)}
+    for name, decide in decisions.items():
+        changed, network = copy.copy(method), method.module
+        afe = network.enhancement.clone(cell=partial(Cell, decide=decide))
+        changed.module = network.clone(enhancement=afe)
+        evaluator = evaluate.Evaluator(config, changed, mesh)
+        entry = evaluator.evaluate(variables, protocol, stage="train", step=0)
+        scores = {key: _short(entry["metrics"][key]) for key in ("rank1", "mAP")}
+        yield {"routes": name, **scores}
+
+
+def _softmax(logits: jax.Array, temperature: float) -> jax.Array:
+    return jax.nn.softmax(logits / temperature)
 
 
 def _described(chosen: np.ndarray) -> dict[str, Any]:
@@ -190,7 +246,9 @@ def _measured(
                 image_size=experiment.image_size(config),
                 with_parts=True,
             )
-            masks = [np.isin(batch["parts"], group) for group in method.part_groups]
+            masks = [
+                np.isin(batch["parts"], group) for group in method.options.part_groups
+            ]
             shown = np.stack([mask.any((1, 2)) for mask in masks], 1).sum(1)
             share = np.any(masks, axis=0).mean((1, 2))
             scales = [

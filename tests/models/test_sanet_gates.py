@@ -1,0 +1,39 @@
+"""A small task in which the best exit depends on scale, see `benchmarks.gates`."""
+
+import numpy as np
+import pytest
+
+from benchmarks import gates
+from benchmarks.routing import bits
+
+# Learned to nearly 100 % by both; what the most probable routes know of log2(3) bits.
+SEEN = {"text": (0, 0.6), "normalised": (1.2, np.log2(3))}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_gates_see_scale_where_they_are_normalised(name):
+    variant = gates.VARIANTS[name]
+    figures = gates.tested(variant, gates.trained(variant, seed=0, steps=300))
+    print(figures)
+    assert figures["all, weighted"] > 0.95
+    assert figures["most probable"] > 0.95
+    least, most = SEEN[name]
+    assert least - 1e-6 <= figures["bits"] <= most
+
+
+def test_bits_are_the_mutual_information():
+    """H(routes) + H(scales) - H(both), counted one by one."""
+    rng = np.random.default_rng(0)
+    routes, scales = rng.integers(0, 2, (50, 2, 2)), rng.integers(0, 3, 50)
+    routes[:, 0, 0] = scales > 1
+    named = [tuple(route.ravel()) for route in routes]
+
+    def entropy(values):
+        shares = [values.count(value) / len(values) for value in set(values)]
+        return -sum(share * np.log2(share) for share in shares)
+
+    both = list(zip(named, scales.tolist(), strict=True))
+    expected = entropy(named) + entropy(scales.tolist()) - entropy(both)
+    np.testing.assert_allclose(bits(routes, scales), expected, rtol=1e-9)
+    np.testing.assert_allclose(bits(scales, scales), entropy(scales.tolist()))
+    assert abs(bits(np.zeros((50, 3)), scales)) < 1e-9
