@@ -170,7 +170,8 @@ def bits(routes: np.ndarray, scales: np.ndarray) -> float:
     np.add.at(joint, (names.ravel(), scales), 1 / len(scales))
     apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     there = joint > 0
-    return float((joint[there] * np.log2(joint[there] / apart[there])).sum())
+    # No less than nothing: rounding alone would make it so.
+    return max(0.0, (joint[there] * np.log2(joint[there] / apart[there])).sum())
 
 
 def at_random(seed: int) -> Callable[[jax.Array], jax.Array]:

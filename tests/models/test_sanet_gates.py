@@ -7,18 +7,17 @@ from benchmarks import gates
 from benchmarks.routing import bits
 
 # Learned to nearly 100 % by both; what the most probable routes know of log2(3) bits.
-SEEN = {"text": (0, 0.6), "normalised": (1.2, np.log2(3))}
+SEEN = {"text": (0, 0.3), "normalised": (1.2, np.log2(3))}
 
 
 @pytest.mark.parametrize("name", SEEN)
 def test_gates_see_scale_where_they_are_normalised(name):
     variant = gates.VARIANTS[name]
     figures = gates.tested(variant, gates.trained(variant, seed=0, steps=300))
-    print(figures)
     assert figures["all, weighted"] > 0.95
     assert figures["most probable"] > 0.95
     least, most = SEEN[name]
-    assert least - 1e-6 <= figures["bits"] <= most
+    assert least <= figures["bits"] <= most
 
 
 def test_bits_are_the_mutual_information():
