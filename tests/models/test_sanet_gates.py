@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gates
-from benchmarks.routing import bits
+from benchmarks.routing import at_random, bits
 
 # Learned to nearly 100 % by both; what the most probable routes know of log2(3) bits.
 SEEN = {"text": (0, 0.3), "normalised": (1.2, np.log2(3))}
@@ -36,3 +36,15 @@ def test_bits_are_the_mutual_information():
     np.testing.assert_allclose(bits(routes, scales), expected, rtol=1e-9)
     np.testing.assert_allclose(bits(scales, scales), entropy(scales.tolist()))
     assert abs(bits(np.zeros((50, 3)), scales)) < 1e-9
+
+
+def test_random_routes_are_one_hot_even_and_drawn_by_each_cell():
+    decide, logits = at_random(0), np.zeros((3000, 3), np.float32)
+    logits[:, 1] = 50  # does not matter
+    first, second = (np.asarray(decide(logits)) for _ in range(2))
+    for drawn in (first, second):
+        assert set(drawn.ravel()) == {0, 1}
+        np.testing.assert_array_equal(drawn.sum(1), 1)
+        # Four standard deviations of a frequency.
+        np.testing.assert_allclose(drawn.mean(0), 1 / 3, atol=4 * (2 / 9 / 3000) ** 0.5)
+    assert abs((first == second).all(1).mean() - 1 / 3) < 0.05
