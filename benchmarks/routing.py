@@ -185,18 +185,24 @@ def at_random(seed: int) -> Callable[[jax.Array], jax.Array]:
     return decide
 
 
+def rerouted(method: Method, decide: Callable[[jax.Array], jax.Array]) -> Method:
+    """The method with another decision of its gates in test mode."""
+    changed, network = copy.copy(method), method.module
+    afe = network.enhancement.clone(cell=partial(Cell, decide=decide))
+    changed.module = network.clone(enhancement=afe)
+    return changed
+
+
 def _scores(
     config: Any, method: Method, variables: Variables, protocol: Any
 ) -> Iterator[dict[str, Any]]:
     """What a protocol's ranking loses by other routes."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     soft = partial(_softmax, temperature=method.options.temperature)
+    spec = experiment.build_evaluation(config)
     decisions = {"most probable": choice, "all, weighted": soft, "random": at_random(0)}
     for name, decide in decisions.items():
-        changed, network = copy.copy(method), method.module
-        afe = network.enhancement.clone(cell=partial(Cell, decide=decide))
-        changed.module = network.clone(enhancement=afe)
-        evaluator = evaluate.Evaluator(config, changed, mesh)
+        evaluator = evaluate.Evaluator(rerouted(method, decide), mesh, spec)
         entry = evaluator.evaluate(variables, protocol, stage="train", step=0)
         scores = {key: _short(entry["metrics"][key]) for key in ("rank1", "mAP")}
         yield {"routes": name, **scores}

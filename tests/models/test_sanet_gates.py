@@ -1,10 +1,17 @@
 """A small task in which the best exit depends on scale, see `benchmarks.gates`."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gates
+from benchmarks import gates, routing
 from benchmarks.routing import at_random, bits
+from reid_jax import experiment
+from reid_jax.models import sanet
+from tests.variables import random_variables
 
 # Learned to nearly 100 % by both; what the most probable routes know of log2(3) bits.
 SEEN = {"text": (0, 0.3), "normalised": (1.2, np.log2(3))}
@@ -48,3 +55,29 @@ def test_random_routes_are_one_hot_even_and_drawn_by_each_cell():
         # Four standard deviations of a frequency.
         np.testing.assert_allclose(drawn.mean(0), 1 / 3, atol=4 * (2 / 9 / 3000) ** 0.5)
     assert abs((first == second).all(1).mean() - 1 / 3) < 0.05
+
+
+def test_a_protocol_is_scored_with_other_routes(sanet_config):
+    method = experiment.build_method(sanet_config, num_classes=3)
+    variables = random_variables(method.init, experiment.example_batch(sanet_config, 2))
+    variables = jax.tree.map(jnp.asarray, variables)
+    (protocol,) = experiment.build_protocols(sanet_config)
+    lines = list(routing._scores(sanet_config, method, variables, protocol))
+    assert [x["routes"] for x in lines] == ["most probable", "all, weighted", "random"]
+    assert all(0 < line["mAP"] <= 1 for line in lines)
+
+
+def test_other_decisions_take_other_routes():
+    method = sanet.Method(3, layers=3, enhancement_width=4)
+    maps = np.random.default_rng(0).normal(size=(9, 4, 3, 8)).astype(np.float32)
+    init = functools.partial(method.module.enhancement.init, train=False)
+    variables = random_variables(init, maps, scale=0.6)
+    taken = {}
+    for name, decide in {"random": at_random(0), "soft": jax.nn.softmax}.items():
+        afe = routing.rerouted(method, decide).module.enhancement
+        _, routes = afe.apply(variables, maps, train=False)
+        taken[name] = np.nan_to_num(routes["activity"])
+    assert set(taken["random"].ravel()) == {0, 1}
+    assert len(np.unique(taken["random"].reshape(9, -1), axis=0)) > 1
+    assert ((taken["soft"][:, 1, :2] > 0) & (taken["soft"][:, 1, :2] < 1)).all()
+    assert method.module.enhancement.cell is sanet.Cell
