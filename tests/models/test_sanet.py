@@ -641,10 +641,12 @@ def test_the_caption_of_routes_says_how_they_follow_scale():
     expected = spearmanr(coarse, np.negative(shown)).statistic
     about = method._routes(routes, parts).about
     assert f"mean scale of the cells {coarse.mean():.2f} (0: all at 1" in about
-    assert about.endswith(f"rank correlation with enlargement: {expected:.2f}")
+    assert about.endswith(
+        f"rank correlation with enlargement over these 6: {expected:.2f}"
+    )
     assert "enlargement" not in method._routes(routes, None).about
     alike = {**routes, "activity": activity[:1].repeat(6, 0)}
-    assert method._routes(alike, parts).about.endswith("with enlargement: none")
+    assert method._routes(alike, parts).about.endswith("over these 6: none")
 
 
 def test_pictures_without_enhancement():
