@@ -14,7 +14,7 @@ from reid_jax.errors import UserError
 NAMES = sorted(
     path.stem
     for path in pathlib.Path(configs.__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "common")
+    if path.stem not in ("__init__", "common", "run")
 )
 
 # All papers' but CACE-Net's, which compares all pairs of its batch.
