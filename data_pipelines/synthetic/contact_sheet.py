@@ -8,6 +8,7 @@ import os
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.synthetic import plan, render
 
@@ -28,12 +29,14 @@ _COLOURS = np.array(
 """Colour of each part class; the left side is the lighter of a pair."""
 _COLUMNS = 14
 _GAP = 6
+_MARGIN = 76
+"""Pixels on the left for the names of the rows."""
 
 
 def contact_sheet(
-    path: str | os.PathLike, *, size: str = "demo", identities: int = 4
+    path: str | os.PathLike, *, size: str = "demo", identities: int = 5
 ) -> None:
-    """Writes a picture with four blocks: people, occluded, partial, part maps.
+    """Writes a picture with four blocks of rows: people, occluded, partial, parts.
 
     Args:
       path: PNG or JPEG file to write.
@@ -41,12 +44,19 @@ def contact_sheet(
       identities: rows of the first block; each shows one person in all cameras.
     """
     shots = plan.shots("holistic", size, "train")
-    people = _rows(shots, identities)
+    people = [
+        _named(f"identity\n{row[0].person}", _row(row, labels=False))
+        for row in _rows(shots, identities)
+    ]
+    occluded, partial = (
+        _row(_every(plan.shots(kind, size, "query")), labels=False)
+        for kind in ("occluded", "partial")
+    )
     blocks = [
-        np.concatenate([_row(row, labels=False) for row in people]),
-        _row(_every(plan.shots("occluded", size, "query")), labels=False),
-        _row(_every(plan.shots("partial", size, "query")), labels=False),
-        _row(_every(shots), labels=True),
+        np.concatenate(people),
+        _named("occluded\nqueries", occluded),
+        _named("partial\nqueries", partial),
+        _named("part labels,\nevery other", _row(_every(shots), labels=True)),
     ]
     gap = np.full((_GAP, blocks[0].shape[1], 3), 255, np.uint8)
     sheet = np.concatenate([part for block in blocks for part in (block, gap)][:-1])
@@ -70,6 +80,14 @@ def _every(items: list, count: int = _COLUMNS) -> list:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def _named(name: str, row: np.ndarray) -> np.ndarray:
+    """The row with its name on the left."""
+    margin = Image.new("RGB", (_MARGIN, len(row)), "white")
+    place, font = (4, len(row) / 2), ImageFont.load_default(12)
+    ImageDraw.Draw(margin).text(place, name, fill="black", font=font, anchor="lm")
+    return np.concatenate([np.asarray(margin), row], axis=1)
+
+
 def _row(shots: list[plan.Shot], *, labels: bool) -> np.ndarray:
     """Images side by side; with `labels`, every other one is a part map."""
     if not labels:
@@ -87,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="PNG or JPEG file to write")
     parser.add_argument("--size", default="demo", choices=plan.SIZES)
-    parser.add_argument("--identities", type=int, default=4, help="rows of people")
+    parser.add_argument("--identities", type=int, default=5, help="rows of people")
     given = parser.parse_args()
     contact_sheet(given.out, size=given.size, identities=given.identities)
 

@@ -362,8 +362,13 @@ def test_contact_sheet_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     contact_sheet.main()
     sheet = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    assert sheet.shape[1] == 14 * 64
-    assert sheet.shape[0] > 4 * 128
+    margin = sheet.shape[1] - 14 * 64
+    assert margin > 40
+    assert sheet.shape[0] == 4 * 128 + 3 * 6
+    for row in range(4):  # each has its name on the left
+        name = sheet[row * 134 : row * 134 + 128, :margin]
+        assert (name < 100).any()
+        assert (name[[0, -1]] == 255).all()
 
 
 def test_rendering_shows_a_bar_with_a_count(tmp_path, capsys):
