@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE
 
 
 def _run(*args):
@@ -15,7 +16,7 @@ def _run(*args):
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -21,6 +21,7 @@ from data_pipelines.prepared import open_records
 from data_pipelines.readers import market1501
 from data_pipelines.sampling import PKPlan
 from reid_jax.errors import UserError
+from tests.waiting import PATIENCE
 
 SIZE = (32, 16)
 
@@ -264,7 +265,7 @@ def test_a_plain_script_with_workers_ends_silently(prepared, tmp_path):
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr

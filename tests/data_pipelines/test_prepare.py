@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 
 import cv2
@@ -23,6 +22,7 @@ from data_pipelines.readers import market1501
 from reid_jax import storage
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
+from tests.waiting import PATIENCE
 
 ROOT = pathlib.Path(__file__).parents[2]
 OWN = ["--dataset=market1501", "--allow_other_counts", "--name=own"]
@@ -447,7 +447,7 @@ def run(*arguments, **settings):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
         **settings,
     )
@@ -481,22 +481,34 @@ def test_a_mistake_on_the_command_line_is_one_message(data_dir):
     assert done.stderr.startswith("prepare: --source=nowhere does not exist.")
 
 
+HALTS = """
+import pathlib, sys
+from data_pipelines import prepare
+real, staging = pathlib.Path.read_bytes, pathlib.Path(sys.argv.pop(1))
+def read_bytes(path):
+    if list(staging.glob("own/*incomplete*/*")):
+        print("writing", flush=True)
+        sys.stdin.read()  # until the test sends its signal
+    return real(path)
+pathlib.Path.read_bytes = read_bytes
+sys.exit(prepare.main())
+"""
+"""The command; it waits once it has begun to write records."""
+
+
 def start_and_wait(folder, data_dir):
-    """Starts the command and returns once it has begun to write records."""
+    """Starts the command and returns when it is in the middle of its work."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "data_pipelines.prepare", *OWN),
+            *(sys.executable, "-c", HALTS, data_dir / ".preparing-own", *OWN),
             *(f"--source={folder}", f"--data_dir={data_dir}"),
         ],
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 300
-    while not list(data_dir.glob(".preparing-own/own/*incomplete*/*")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert process.stdout.readline() == b"writing\n", process.stderr.read()
     return process
 
 
@@ -520,10 +532,11 @@ def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
     folder, data_dir, kill
 ):
     data = jpeg(400, 400)
-    for i in range(1500):  # Some seconds of work.
+    for i in range(20):
         (folder / "bounding_box_train" / f"0009_c1_{i:04}.jpg").write_bytes(data)
     process = start_and_wait(folder, data_dir)
     process.send_signal(kill)
+    process.wait(PATIENCE)
     message = process.communicate()[1].decode()
     with pytest.raises(UserError, match="not prepared"):
         image_count(data_dir)

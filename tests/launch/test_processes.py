@@ -5,20 +5,20 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
 
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE, wait_until
 
-STEPS = 12
 # Processes that start together wait for one another as long; one that is silent for a
 # third of it is taken for dead.
-TIMEOUT = 45
+TIMEOUT = 120
 
 
-def _start(script, variables, data_dir, workdir):
+def _start(script, variables, data_dir, workdir, steps=0):
+    """A run of so many steps; of more than anyone waits for, if it is 0."""
     return subprocess.Popen(
         [
             *(CHECKOUT / "launch" / script, "simulated"),
@@ -26,6 +26,8 @@ def _start(script, variables, data_dir, workdir):
             f"--config.data.data_dir={data_dir}",
             f"--workdir={workdir}",
             f"--process_timeout={TIMEOUT}",
+            "--config.stages.first.epochs=4000.0",
+            f"--config.max_steps={steps}",
         ],
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
@@ -34,11 +36,11 @@ def _start(script, variables, data_dir, workdir):
     )
 
 
-def _start_two(data_dir, folder):
+def _start_two(data_dir, folder, steps=0):
     variables = {"PROCESSES": "2", "DEVICES": "2", "LOGS": str(folder / "logs")}
     # Nothing here but JAX itself is to end a process whose partner died.
     variables["GRACE"] = "1000"
-    return _start("processes.sh", variables, data_dir, folder / "two")
+    return _start("processes.sh", variables, data_dir, folder / "two", steps)
 
 
 def _losses(workdir):
@@ -72,34 +74,31 @@ def ended():
     for script in scripts:
         if script.poll() is None:
             script.terminate()
-            script.wait(timeout=60)
+            script.wait(timeout=PATIENCE)
 
 
 def test_a_run_of_two_processes_survives_the_death_of_one(tiny_data, tmp_path, ended):
-    alone = _start("local.sh", {"DEVICES": "4"}, tiny_data, tmp_path / "one")
-    ended.append(alone)
-    output, _ = alone.communicate(timeout=240)
-    assert alone.returncode == 0, output
-
     both = _start_two(tiny_data, tmp_path)
     ended.append(both)
-    while len(_losses(tmp_path / "two")) < 4:
-        assert both.poll() is None, both.stdout.read()
-        time.sleep(0.02)
+    wait_until(lambda: len(_losses(tmp_path / "two")) >= 4, both)
     os.kill(_process_of(both, 1), signal.SIGKILL)
-    output, _ = both.communicate(timeout=2 * TIMEOUT)
+    output, _ = both.communicate(timeout=PATIENCE)
     assert both.returncode == 128 + signal.SIGKILL, output
     assert "process 1 ended with code 137" in output
-    before = _losses(tmp_path / "two")
-    assert 4 <= len(before) < STEPS
+    steps = max(_losses(tmp_path / "two")) + 8
 
-    both = _start_two(tiny_data, tmp_path)
+    both = _start_two(tiny_data, tmp_path, steps)
     ended.append(both)
-    output, _ = both.communicate(timeout=240)
+    output, _ = both.communicate(timeout=PATIENCE)
     assert both.returncode == 0, output
     assert f"resuming {tmp_path}/two at step " in output
+
+    alone = _start("local.sh", {"DEVICES": "4"}, tiny_data, tmp_path / "one", steps)
+    ended.append(alone)
+    output, _ = alone.communicate(timeout=PATIENCE)
+    assert alone.returncode == 0, output
     one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
-    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    assert list(one) == list(two) == list(range(1, steps + 1))
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
     results = [
         json.loads((tmp_path / name / "results.json").read_text())[0]["metrics"]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE
 
 FOLDER = CHECKOUT / "launch"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")
@@ -68,7 +69,7 @@ def _run(script, variables, arguments, **more):
         env={"PATH": os.environ["PATH"], "PYTHON": "python", **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         **more,
     )
 
@@ -256,20 +257,34 @@ class TestProcesses:
         assert (done.returncode, done.stdout, done.stderr) == (0, "zero\n", "")
         assert (tmp_path / "logs" / "process-1.log").read_text() == "one\n"
 
-    def test_the_first_failure_counts_and_its_log_is_shown(self, stand_in):
-        variables = stand_in("sleep 1; exit 5", "echo no GPU here; exit 3")
-        done = _run("processes.sh", variables, ("simulated",))
+    def test_the_first_failure_counts_and_its_log_is_shown(self, stand_in, tmp_path):
+        # The other one fails as well, once the first failure was told.
+        told = tmp_path / "stderr"
+        later = f"until grep -q 'code 3' {told}; do sleep 0.1; done; exit 5"
+        variables = stand_in(later, "echo no GPU here; exit 3")
+        with told.open("w") as stderr:
+            done = subprocess.run(
+                [FOLDER / "processes.sh", "simulated"],
+                env={"PATH": os.environ["PATH"], **variables},
+                stderr=stderr,
+                timeout=PATIENCE,
+            )
         assert done.returncode == 3
-        assert "process 1 ended with code 3; the others have 150 s" in done.stderr
-        assert "no GPU here" in done.stderr
+        written = told.read_text()
+        assert "process 1 ended with code 3; the others have 150 s" in written
+        assert "no GPU here" in written
 
     def test_one_that_hangs_is_killed(self, stand_in):
         variables = stand_in("exec sleep 1000", "exit 3") | {"GRACE": "1"}
         assert _run("processes.sh", variables, ("simulated",)).returncode == 3
 
-    def test_a_signal_is_passed_on(self, stand_in):
+    def test_a_signal_is_passed_on(self, stand_in, tmp_path):
         trap, wait = "trap 'exit 0' TERM", "while true; do sleep 0.1; done"
-        variables = stand_in(f"{trap}; sleep 1; echo up; {wait}", f"{trap}; {wait}")
+        ready = tmp_path / "ready"
+        both = f"until [ -e {ready} ]; do sleep 0.1; done"
+        variables = stand_in(
+            f"{trap}; {both}; echo up; {wait}", f"{trap}; touch {ready}; {wait}"
+        )
         script = subprocess.Popen(
             [FOLDER / "processes.sh", "simulated"],
             env={"PATH": os.environ["PATH"], **variables},
@@ -277,4 +292,4 @@ class TestProcesses:
         )
         assert script.stdout.readline() == b"up\n"
         script.terminate()
-        assert script.wait(timeout=30) == 0
+        assert script.wait(timeout=PATIENCE) == 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE
 
 # A step; prints its result and what JAX counted.
 _PROGRAM = """
@@ -40,7 +41,7 @@ def _run(folder):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
     return json.loads(done.stdout)

@@ -11,6 +11,7 @@ import pytest
 from reid_jax.errors import UserError
 from reid_jax.runtime import processes
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE
 
 
 def _join(coordinator, count=2, index=0, timeout=60):
@@ -69,7 +70,7 @@ def test_a_process_that_does_not_come():
             "--process_timeout=2",
         ]
         waiting = [_waiting(zero), _joining(nobody, 1), _joining(beside, 2)]
-        errors = [process.communicate(timeout=120)[1] for process in waiting]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in waiting]
     assert [process.returncode for process in waiting] == [2, 2, 2]
     for index, error in enumerate(errors):
         assert "error: not all processes of the run came within 2 s" in error

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import jax
@@ -22,6 +21,7 @@ from reid_jax.runtime.metrics import MetricWriter
 from reid_jax.training import train
 from tests import toy_method
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE, wait_until
 
 
 def _rows(workdir):
@@ -333,12 +333,9 @@ def _start(command):
 def _wait_for_step(process, workdir, step):
     """Waits until a run has logged a step."""
     log = pathlib.Path(workdir) / "metrics.jsonl"
-    for _ in range(600):
-        if log.exists() and len(log.read_text().splitlines()) >= step:
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    raise AssertionError("the run did not get going")
+    wait_until(
+        lambda: log.exists() and len(log.read_text().splitlines()) >= step, process
+    )
 
 
 def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_path):
@@ -346,7 +343,7 @@ def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_pa
     process = _start(_command(tiny_data, tmp_path, *long))
     _wait_for_step(process, tmp_path, 3)
     process.send_signal(signal.SIGINT)  # Ctrl-C; SIGTERM below, with two processes
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert "saved; the same command goes on from there" in output
     stopped = int(checkpoint.find(str(tmp_path)).name)
@@ -361,13 +358,13 @@ def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_pa
     assert killed > stopped
 
     process = _start(_command(tiny_data, tmp_path, *long, f"max_steps={killed + 5}"))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert f"at step {killed}" in output
     straight = _start(
         _command(tiny_data, tmp_path / "s", *long, f"max_steps={killed + 5}")
     )
-    output, _ = straight.communicate(timeout=120)
+    output, _ = straight.communicate(timeout=PATIENCE)
     assert straight.returncode == 0, output
     _assert_bitwise_equal(
         _state(tmp_path, killed + 5), _state(tmp_path / "s", killed + 5)
@@ -427,10 +424,10 @@ def test_two_processes_are_one_run(tiny_data, tmp_path):
         )
         for index in range(2)
     ]
-    outputs = [process.communicate(timeout=180)[0] for process in both]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
     alone = _start(_command(tiny_data, tmp_path / "one"))
-    output, _ = alone.communicate(timeout=120)
+    output, _ = alone.communicate(timeout=PATIENCE)
     assert alone.returncode == 0, output
     one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
     assert list(one) == list(two) == list(range(1, 13))
@@ -459,7 +456,7 @@ def test_a_notice_to_one_process_saves_on_both(tiny_data, tmp_path):
     ]
     _wait_for_step(both[0], tmp_path, 3)
     both[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
     step = int(checkpoint.find(str(tmp_path)).name)
     assert f"stopped at step {step}" in outputs[0]

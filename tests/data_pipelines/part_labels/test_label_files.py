@@ -143,7 +143,11 @@ GOOD = {
 }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=150,
+    deadline=None,
+)
 @given(data=st.data(), kind=st.sampled_from(sorted(GOOD)))
 def test_any_bytes_give_labels_or_a_user_error(tmp_path, kind, data):
     whole = bytearray(GOOD[kind])
