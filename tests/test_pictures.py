@@ -87,6 +87,25 @@ def test_captions_and_title_leave_ink(lists):
     assert dark[: top - 60].any()
 
 
+def test_notes_stand_under_their_images_and_are_broken_to_fit(tmp_path):
+    names = [["a_very_long_name_of_a_file.jpg\n0.25", ""], ["b.jpg\n0.5", "d.jpg\n1"]]
+    sure = np.ones((2, 2), bool)
+    pictures.ranking_lists(
+        tmp_path / "lists.png", flat(2), flat(2, 2), sure, sure, ["", ""], notes=names
+    )
+    picture = read(tmp_path / "lists.png")
+    lines = []
+    for top, left, height, width in boxes(picture, pictures.RIGHT):
+        under = picture[top + height : top + height + 52, left : left + width + 8]
+        ink = (under < 200).all(-1)
+        assert not ink[:, -8:].any()  # within its column
+        starts = np.diff(np.append(0, ink.any(1)).astype(int)) == 1
+        lines.append(starts.sum())
+    assert lines[0] >= 4
+    assert lines[1] == 0
+    assert lines[2:] == [2, 2]
+
+
 def test_written_whole_and_readable_by_others(lists, monkeypatch):
     assert [path.name for path in lists.parent.iterdir()] == ["ranking.png"]
     umask = os.umask(0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from reid_jax import pictures
 from reid_jax.models.method import Correspondences, Maps, PairMaps, Routes, Segments
@@ -164,6 +165,42 @@ def test_paths_are_the_darker_the_more_weight_they_have(routes):
     for start, end in [((0, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 0), (2, 1))]:
         # No path, or none that has two ends. Away from where other lines cross.
         assert (routes(*start, end, part=0.4) == 255).all()
+
+
+def test_both_axes_of_routes_are_named(tmp_path, monkeypatch):
+    """Words, each under or left of the numbers that it names."""
+    item = Routes(np.ones((1, 3, 2)), np.ones((1, 2, 2, 2)), ("fine", "coarse"))
+    written = []
+    real = single.ImageDraw.ImageDraw.text
+
+    def spy(pen, place, text, **rest):
+        written.append((text, place))
+        real(pen, place, text, **rest)
+
+    monkeypatch.setattr(single.ImageDraw.ImageDraw, "text", spy)
+    pictures.draw(tmp_path / "routes.png", flat(1), item)
+    places = dict(written)
+    for layer in range(3):
+        row, column = single.cell_place(layer, 1, item.scales)
+        assert places[str(layer + 1)][0] == column
+        assert row < places[str(layer + 1)][1] < places["layer"][1]
+    assert "scale" in places
+    picture = read(tmp_path / "routes.png")
+    top, left, height, width = boxes(picture, (GREY, GREY, GREY))[0]
+    assert height == single.ROUTE_HEIGHT
+    # The name of the vertical axis stands left of the names of the scales.
+    beside = picture[top : top + height, left + width + 16 :]
+    words, _ = ndimage.label((beside[:, : places["fine"][0]] < 128).all(-1))
+    assert words.max() > 0
+
+
+def test_what_is_drawn_stands_under_the_title(tmp_path):
+    sizes = []
+    for about in ("", "layer 3 of 8, head 1"):
+        item = Maps(np.zeros((1, 1, 2, 2)), ("a",), about=about)
+        pictures.draw(tmp_path / "maps.png", flat(1), item, title="attention")
+        sizes.append(boxes(read(tmp_path / "maps.png"), (GREY, GREY, GREY))[0][0])
+    assert sizes[1] > sizes[0] + 12
 
 
 def test_weights_over_one_are_drawn_to_their_own_scale(tmp_path):

@@ -54,6 +54,14 @@ def attend_all(
     return attention(query, key, value)[0], {}
 
 
+def attend_and_keep(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`attend_all` that keeps the `weights` [B, heads, L, L], for pictures."""
+    output, weights = attention(query, key, value)
+    return output, {"weights": weights}
+
+
 IMPLEMENTATIONS = ("einsum", "xla", "cudnn")
 """Of self-attention: `attention` above, and those of `jax.nn.dot_product_attention`."""
 

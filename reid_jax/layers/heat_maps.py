@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,26 @@ def activation(maps: jax.Array) -> jax.Array:
     """How strongly each place responds: norms [B, h, w] of [B, h, w, C], float32."""
     maps = jax.lax.stop_gradient(maps).astype(jnp.float32)
     return jnp.linalg.norm(maps, axis=-1)
+
+
+def rollout(weights: Sequence[jax.Array]) -> jax.Array:
+    """How much of each token the last layer's tokens are made of, by attention alone.
+
+    Attention rollout (Abnar & Zuidema, "Quantifying Attention Flow in Transformers",
+    ACL 2020): a layer passes on (A + I) / 2, its attention averaged over heads and the
+    residual connection in equal parts; the layers are multiplied, the last one first.
+
+    Args:
+      weights: of the layers, first to last, [B, heads, L, L] each; rows sum to 1.
+
+    Returns:
+      float32 [B, L, L]; rows sum to 1.
+    """
+    flow = jnp.eye(weights[0].shape[-1])
+    for layer in weights:
+        attention = layer.astype(jnp.float32).mean(1)
+        flow = (attention @ flow + flow) / 2
+    return jnp.broadcast_to(flow, attention.shape)
 
 
 def relative(maps: jax.Array) -> jax.Array:

@@ -433,29 +433,37 @@ class Method(method.Method):
     def pictures(
         self, variables: method.Variables, batch: method.Batch
     ) -> dict[str, method.Maps | method.Segments]:
-        """Which patches each part takes, and how PARTs attend to them."""
+        """Which patches each part takes, and how PARTs attend to them (Figure 5)."""
         network, vit, counts = self.module, self.module.backbone, self.granularities
         if network.tokens in ("none", "cls"):
             return {}
         images, parts = batch["image"], batch.get("parts")
         size = images.shape[1:3]
         shape = (len(images), -1, *grid_size(size, vit.patch_size, vit.stride))
-        pictures = {}
+        names = tuple(f"part {i + 1} of {n}" for n in counts for i in range(n))
+        pictures, about = {}, ""
         if network.tokens == "part":
             outputs = jax.jit(self._test)(variables, images, parts)
-            layer = outputs["layers"][min(PICTURE_LAYER, vit.depth - 1)]
+            index = min(PICTURE_LAYER, vit.depth - 1)
+            about = f"layer {index + 1} of {vit.depth}, head {PICTURE_HEAD + 1}"
+            layer = outputs["layers"][index]
             subsets = layer["subsets"][:, PICTURE_HEAD]
             weights = layer["weights"][:, PICTURE_HEAD]
             values = masks.relative_weights(weights, subsets).reshape(shape)
-            titles = tuple(f"part {i + 1} of {n}" for n in counts for i in range(n))
-            pictures["attention"] = method.Maps(values, titles)
+            scale = "attention, 0 to each part's own maximum"
+            pictures["attention"] = method.Maps(
+                values, names, scale=scale, about=f"{about}: patches of each part"
+            )
         else:
             subsets = self._subsets(size, parts)
             patches = subsets.shape[-2:]
             subsets = jnp.broadcast_to(subsets, (len(images), *patches))
-        segments = masks.partition_indices(subsets, counts).reshape(shape)
+        # Parts of different granularity are different groups.
+        first = np.cumsum([0, *counts[:-1]])[:, None]
+        indices = masks.partition_indices(subsets, counts)
+        segments = jnp.where(indices < 0, -1, indices + first).reshape(shape)
         titles = tuple(f"{count} parts" for count in counts)
-        pictures["parts"] = method.Segments(segments, titles)
+        pictures["parts"] = method.Segments(segments, titles, names, about=about)
         return pictures
 
 

@@ -29,6 +29,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.backbones.attention import attend_and_keep
 from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.patches import grid_size
 from reid_jax.backbones.resnet import ResNet
@@ -36,6 +37,7 @@ from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.backbones.vit_parts import LocalBranch, runs, shift_and_shuffle, with_cls
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.heads import BNNeck, token_heads
+from reid_jax.layers.heat_maps import activation, relative, rollout
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
 from reid_jax.losses.identity import accuracy, cross_entropy
@@ -82,6 +84,27 @@ class Network(nn.Module):
         maps = outputs["incre"] if "incre" in outputs else (outputs["layer4"],)
         means = [m.astype(jnp.float32).mean((1, 2)) for m in maps]
         return jnp.concatenate(means, axis=-1)[:, None]
+
+    def rolled_out(self, images: jax.Array, camera: jax.Array | None) -> jax.Array:
+        """The patches' shares in a ViT's CLS token, [B, rows, columns]."""
+        vit = self.backbone
+        outputs = vit(images, train=False, camera=camera, attend=attend_and_keep)
+        shares = rollout([layer["weights"] for layer in outputs["layers"]])[:, 0, 1:]
+        grid = grid_size(images.shape[1:3], vit.patch_size, vit.stride)
+        return shares.reshape(-1, *grid)
+
+    def activations(self, images: jax.Array) -> jax.Array:
+        """How strongly a convolutional network's places respond: [B, maps, h, w].
+
+        Sums over channels of squared activations, as torchreid draws them: of the last
+        map, or of HRNet's four streams at the size of the finest.
+        """
+        outputs = self.backbone(images, train=False)
+        maps = outputs["incre"] if "incre" in outputs else (outputs["layer4"],)
+        squares = [activation(m) ** 2 for m in maps]
+        shape = squares[0].shape
+        resized = [jax.image.resize(s, shape, "bilinear") for s in squares]
+        return jnp.stack(resized, axis=1)
 
 
 class JigsawNetwork(Network):
@@ -285,6 +308,45 @@ class Method(method.Method):
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Euclidean."""
         return euclidean(query["vector"], gallery["vector"])
+
+    def pictures(
+        self, variables: method.Variables, batch: method.Batch
+    ) -> dict[str, method.Maps]:
+        """Attention rollout of a ViT; activation maps of a convolutional network."""
+        trunk = self.module.backbone
+        if isinstance(trunk, VisionTransformer):
+            # Only "einsum" has weights that can be kept; all compute the same.
+            trunk = trunk.clone(attention_implementation="einsum")
+            camera = batch["camera"] if self.embed_inputs else None
+            values = self._drawn(trunk, "rolled_out", variables, batch, camera)[:, None]
+            about = "patches that CLS is made of, all layers and heads"
+            return {"rollout": _relative_maps(values, ("attention rollout",), about)}
+        values = self._drawn(trunk, "activations", variables, batch)
+        streams = values.shape[1]
+        titles = tuple(f"stream {i + 1}" for i in range(streams))
+        if streams == 1:
+            titles = ("last map",)
+        about = "sums over channels of squared activations"
+        return {"activation": _relative_maps(values, titles, about)}
+
+    def _drawn(
+        self,
+        trunk: nn.Module,
+        what: str,
+        variables: method.Variables,
+        batch: method.Batch,
+        *rest: jax.Array | None,
+    ) -> jax.Array:
+        """The result of one of the network's methods, with `trunk` as its backbone."""
+        apply = partial(self.module.clone(backbone=trunk).apply, method=what)
+        return jax.jit(apply)(variables, self.standardise(batch["image"]), *rest)
+
+
+def _relative_maps(
+    values: jax.Array, titles: tuple[str, ...], about: str
+) -> method.Maps:
+    scale = "least to greatest of each map"
+    return method.Maps(relative(values), titles, scale=scale, about=about)
 
 
 def _check(backbone: str, feature: str, implementation: str) -> None:

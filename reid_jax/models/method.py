@@ -46,10 +46,14 @@ class Maps:
       values: float [B, K, h, w] in [0, 1]; NaN marks places the map does not cover,
         which are drawn black.
       titles: one caption for each of the K maps.
+      scale: what 0 and 1 are, for the legend.
+      about: what is drawn, such as its layer and head: a line under the title.
     """
 
     values: jax.Array
     titles: tuple[str, ...]
+    scale: str = "0 to 1"
+    about: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +64,13 @@ class Segments:
       values: int [B, K, h, w], group index in 0..n-1, or -1 for none; K partitions.
       titles: one caption for each of the K partitions.
       groups: names of the n groups for the legend; "part 1", ... where not given.
+      about: what is drawn, such as its layer and head: a line under the title.
     """
 
     values: jax.Array
     titles: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    about: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,9 +50,9 @@ def heat(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(visible[..., None] > 0, blended, 0).astype(np.uint8)
 
 
-def heat_legend(*values: np.ndarray) -> Legend:
+def heat_legend(scale: str, *values: np.ndarray) -> Legend:
     """The scale of heat maps, and black where one of them does not cover a place."""
-    legend = [(heat_scale(), "0 to 1")]
+    legend = [(heat_scale(), scale)]
     if any(np.isnan(value).any() for value in values):
         legend.append((swatch((0, 0, 0)), "not covered"))
     return legend

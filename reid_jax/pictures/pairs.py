@@ -102,7 +102,7 @@ class _PairMaps:
             np.asarray(item.query),
             np.asarray(item.candidate),
         )
-        self.legend = overlays.heat_legend(self._query, self._candidate)
+        self.legend = overlays.heat_legend("0 to 1", self._query, self._candidate)
 
     def pair(
         self,

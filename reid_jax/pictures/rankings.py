@@ -27,7 +27,9 @@ def ranking_lists(
     present: np.ndarray,
     captions: Sequence[str],
     *,
+    notes: Sequence[Sequence[str]] | None = None,
     title: str = "",
+    about: str = "",
     query_visibility: np.ndarray | None = None,
     gallery_visibility: np.ndarray | None = None,
     part_titles: Sequence[str] = (),
@@ -46,7 +48,9 @@ def ranking_lists(
         otherwise in red.
       present: bool [n, k], False where a list is shorter than k: an empty place.
       captions: n texts, such as the person and the camera of the query.
+      notes: n times k texts under the gallery images, such as file and distance.
       title: data set, protocol and metrics.
+      about: a line under it, such as what the notes are.
       query_visibility: bool [n, K] or float in [0, 1], visible above 0.5, if known.
       gallery_visibility: the same, [n, k, K].
       part_titles: names of the K parts for the legend, if there are.
@@ -59,14 +63,24 @@ def ranking_lists(
         for j, image in enumerate(gallery_images[i]):
             pixels = sheet.resize(image, _HEIGHT)
             if present[i, j]:
+                frame = answer_colour(correct[i, j])
                 strip = _strip(pixels, gallery_visibility, (i, j))
-                row.append(Tile(pixels, answer_colour(correct[i, j]), strip=strip))
+                note = notes[i][j] if notes else ""
+                row.append(Tile(pixels, frame, note, strip))
             else:
                 row.append(Tile(np.full_like(pixels, sheet.FAINT)))
         rows.append(row)
     legend = ANSWERS if query_visibility is None else ANSWERS + _parts(part_titles)
     headers = ["query", *(str(rank + 1) for rank in range(present.shape[1]))]
-    sheet.write(path, rows, headers, legend=legend, title=title, row_group=row_group)
+    sheet.write(
+        path,
+        rows,
+        headers,
+        legend=legend,
+        title=title,
+        about=about,
+        row_group=row_group,
+    )
 
 
 def _parts(titles: Sequence[str]) -> Legend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -53,6 +54,7 @@ def write(
     *,
     legend: Legend,
     title: str,
+    about: str = "",
     breaks: Collection[int] = (),
     row_group: int = 1,
 ) -> None:
@@ -64,10 +66,11 @@ def write(
       headers: one text for each column.
       legend: swatches and what they mean.
       title: a line above everything; "" for none.
+      about: a line under it, in smaller letters.
       breaks: columns with a wide gap on their left.
       row_group: so many rows belong together; a wide gap follows each group.
     """
-    sheet = _compose(rows, headers, legend, title, breaks, row_group)
+    sheet = _compose(rows, headers, legend, (title, about), breaks, row_group)
     file = io.BytesIO()
     sheet.save(file, format="PNG")
     storage.write_bytes(path, file.getvalue())
@@ -111,18 +114,19 @@ def _compose(
     rows: Sequence[Sequence[Tile]],
     headers: Sequence[str],
     legend: Legend,
-    title: str,
+    lines: tuple[str, str],
     breaks: Collection[int],
     row_group: int,
 ) -> Image.Image:
-    """Title, legend, column headers and rows of tiles, top to bottom."""
+    """Title and the line under it, legend, column headers and rows of tiles."""
     body, caption = ImageFont.load_default(13), ImageFont.load_default(11)
     widths = [_width(column) for column in zip(*rows, strict=True)]
     gaps = [0, *(WIDE_GAP if i in breaks else GAP for i in range(1, len(widths)))]
     width = max(sum(widths) + sum(gaps), _MIN_WIDTH)
     labels = [_label(h, body, w) for h, w in zip(headers, widths, strict=True)]
     bands = [
-        _text_band(title, ImageFont.load_default(17), width),
+        _text_band(lines[0], ImageFont.load_default(17), width),
+        _text_band(lines[1], body, width),
         _legend_band(legend, body, width),
         _columns(labels, gaps),
     ]
@@ -210,19 +214,26 @@ def _legend_band(
 
 def _text_band(text: str, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
     """Text broken into lines that fit the width; nothing high if it is empty."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    lines = [part for line in text.splitlines() for part in _broken(line, font, width)]
     line_height = sum(font.getmetrics())
     band = _blank(width, line_height * len(lines))
     pen = ImageDraw.Draw(band)
     for i, line in enumerate(lines):
         pen.text((0, i * line_height), line, fill=INK, font=font)
     return band
+
+
+def _broken(line: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines that fit, broken at spaces, names at "_" and "/", or anywhere at last."""
+    lines = [""]
+    for piece in re.findall(r"\s*[^\s_/]*[_/]?", line):
+        if font.getlength(lines[-1] + piece) > width and lines[-1]:
+            lines.append("")
+        for letter in piece if lines[-1] else piece.lstrip():
+            if font.getlength(lines[-1] + letter) > width and lines[-1]:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
 
 
 def _blank(width: int, height: int) -> Image.Image:

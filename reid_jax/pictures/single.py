@@ -17,10 +17,14 @@ ACTIVE = (20, 70, 170)
 """Fill of a cell of full activity; one of none is white."""
 _LINE = (205, 205, 205)
 _OUTLINE = (110, 110, 110)
-_PITCH = 58
+ROUTE_HEIGHT = 288
+"""Pixels of an image beside its route."""
+_PITCH = 96
 """Pixels from layer to layer."""
-_NUMBERS = 18
-"""Pixels under the cells for the numbers of the layers."""
+_NUMBERS = 40
+"""Pixels under the cells for the numbers of the layers and the name of their axis."""
+_SIDE = 26
+"""Pixels left of the scales for the name of their axis."""
 _FINE = 4
 """Lines are drawn so many times larger, and then reduced: smooth edges."""
 
@@ -44,13 +48,21 @@ def draw(
       path: of the PNG; its folder is created.
       images: uint8 [B, H, W, 3].
       item: what to draw for each image, of any resolution.
-      title: a line above the picture.
+      title: a line above the picture; the item's own `about` stands under it.
     """
-    resized = [sheet.resize(image, MAP_HEIGHT) for image in np.asarray(images)]
+    height = ROUTE_HEIGHT if isinstance(item, Routes) else MAP_HEIGHT
+    resized = [sheet.resize(image, height) for image in np.asarray(images)]
     kinds = {Maps: _maps, Segments: _segments, Routes: _routes}
     beside, headers, legend = kinds[type(item)](resized, item)
     rows = [[Tile(image), *tiles] for image, tiles in zip(resized, beside, strict=True)]
-    sheet.write(path, rows, ["image", *headers], legend=legend, title=title)
+    sheet.write(
+        path,
+        rows,
+        ["image", *headers],
+        legend=legend,
+        title=title,
+        about=item.about,
+    )
 
 
 _Drawn = tuple[list[list[Tile]], tuple[str, ...], Legend]
@@ -63,7 +75,7 @@ def _maps(images: list[np.ndarray], item: Maps) -> _Drawn:
         [Tile(overlays.heat(image, one)) for one in maps]
         for image, maps in zip(images, values, strict=True)
     ]
-    return tiles, item.titles, overlays.heat_legend(values)
+    return tiles, item.titles, overlays.heat_legend(item.scale, values)
 
 
 def _segments(images: list[np.ndarray], item: Segments) -> _Drawn:
@@ -88,7 +100,7 @@ def _routes(images: list[np.ndarray], item: Routes) -> _Drawn:
         (shades, f"activity of a cell, 0 to {most[0]:.3g}"),
         (_wedge(), f"weight of a path, 0 to {most[1]:.3g}"),
     ]
-    return tiles, ("layers and scales",), legend
+    return tiles, ("route",), legend
 
 
 def _largest(values: np.ndarray) -> float:
@@ -96,39 +108,54 @@ def _largest(values: np.ndarray) -> float:
     return max(1.0, float(np.nan_to_num(values).max(initial=0)))
 
 
-def cell_place(layer: int, scale: int, scales: tuple[str, ...]) -> tuple[float, float]:
+def cell_place(
+    layer: float, scale: int, scales: tuple[str, ...]
+) -> tuple[float, float]:
     """Row and column, in pixels, of the centre of a cell in its diagram."""
-    row = (MAP_HEIGHT - _NUMBERS) * (scale + 0.5) / len(scales)
+    row = (ROUTE_HEIGHT - _NUMBERS) * (scale + 0.5) / len(scales)
     return row, _caption_width(scales) + _PITCH * (layer + 0.5)
 
 
 def _caption_width(scales: tuple[str, ...]) -> int:
-    return math.ceil(max(map(_font().getlength, scales))) + 4
+    """Pixels left of the first layer."""
+    return _SIDE + math.ceil(max(map(_font().getlength, scales))) + 4
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(12)
+    return ImageFont.load_default(14)
 
 
 def _diagram(
     activity: np.ndarray, paths: np.ndarray, scales: tuple[str, ...]
 ) -> np.ndarray:
-    """Cells [L, S] and paths [L - 1, S, S] of one image, uint8 [MAP_HEIGHT, W, 3]."""
+    """Cells [L, S] and paths [L - 1, S, S] of one image, uint8 [ROUTE_HEIGHT, W, 3]."""
     layers = len(activity)
     width = _caption_width(scales) + _PITCH * layers
-    canvas = Image.new("RGB", (_FINE * width, _FINE * MAP_HEIGHT), "white")
+    canvas = Image.new("RGB", (_FINE * width, _FINE * ROUTE_HEIGHT), "white")
     _draw_paths(canvas, activity, paths, scales)
     _draw_cells(canvas, activity, scales)
     picture = canvas.reduce(_FINE)
-    pen, font = ImageDraw.Draw(picture), _font()
+    _name_axes(picture, layers, scales)
+    return np.asarray(picture)
+
+
+def _name_axes(picture: Image.Image, layers: int, scales: tuple[str, ...]) -> None:
+    """Scales on the left, from top to bottom; numbers of the layers under the cells."""
+    pen, ink = ImageDraw.Draw(picture), {"fill": sheet.INK, "font": _font()}
     for scale, name in enumerate(scales):
         row, _ = cell_place(0, scale, scales)
-        pen.text((0, row), name, fill=sheet.INK, font=font, anchor="lm")
+        pen.text((_SIDE, row), name, anchor="lm", **ink)
     for layer in range(layers):
         _, column = cell_place(layer, 0, scales)
-        place = (column, MAP_HEIGHT - _NUMBERS / 2)
-        pen.text(place, str(layer + 1), fill=sheet.INK, font=font, anchor="mm")
-    return np.asarray(picture)
+        pen.text(
+            (column, ROUTE_HEIGHT - 0.75 * _NUMBERS), str(layer + 1), anchor="mm", **ink
+        )
+    _, middle = cell_place((layers - 1) / 2, 0, scales)
+    pen.text((middle, ROUTE_HEIGHT - 0.25 * _NUMBERS), "layer", anchor="mm", **ink)
+    upright = Image.new("RGB", (ROUTE_HEIGHT - _NUMBERS, _SIDE - 4), "white")
+    place = upright.width / 2, upright.height / 2
+    ImageDraw.Draw(upright).text(place, "scale", anchor="mm", **ink)
+    picture.paste(upright.rotate(90, expand=True), (0, 0))
 
 
 def _draw_paths(
@@ -156,7 +183,7 @@ def _draw_cells(
     canvas: Image.Image, activity: np.ndarray, scales: tuple[str, ...]
 ) -> None:
     pen = ImageDraw.Draw(canvas)
-    radius = min(15, 0.36 * (MAP_HEIGHT - _NUMBERS) / len(scales))
+    radius = min(22, 0.36 * (ROUTE_HEIGHT - _NUMBERS) / len(scales))
     for layer, scale in np.argwhere(~np.isnan(activity)):
         row, column = cell_place(layer, scale, scales)
         box = (column - radius, row - radius, column + radius, row + radius)

@@ -289,10 +289,15 @@ def test_pictures_of_auto_alignment():
     assert maps.titles[0] == "part 1 of 2"
     assert len(maps.titles) == 5
     values = np.asarray(maps.values)
-    for part, (group, index) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]):
+    for part, (group, index) in enumerate([(0, 0), (0, 1), (1, 2), (1, 3), (1, 4)]):
         taken = np.asarray(segments.values)[:, group] == index
         np.testing.assert_array_equal(np.isfinite(values[:, part]), taken)
-    assert np.nanmax(values) == 1
+    # Another granularity has other colours, and each part is its own measure.
+    assert segments.groups == maps.titles
+    assert "each part's own maximum" in maps.scale
+    assert maps.about.startswith("layer 2 of 2, head 1")
+    assert segments.about.startswith("layer 2 of 2, head 1")
+    np.testing.assert_array_equal(np.nanmax(values, axis=(2, 3)), 1)
     assert np.nanmin(values) >= 0
 
 

@@ -8,6 +8,7 @@ import pytest
 from reid_jax.errors import UserError
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
+from tests.backbones import vit_in_numpy
 from tests.models.steps import training_step
 from tests.models.test_aaformer import CLASSES, SIZE, TINY, batch, variables_of
 from tests.variables import random_variables
@@ -41,6 +42,75 @@ def setting(name):
         "camera": np.array([0, 2, 1, -1], np.int32),
     }
     return method, random_variables(method.init, data), data
+
+
+def numpy_rollout(method, variables, images):
+    """Abnar & Zuidema, one image after the other in float64: CLS's row, [B, N]."""
+    vit = method.module.backbone
+    seen = []
+
+    def attend(query, key, value):
+        logits = query @ key.T / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        seen.append(weights / weights.sum(-1, keepdims=True))
+        return seen[-1] @ value
+
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+    vit_in_numpy.forward(
+        images,
+        params["backbone"],
+        patch_size=vit.patch_size,
+        stride=vit.stride,
+        heads=vit.heads,
+        attend=attend,
+    )
+    length = seen[0].shape[-1]
+    layers = np.reshape(seen, (vit.depth, len(images), vit.heads, length, length))
+    rows = []
+    for image in range(len(images)):
+        flow = np.eye(length)
+        for layer in layers[:, image]:
+            mixed = layer.mean(0) + np.eye(length)
+            flow = mixed / mixed.sum(-1, keepdims=True) @ flow
+        rows.append(flow[0, 1:])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+def test_rollout_of_a_vit_is_that_of_a_loop(implementation):
+    method = make("vit", attention_implementation=implementation)
+    _, variables, data = setting("vit")
+    item = method.pictures(variables, data)["rollout"]
+    wanted = numpy_rollout(method, variables, data["image"] / 127.5 - 1)
+    low, high = (f(wanted, axis=1, keepdims=True) for f in (np.min, np.max))
+    wanted = ((wanted - low) / (high - low)).reshape(4, 1, *method.position_grid)
+    np.testing.assert_allclose(item.values, wanted, atol=1e-5)
+    assert item.titles == ("attention rollout",)
+    assert "least to greatest" in item.scale
+
+
+def test_rollout_of_a_vit_with_cameras_and_parts():
+    method, variables, data = setting("transreid")
+    values = np.asarray(method.pictures(variables, data)["rollout"].values)
+    assert values.shape == (4, 1, *method.position_grid)
+    other = method.pictures(variables, data | {"camera": data["camera"][::-1]})
+    assert np.abs(other["rollout"].values - values).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet50", "pcb", "hrnet_w32"])
+def test_activation_maps_are_sums_of_squares(name):
+    method, variables, data = setting(name)
+    item = method.pictures(variables, data)["activation"]
+    share = {key: value["backbone"] for key, value in variables.items()}
+    images = method.standardise(data["image"])
+    outputs = method.module.backbone.apply(share, images, train=False)
+    maps = outputs["incre"] if name == "hrnet_w32" else [outputs["layer4"]]
+    assert item.values.shape[:2] == (4, len(maps)) == (4, len(item.titles))
+    for image in range(4):
+        squares = (np.asarray(maps[0], np.float64)[image] ** 2).sum(-1)
+        wanted = (squares - squares.min()) / max(np.ptp(squares), 1e-30)
+        np.testing.assert_allclose(item.values[image, 0], wanted, atol=1e-5)
+    assert item.values.max() == 1
 
 
 @functools.cache
