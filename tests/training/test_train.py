@@ -437,6 +437,7 @@ def test_two_processes_are_one_run(tiny_data, tmp_path):
         for name in ("one", "two")
     ]
     assert results[0]["valid_queries"] == results[1]["valid_queries"] == 15
+    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], rel=1e-5)
 
 
 def test_a_notice_to_one_process_saves_on_both(tiny_data, tmp_path):
