@@ -79,6 +79,9 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.evaluation.batch_size = 128
     # Queries ranked at once: memory is query_block x gallery distances.
     config.evaluation.query_block = 256
+    # Queries that pictures show, as file names or indices, such as
+    # "('0002_c1s1_000451_03.jpg', 17)"; () spreads them evenly.
+    config.evaluation.pictured = ()
     # Pair models: candidates scored at once, and disk for the gallery's maps.
     config.evaluation.pair_block = 32
     config.evaluation.map_cache_bytes = 8 << 30

@@ -64,6 +64,7 @@ class EvaluationSpec:
       query_block: queries that are ranked at once.
       pair_block: of a pair model, candidates that are scored at once.
       map_cache_bytes: of a pair model, disk for the gallery's maps.
+      pictured: queries that pictures show, by file name or index; () spreads them.
     """
 
     data_dir: str
@@ -72,6 +73,7 @@ class EvaluationSpec:
     query_block: int
     pair_block: int
     map_cache_bytes: int
+    pictured: tuple[str | int, ...] = ()
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -207,6 +209,7 @@ def build_evaluation(config: Any) -> EvaluationSpec:
         query_block=chosen.query_block,
         pair_block=chosen.pair_block,
         map_cache_bytes=chosen.map_cache_bytes,
+        pictured=chosen.pictured,
     )
 
 

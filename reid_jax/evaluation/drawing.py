@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +12,15 @@ from etils import epath
 from data_pipelines import loader
 from data_pipelines.records import Records
 from reid_jax import pictures
-from reid_jax.evaluation.scoring import Ranking, spread
+from reid_jax.evaluation.lists import Lists, spread
 from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.models.method import Batch, Embedding, Method, Variables
+from reid_jax.runtime import workdir
 
 COMPARED_QUERIES = 5
 """Of so many, a picture has two lists: before and after pairs were scored."""
-PICTURED_MAPS = 8
+PICTURED_MAPS = 4
+"""Queries, and as many gallery images, of a method's own pictures."""
 PICTURED_PAIRS = 4
 """Queries of a picture of pairs, and candidates of each."""
 
@@ -60,35 +63,38 @@ class Drawing:
     image_size: tuple[int, int]
     visibility: Visibility | None = None
 
-    def lists(self, ranking: Ranking) -> None:
-        """`ranking.png`: a row for each query, with its nearest gallery images."""
-        rows = np.array(sorted(ranking.lists))
-        title = f"{self._heading}: {_figures(self.entry['metrics'])}"
-        self._lists("ranking.png", {"": ranking.lists}, rows, title)
+    def lists(self, lists: Lists) -> None:
+        """`ranking.png`: a row for each query, with its nearest gallery images.
 
-    def lists_beside(self, before: Ranking, after: Ranking) -> None:
+        `ranking.json` has the same by file name, for `side_by_side`.
+        """
+        about = ("dataset", "protocol", "step", "metrics")
+        written = {name: self.entry[name] for name in about}
+        written["queries"] = lists.by_name()
+        workdir.write_json(self.folder / "ranking.json", written)
+        title = f"{self._heading}: {figures(self.entry['metrics'])}"
+        self._lists("ranking.png", {"": lists}, lists.rows, title)
+
+    def lists_beside(self, before: Lists, after: Lists) -> None:
         """`ranking_pairs.png`: two rows for each query, before and after the pairs."""
-        rows = spread(np.array(sorted(after.lists)), COMPARED_QUERIES)
         title = (
-            f"{self._heading}: {_figures(self.entry['metrics'])}; before pairs were "
-            f"scored: {_figures(self.entry['metrics_before_pairs'])}"
+            f"{self._heading}: {figures(self.entry['metrics'])}; before pairs were "
+            f"scored: {figures(self.entry['metrics_before_pairs'])}"
         )
-        lists = {"; before": before.lists, "; after": after.lists}
-        self._lists("ranking_pairs.png", lists, rows, title)
+        both = {"; before": before, "; after": after}
+        self._lists("ranking_pairs.png", both, after.some(COMPARED_QUERIES), title)
 
-    def method(self, method: Method, variables: Variables) -> None:
-        """The pictures particular to the method, over some queries and gallery images.
+    def method(self, method: Method, variables: Variables, rows: np.ndarray) -> None:
+        """The method's own pictures, over queries and as many gallery images.
 
         Of the two, one may be occluded or partial where the other is whole.
         """
+        beside = spread(np.arange(len(self.gallery)), len(rows))
         batches = [
             loader.image_batch(
-                split,
-                spread(np.arange(len(split)), PICTURED_MAPS // 2),
-                image_size=self.image_size,
-                with_parts=True,
+                split, chosen, image_size=self.image_size, with_parts=True
             )
-            for split in (self.query, self.gallery)
+            for split, chosen in ((self.query, rows), (self.gallery, beside))
         ]
         batch = {
             name: np.concatenate([part[name] for part in batches])
@@ -99,9 +105,9 @@ class Drawing:
             path = self.folder / f"{name}.png"
             pictures.draw(path, batch["image"], item, title=title)
 
-    def pairs(self, ranking: Ranking, look: SecondLook) -> None:
+    def pairs(self, lists: Lists, look: SecondLook) -> None:
         """The pair scorer's pictures, over the first candidates of some queries."""
-        chosen = ranking.examples(PICTURED_PAIRS, PICTURED_PAIRS)
+        chosen = lists.examples(PICTURED_PAIRS, PICTURED_PAIRS)
         query, gallery = self._batches(chosen.rows, chosen.gallery)
         for name, item in look.pictures(chosen.rows, chosen.gallery).items():
             pictures.draw_pairs(
@@ -111,7 +117,7 @@ class Drawing:
                 item,
                 correct=gallery["person"] == query["person"][:, None],
                 ranks=chosen.ranks,
-                captions=_captions(self.query, chosen.rows),
+                captions=captions_of(self.query, chosen.rows),
                 title=self._heading,
             )
 
@@ -120,14 +126,11 @@ class Drawing:
         return f"{self.entry['protocol']}, step {self.entry['step']}"
 
     def _lists(
-        self,
-        name: str,
-        lists: dict[str, dict[int, np.ndarray]],
-        rows: np.ndarray,
-        title: str,
+        self, name: str, lists: dict[str, Lists], rows: np.ndarray, title: str
     ) -> None:
         """The lists of each query under each other; their keys end the captions."""
-        nearest = np.stack([one[row] for row in rows for one in lists.values()])
+        pairs = [(one, row) for row in rows for one in lists.values()]
+        nearest = np.stack([one.nearest[row] for one, row in pairs])
         rows = np.repeat(rows, len(lists))
         query, gallery = self._batches(rows, np.maximum(nearest, 0))
         seen = {}
@@ -135,39 +138,65 @@ class Drawing:
             seen["query_visibility"] = self.visibility.query[rows]
             seen["gallery_visibility"] = self.visibility.gallery[nearest]
             seen["part_titles"] = self.visibility.titles
-        captions = _captions(self.query, rows)
-        notes = list(lists) * (len(rows) // len(lists))
+        ends = list(lists) * (len(rows) // len(lists))
+        captions = zip(captions_of(self.query, rows), ends, strict=True)
         pictures.ranking_lists(
             self.folder / name,
             query["image"],
             gallery["image"],
             correct=gallery["person"] == query["person"][:, None],
             present=nearest >= 0,
-            captions=[f"{c}{n}" for c, n in zip(captions, notes, strict=True)],
+            captions=[f"{caption}{end}" for caption, end in captions],
+            notes=[
+                notes_of(map(self.gallery.filename, one.nearest[row]), one.keys[row])
+                for one, row in pairs
+            ],
             title=title,
+            about=NOTES,
             row_group=len(lists),
             **seen,
         )
 
     def _batches(self, rows: np.ndarray, nearest: np.ndarray) -> tuple[Batch, Batch]:
-        """Queries [n] and gallery images [n, k]."""
-        size = self.image_size
-        query = loader.image_batch(self.query, rows, image_size=size)
-        gallery = loader.image_batch(self.gallery, nearest.ravel(), image_size=size)
-        shaped = {
-            name: gallery[name].reshape(*nearest.shape, *gallery[name].shape[1:])
-            for name in ("image", "person")
-        }
-        return query, shaped
+        return batches(self.query, self.gallery, rows, nearest, self.image_size)
 
 
-def _captions(queries: Records, rows: np.ndarray) -> list[str]:
-    """Person and camera of some queries, as their source names them."""
-    persons = map(queries.person_name, queries.person[rows])
-    cameras = map(queries.camera_name, queries.camera[rows])
-    pairs = zip(persons, cameras, strict=True)
-    return [f"person {person}, camera {camera}" for person, camera in pairs]
+def batches(
+    query: Records,
+    gallery: Records,
+    rows: np.ndarray,
+    nearest: np.ndarray,
+    image_size: tuple[int, int],
+) -> tuple[Batch, Batch]:
+    """Images and persons of queries `rows` [n] and gallery images `nearest` [n, k]."""
+    queries = loader.image_batch(query, rows, image_size=image_size)
+    found = loader.image_batch(gallery, nearest.ravel(), image_size=image_size)
+    shaped = {
+        name: found[name].reshape(*nearest.shape, *found[name].shape[1:])
+        for name in ("image", "person")
+    }
+    return queries, shaped
 
 
-def _figures(metrics: dict[str, float]) -> str:
+def captions_of(queries: Records, rows: np.ndarray) -> list[str]:
+    """File, person and camera of some queries, as their source names them."""
+    names = zip(
+        map(queries.filename, rows),
+        map(queries.person_name, queries.person[rows]),
+        map(queries.camera_name, queries.camera[rows]),
+        strict=True,
+    )
+    return [f"{file}\nperson {one}, camera {camera}" for file, one, camera in names]
+
+
+NOTES = "under an image: its file, and the distance that it is ranked by"
+
+
+def notes_of(names: Iterable[str], keys: Iterable[float]) -> list[str]:
+    """What stands under the images of a list, see `NOTES`."""
+    return [f"{name}\n{key:.3f}" for name, key in zip(names, keys, strict=True)]
+
+
+def figures(metrics: dict[str, float]) -> str:
+    """Those of a picture's title."""
     return f"rank-1 {metrics['rank1']:.1%}, mAP {metrics['mAP']:.1%}"

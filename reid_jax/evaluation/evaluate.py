@@ -23,7 +23,7 @@ from data_pipelines.records import Records
 from reid_jax import checks, experiment, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import finite, results
-from reid_jax.evaluation.drawing import Drawing, Visibility
+from reid_jax.evaluation.drawing import PICTURED_MAPS, Drawing, Visibility
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.pairs import PairNetwork
 from reid_jax.evaluation.scoring import Ranking
@@ -81,7 +81,7 @@ class Evaluator:
         """
         query, gallery = self._open(protocol, (stage,))
         # First of all, because it fails where no query has a match.
-        ranking = Ranking(protocol, query, gallery)
+        ranking = Ranking(protocol, query, gallery, self._spec.pictured)
         finite.check_variables(sharding.fetch(variables))
         embeddings = (
             self._embed(variables, query, "query"),
@@ -95,7 +95,9 @@ class Evaluator:
         if jax.process_index() != 0:
             return entry
         look = self._second_look(variables, stage, query, gallery)
-        before = Ranking(protocol, query, gallery) if look else None
+        before = (
+            Ranking(protocol, query, gallery, self._spec.pictured) if look else None
+        )
         self._rank(*embeddings, query, ranking, before, look)
         entry |= ranking.figures()
         if before:
@@ -104,11 +106,12 @@ class Evaluator:
             seen = Visibility.of(*embeddings, self._method.visibility_titles)
             size = self._spec.image_size
             drawing = Drawing(picture_dir, entry, query, gallery, size, seen)
-            drawing.lists(ranking)
-            drawing.method(self._method, _local(variables))
+            drawing.lists(ranking.lists)
+            rows = ranking.lists.some(PICTURED_MAPS)
+            drawing.method(self._method, _local(variables), rows)
             if look and before:
-                drawing.lists_beside(before, ranking)
-                drawing.pairs(ranking, look)
+                drawing.lists_beside(before.lists, ranking.lists)
+                drawing.pairs(ranking.lists, look)
         return entry
 
     def check(self, protocol: Protocol, stages: Iterable[str] | None = None) -> None:
@@ -120,7 +123,7 @@ class Evaluator:
         stages = self._method.stages if stages is None else stages
         query, gallery = self._open(protocol, stages)
         try:
-            Ranking(protocol, query, gallery)
+            Ranking(protocol, query, gallery, self._spec.pictured)
         except UserError as error:
             raise UserError(f"{protocol.name}: {error}") from error
 

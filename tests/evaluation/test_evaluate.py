@@ -11,7 +11,7 @@ from data_pipelines import loader
 from data_pipelines.prepared import open_records
 from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
-from reid_jax.evaluation import evaluate, results, scoring
+from reid_jax.evaluation import evaluate, lists, results, scoring
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.runtime import sharding
 from tests import toy_method
@@ -181,7 +181,7 @@ def test_pair_networks_are_compiled_once(toy_config, toy, monkeypatch):
 def test_pictures_of_a_stage(toy_config, toy, tmp_path, stage):
     _evaluate(toy_config, *toy, stage=stage, picture_dir=tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    wanted = {"ranking.png", "routes.png"}
+    wanted = {"ranking.json", "ranking.png", "routes.png"}
     if stage == "second":
         wanted |= {"ranking_pairs.png", "pair_maps.png", "correspondences.png"}
     assert names == wanted
@@ -224,7 +224,7 @@ def _best(keys, row, batches, count):
     return np.argsort(np.where(kept, keys[row], np.inf), kind="stable")[:count]
 
 
-def test_lists_before_and_after_pairs_are_scored(drawn, tmp_path):
+def test_lists_before_and_after_pairs_are_scored(drawn, toy_config, tmp_path):
     calls, batches, seen, _, keys = drawn
     (_, (args, rest)) = calls["ranking_lists"]
     assert args[0] == tmp_path / "ranking_pairs.png"
@@ -243,6 +243,11 @@ def test_lists_before_and_after_pairs_are_scored(drawn, tmp_path):
     np.testing.assert_array_equal(rest["gallery_visibility"], g[nearest][..., [0, 2]])
     assert rest["part_titles"] == ("upper", "lower")
     assert rest["row_group"] == 2
+    found = open_records("tiny", "gallery", toy_config.data.data_dir)
+    values = np.stack([k[i] for i in (0, 3, 6, 11, 14) for k in keys])
+    for note, list_, value in zip(rest["notes"], nearest, values, strict=True):
+        wanted = [f"{found.filename(i)}\n{value[i]:.3f}" for i in list_]
+        assert note == wanted
     assert [c.split("; ")[1] for c in rest["captions"]] == 5 * ["before", "after"]
 
 
@@ -282,7 +287,7 @@ def test_a_right_match_is_among_the_examples(toy_config):
         valid = right[row] & (gallery.camera != query.camera[row])
         keys[row, valid.argmax()] = np.sort(keys[row])[rank - 1] - 0.5
     ranking, query, gallery = _ranking(toy_config, keys)
-    chosen = ranking.examples(4, 4)
+    chosen = ranking.lists.examples(4, 4)
     np.testing.assert_array_equal(chosen.rows, [0, 5, 9, 14])
     np.testing.assert_array_equal(
         chosen.ranks, [[1, 2, 3, 7], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]]
@@ -296,9 +301,9 @@ def test_a_right_match_is_among_the_examples(toy_config):
 def test_examples_of_short_lists(toy_config, monkeypatch):
     """Fewer gallery images count than a list has places."""
     query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
-    monkeypatch.setattr(scoring, "PICTURED_RANKS", 50)
+    monkeypatch.setattr(lists, "PICTURED_RANKS", 50)
     keys = np.tile(np.arange(len(gallery), dtype=np.float32), (len(query), 1))
-    chosen = _ranking(toy_config, keys)[0].examples(2, 40)
+    chosen = _ranking(toy_config, keys)[0].lists.examples(2, 40)
     assert (chosen.gallery >= 0).all()
     counted = [27, 27]  # of 30, without 3 of the query's own camera
     np.testing.assert_array_equal((chosen.ranks > 0).sum(1), counted)
