@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(run: pathlib.Path) -> dict[str, np.ndarray]:
     """Patches by part (rows) and region (columns), for each granularity."""
     folder = checkpoint.find(str(run))
-    config = ConfigDict(workdirs.read_json(run / "config.json"))
+    config = ConfigDict(workdirs.read_object(run / "config.json"))
     method, variables = experiment.restore(config, folder, sharding.make_mesh())
     variables = sharding.fetch(variables)
     protocol = experiment.build_protocols(config)[0]

@@ -103,7 +103,7 @@ def _first_protocol(run: str) -> str:
     found = sorted(epath.Path(run).glob("pictures/*/ranking.json"))
     if not found:
         raise UserError(f"{run} has no ranking lists: {_HOW}")
-    return workdir.read_json(found[0])["protocol"]
+    return workdir.read_object(found[0])["protocol"]
 
 
 _HOW = (
@@ -116,7 +116,7 @@ def _read(run: str, name: str) -> dict[str, Any]:
     path = epath.Path(run) / "pictures" / name.replace(":", "-") / "ranking.json"
     if not path.exists():
         raise UserError(f"{run} has no ranking lists of {name}: {_HOW}")
-    return workdir.read_json(path)
+    return workdir.read_object(path)
 
 
 def _common(
@@ -139,7 +139,7 @@ def _common(
 
 def _open(run: str, name: str) -> list[Records]:
     """Query and gallery, from where the run has its data."""
-    config = workdir.read_json(epath.Path(run) / "config.json")
+    config = workdir.read_object(epath.Path(run) / "config.json")
     made = protocol(name)
     return [
         prepared.open_records(made.dataset, split, config["data.data_dir"])

@@ -72,8 +72,8 @@ def test_chosen_queries_are_drawn_and_written(chosen, tmp_path, monkeypatch):
     keys, found, splits, batches = nearest(config, *run(config, tmp_path, 0), rows)
     np.testing.assert_array_equal(drawn["ranking_lists"][1], batches[0]["image"][rows])
     np.testing.assert_array_equal(drawn["ranking_lists"][2], batches[1]["image"][found])
-    # The method's own pictures are of the same queries.
-    np.testing.assert_array_equal(drawn["draw"][1], batches[0]["image"][rows])
+    # The method's own pictures begin with the same queries.
+    np.testing.assert_array_equal(drawn["draw"][1][:2], batches[0]["image"][rows])
     path = tmp_path / "pictures" / "tiny" / "ranking.json"
     written = json.loads(path.read_text())
     assert (written["protocol"], written["step"]) == ("tiny", 7)

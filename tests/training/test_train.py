@@ -371,21 +371,11 @@ def test_a_notice_to_stop_saves_first_and_a_kill_loses_nothing(tiny_data, tmp_pa
     )
 
 
-def _wait_for_checkpoint(process, workdir):
-    """Waits until a run has saved a step."""
-    for _ in range(1200):
-        if workdirs.has_checkpoint(str(workdir)):
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    raise AssertionError("the run saved nothing")
-
-
 # The largest file of this checkpoint has 7 kB; the metrics have less at first.
 @pytest.mark.parametrize("limit", [5000, 1])
 def test_a_full_disk_is_one_message_and_loses_nothing(tiny_data, tmp_path, limit):
     process = _start(_command(tiny_data, tmp_path, "stages.first.epochs=4000.0"))
-    _wait_for_checkpoint(process, tmp_path)
+    wait_until(lambda: workdirs.has_checkpoint(str(tmp_path)), process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
@@ -399,7 +389,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(tiny_data, tmp_path, limit
 
 def test_a_folder_that_is_renamed_stops_its_run(tiny_data, tmp_path):
     process = _start(_command(tiny_data, tmp_path / "a", "stages.first.epochs=4000.0"))
-    _wait_for_checkpoint(process, tmp_path / "a")
+    wait_until(lambda: workdirs.has_checkpoint(str(tmp_path / "a")), process)
     (tmp_path / "a").rename(tmp_path / "b")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
