@@ -2,8 +2,8 @@
 
 The groupings of PifPaf's classes are those of BPBreID (Somers et al., 2023), with
 its names; DROP's ablation over 3 to 8 parts uses the same. `four_hpnet` is that of
-HPNet (Huang et al., 2020). For the library's own eight classes each name stands for
-the nearest split into as many parts.
+HPNet (Huang et al., 2020). For the library's own eight classes and for LIP's clothes
+each name stands for the nearest split into as many parts.
 
 Sets may overlap, as BPBreID's do (`eight` has the limb between the hips in both torso
 and left leg): the first set that names a class has it. That is also what the arg-max
@@ -102,6 +102,25 @@ _HPNET = {
     },
 }
 
+_LIP_HEAD = {1, 2, 4, 13}
+_LIP_UPPER = {3, 5, 6, 7, 10, 11, 14, 15}
+_LIP_LEGS = {8, 9, 12, 16, 17}
+_LIP_SHOES = {18, 19}
+
+_LIP = {
+    "three_v": {
+        "head": _LIP_HEAD,
+        "torso and arms": _LIP_UPPER,
+        "legs and feet": _LIP_LEGS | _LIP_SHOES,
+    },
+    "four_v": {
+        "head": _LIP_HEAD,
+        "torso and arms": _LIP_UPPER,
+        "legs": _LIP_LEGS,
+        "feet": _LIP_SHOES,
+    },
+}
+
 _PARTS = {
     "three_v": {
         "head": {1},
@@ -150,7 +169,7 @@ _PARTS = {
     },
 }
 
-_GROUPINGS = {"parts": _PARTS, "pifpaf": _PIFPAF, "hpnet": _HPNET}
+_GROUPINGS = {"parts": _PARTS, "pifpaf": _PIFPAF, "hpnet": _HPNET, "lip": _LIP}
 
 
 def known_groupings(kind: str) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ Kinds:
     class 1 + c is channel c: 17 joints, then 19 limbs.
   hpnet: the parser labels of HPNet (Huang et al., "Human Parsing Based Alignment with
     Multi-Task Learning for Occluded Person Re-Identification", 2020).
+  lip: the classes of LIP (Gong et al., "Look into Person", 2017) in their published
+    order, which most human parsers write.
 """
 
 import numpy as np
@@ -84,10 +86,35 @@ HPNET_NAMES: tuple[str, ...] = (
 )
 """Names of the kind `hpnet`, which does not tell left from right."""
 
+LIP_NAMES: tuple[str, ...] = (
+    "background",
+    "hat",
+    "hair",
+    "glove",
+    "sunglasses",
+    "upper clothes",
+    "dress",
+    "coat",
+    "socks",
+    "pants",
+    "jumpsuits",
+    "scarf",
+    "skirt",
+    "face",
+    "left arm",
+    "right arm",
+    "left leg",
+    "right leg",
+    "left shoe",
+    "right shoe",
+)
+"""Names of the kind `lip`; the index is the label."""
+
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "parts": PART_NAMES,
     "pifpaf": PIFPAF_NAMES,
     "hpnet": HPNET_NAMES,
+    "lip": LIP_NAMES,
 }
 """Kind of source -> name of each of its classes; the index is the label."""
 

@@ -9,7 +9,7 @@ group's maximum is that of its channels, so both orders give the same group wher
 the groups cover all channels; they differ where equal confidences meet, and in that
 BPBreID's resizing to the features mixes neighbours before the arg-max, ours after it.
 
-Label maps (kinds `hpnet` and `parts`) are PNG files of one 8-bit channel.
+Label maps (all other kinds) are PNG files of one 8-bit channel.
 """
 
 import collections
@@ -32,7 +32,7 @@ THRESHOLD = 0.5
 """Where no confidence reaches this there is background, as in BPBreID."""
 
 _CHANNELS = len(CLASS_NAMES["pifpaf"]) - 1
-_SUFFIX = {"pifpaf": ".npy", "hpnet": ".png", "parts": ".png"}
+_SUFFIX = dict.fromkeys(KINDS, ".png") | {"pifpaf": ".npy"}
 _FIELDS = ".confidence_fields"
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 # BPBreID clamps to [0, 1], since resized fields overshoot a little; logits or 0 to 255

@@ -142,6 +142,22 @@ def test_groups_are_called_like_their_classes(kind):
     assert groupings.grouping("four_hpnet", "hpnet")[2:] == ({5}, {6, 7})
 
 
+def test_lip_groups_hold_what_is_worn_there():
+    expected = [
+        {"hat", "hair", "sunglasses", "face"},
+        {
+            *("upper clothes", "dress", "coat", "jumpsuits", "scarf", "glove"),
+            *("left arm", "right arm"),
+        },
+        {"socks", "pants", "skirt", "left leg", "right leg"},
+        {"left shoe", "right shoe"},
+    ]
+    groups = groupings.grouping("four_v", "lip")
+    assert [{CLASS_NAMES["lip"][c] for c in group} for group in groups] == expected
+    merged = groupings.grouping("three_v", "lip")
+    assert merged == (groups[0], groups[1], groups[2] | groups[3])
+
+
 @pytest.mark.parametrize(("kind", "name"), [("hpnet", "eight"), ("pifpaf", "nine")])
 def test_an_unknown_grouping_lists_the_known(kind, name):
     with pytest.raises(UserError, match=f"'{name}'.*three_v"):

@@ -50,6 +50,15 @@ def test_flip_of_pifpaf_swaps_the_channels_of_the_sides():
     np.testing.assert_array_equal(flipped, expected)
 
 
+def test_flip_of_lip_swaps_its_last_six_classes():
+    labels = np.arange(256, dtype=np.uint8)
+    expected = labels.copy()
+    expected[14:20] = [15, 14, 17, 16, 19, 18]  # arms, legs, shoes
+    np.testing.assert_array_equal(kinds.flip_classes(labels, "lip"), expected)
+    assert len(kinds.LIP_NAMES) == 20
+    assert kinds.LIP_NAMES[14:16] == ("left arm", "right arm")
+
+
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_flipping_twice_changes_nothing(kind):
     labels = np.arange(256, dtype=np.uint8)

@@ -18,7 +18,7 @@ from data_pipelines.prepared import open_records
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import small_files, write
 
-KINDS = ("pifpaf", "hpnet", "parts")
+KINDS = ("pifpaf", "hpnet", "lip", "parts")
 
 
 def npy(array):
@@ -78,7 +78,9 @@ def test_the_threshold_itself_is_not_background_and_overshoot_is_clamped():
     np.testing.assert_array_equal(label_files.classes_of_fields(values), [[4, 4, 4]])
 
 
-@pytest.mark.parametrize(("kind", "greatest"), [("hpnet", 7), ("parts", 8)])
+@pytest.mark.parametrize(
+    ("kind", "greatest"), [("hpnet", 7), ("parts", 8), ("lip", 19)]
+)
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_maps_are_stored_as_they_are(tmp_path, kind, greatest, mode):
     array = np.random.default_rng(0).integers(0, greatest + 1, (32, 16), np.uint8)
@@ -112,6 +114,7 @@ BAD = [
     ("pifpaf", npy(np.full((36, 4, 2), np.nan)), "span nan"),
     ("pifpaf", npy(np.full((36, 4, 2), -np.inf)), "span -inf"),
     ("hpnet", png(np.full((4, 2), 8, "u1")), "label 8; labels of kind hpnet are 0 to"),
+    ("lip", png(np.full((4, 2), 20, "u1")), "label 20; labels of kind lip are 0 to 19"),
     ("parts", png(np.full((4, 2), 9, "u1")), "label 9; labels of kind parts are 0 to"),
     ("parts", png(np.zeros((4, 2, 3), np.uint8)), "mode RGB"),
     ("parts", png(np.zeros((4, 2), np.uint16)), "mode I;16"),
