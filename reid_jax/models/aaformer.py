@@ -5,47 +5,95 @@ Kuan Zhu, Haiyun Guo, Shiliang Zhang, Yaowei Wang, Jing Liu, Jinqiao Wang, Ming 
 on Neural Networks and Learning Systems, 2023. The authors published no code.
 
 Implemented: the Multi-head Auto-Alignment layer and network (section III-B), the
-objective (III-C), and every row of the ablations (IV-C, Tables IV-VI):
+objective (III-C), and every row of its own in Tables II to VI (`:row=NAME`):
 
-  row                        fields
-  ViT-baseline               tokens="none"
-  +PCB, Pool / PT            tokens="pool" / "part", assignment="stripes",
-                             granularities=(6,)
-  +MGN, Pool / PT            the same with granularities=(2, 3)
-  +SPReID, Pool / PT         tokens="pool" / "part", assignment="parsing"
-  6*CLS                      tokens="cls"
-  AAformer                   the defaults
-  Nearest Neighbor           assignment="nn"
-  Table VI                   granularities=(4,), (5,), (6,), (2, 3), (3, 4), (2, 3, 4)
+  row                 fields
+  table2-vit          tokens="none"
+  table2-aaformer     the defaults
+  table3-vit          tokens="none"
+  table3-aaformer     the defaults
+  table4-vit          tokens="none"
+  table4-pool-pcb     tokens="pool", assignment="stripes", granularities=(6,)
+  table4-pool-mgn     tokens="pool", assignment="stripes"
+  table4-pool-spreid  tokens="pool", assignment="parsing"
+  table4-pt-pcb       assignment="stripes", granularities=(6,)
+  table4-pt-mgn       assignment="stripes"
+  table4-pt-spreid    assignment="parsing"
+  table4-6cls         tokens="cls"
+  table4-aaformer     the defaults
+  table5-nn           assignment="nn"
+  table5-ot           the defaults
+  table6-4            granularities=(4,)
+  table6-5            granularities=(5,)
+  table6-6            granularities=(6,)
+  table6-23           the defaults
+  table6-34           granularities=(3, 4)
+  table6-234          granularities=(2, 3, 4)
 
 Deviations from the text, and what it leaves open:
 
+III-A
+- Eqs 1 and 2 scale by sqrt(D); here by sqrt(D / heads), which the pretrained weights
+  were trained with and which the text means per head.
+- The rest of the Transformer is ViT-B/16 as published: biases, exact GELU, epsilon of
+  1e-6 in each LayerNorm, one more LayerNorm behind the last layer. "Pre-trained on
+  ImageNet" is ImageNet-21k, then ImageNet; position embeddings are resized bilinearly.
+  Stochastic depth of 0.1, as the sibling systems with this backbone.
+
+III-B
+- PARTs start from a normal distribution of 0.02 and have own position embeddings.
+- CLS and patches attend to the whole sequence, PARTs included, as Eq. 1 reads
+  literally; `parts_visible=False` hides the PARTs from them. A PART sees patches only.
 - Queries and keys are L2-normalised for the assignment only. Eqs 3 and 5 are raw; raw
   inner products over epsilon = 0.05 overflow the exponential and leave three
   iterations far from balance. SwAV, which the paper builds on, normalises, too.
   `normalise_scores=False` is the literal form; it stays finite in the log domain.
-- Eqs 1 and 2 scale by sqrt(D); here by sqrt(D / heads), which the pretrained weights
-  were trained with and which the text means per head.
+- Each granularity is clustered by itself, in every layer and head (section IV-C,
+  "in parallel"): P of Eqs 3 to 5 is its number of PARTs, and a patch belongs to one
+  PART of each granularity.
 - "A rounding procedure" is the arg-max over the PARTs of each patch, and no gradient
   flows through the assignment: it reaches queries and keys through Eq. 2.
-- Rounding need not balance: a PART may be left without patches. Its alignment is zero.
-- Each granularity is clustered by itself, in every layer and head (section IV-C,
-  "in parallel"); a patch belongs to one PART of each granularity.
-- CLS and patches attend to the whole sequence, PARTs included, as Eq. 1 reads
-  literally; `parts_visible=False` hides the PARTs from them.
-- PARTs start from a normal distribution of 0.02 and have own position embeddings;
-  stochastic depth of 0.1, as the sibling systems with this backbone.
+- N / P patches for each PART are a constraint on Y*; three iterations meet it nearly,
+  and rounding need not keep it: a PART may be left without patches. Its alignment is
+  then zero.
+- 0.46 ms are for 576 patches, which 256 x 128 pixels do not have. `benchmarks/
+  assignment.py` measures any number of them.
+
+III-C
 - BNNeck as in BoT, which the paper follows: triplet before, identity loss and test
-  after the normalisation (`feature="before"` tests with the other). Each token is
-  scaled to unit length before they are concatenated.
-- With no PARTs, Eq. 7 is the global triplet alone, with weight 1.
+  after the normalisation (`feature="before"` tests with the other). Distances of the
+  triplets are Euclidean, of features as they are; losses are means over the batch.
+- Label smoothing is 0.1, as in BoT (`label_smoothing`).
+- 6*CLS and the rows with pooling are trained as PARTs are: each token has a head of its
+  own in Eq. 6, and all but the first CLS are concatenated for the second half of Eq. 7.
+  With no such tokens Eq. 7 is the global triplet alone, with weight 1.
+- Whether lengths are changed before Euclidean distances is not said. Here each token is
+  scaled to unit length and they are concatenated then, so that CLS and PARTs weigh the
+  same. `vector` has the other forms: "unit_vector" concatenates first, as BoT and
+  TransReID would, "raw" changes no length, and "cls" is CLS alone.
+
+IV-A, all in fields of the config outside `model`, with BoT's values or TransReID's
+- The warm-up and the cosine go by steps; the cosine ends at 0.002 of the rate. Weight
+  decay is PyTorch's, of every parameter; biases have the same rate as all else.
+- Flips have a probability of 0.5, 10 pixels of black are padded before the crop, and
+  erasing takes 0.02 to 0.4 of the area, with height / width of 0.3 to 3.33, and fills
+  in ImageNet's mean. Channels have mean and deviation of 0.5, as the weights had.
+- MSMT17's 1041 identities of Table I are those of training and validation part, and of
+  the training part alone. Here both parts train, as is usual; dataset=msmt17_noval is
+  the other. In CUHK03's new protocol "L" is dataset=cuhk03np_labeled.
+
+IV-C
 - SPReID's five regions are the foreground, head, upper body, lower body and shoes.
-  Pooling is the mean; a region that is absent gives zeros.
+  Their labels are a parser's of LIP's twenty classes (`part_kind="lip"`); which class
+  is in which region is our choice.
+- Pooling is the mean of the last layer's patches; a region that is absent gives zeros.
+- Stripes of a granularity are equal and do not overlap, MGN's neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -65,13 +113,141 @@ from reid_jax.layers.sinkhorn import assign, sinkhorn
 from reid_jax.losses.identity import accuracy, cross_entropy
 from reid_jax.losses.triplet import batch_hard_triplet
 from reid_jax.models import method
-from reid_jax.retrieval.distances import euclidean, normalise
+from reid_jax.retrieval.distances import normalise
+from reid_jax.retrieval.tokens import FORMS, join
+from reid_jax.retrieval.tokens import distance as token_distance
 
 PICTURE_LAYER, PICTURE_HEAD = 2, 0
 """Figure 5 shows the first head of the third layer."""
 
-SPREID_REGIONS = ((1, 2, 3, 4, 5, 6, 7, 8), (1,), (2, 3, 4), (5, 6), (7, 8))
-"""Part classes of the foreground, head, upper body, lower body and shoes."""
+SPREID_REGIONS = {
+    "parts": ((1, 2, 3, 4, 5, 6, 7, 8), (1,), (2, 3, 4), (5, 6), (7, 8)),
+    "hpnet": ((1, 2, 3, 4, 5, 6, 7), (1,), (2, 3, 4), (5, 6), (7,)),
+    "lip": (
+        (*range(1, 20),),
+        (1, 2, 4, 13),
+        (3, 5, 6, 7, 10, 11, 14, 15),
+        (8, 9, 12, 16, 17),
+        (18, 19),
+    ),
+}
+"""Kind of part labels -> classes of the foreground, head, upper body, lower body and
+shoes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Fields of `config.model`, in the order of the paper; defaults are its setting.
+
+    Raises:
+      UserError: for values and combinations that have no meaning.
+    """
+
+    # The Transformer: side of a patch; rows and columns between patches, (16, 16) or a
+    # sliding window such as (12, 12); its size.
+    patch_size: int = 16
+    stride: Sequence[int] = (16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4
+    drop_path: float = 0.1
+
+    # What carries part features: "part" (PARTs), "pool" (means of the last layer's
+    # patches over the same subsets), "cls" (as many more CLS tokens), or "none" (the
+    # ViT baseline).
+    tokens: str = "part"
+    # Of patches to parts, for "part" and "pool": "ot" (optimal transport), "nn"
+    # (nearest neighbour), "stripes" or "parsing".
+    assignment: str = "ot"
+    # Parts of each partition; "parsing" has regions instead.
+    granularities: Sequence[int] = (2, 3)
+    # epsilon and the iterations of Eqs 3 to 5; whether PARTs and patches are compared
+    # by direction.
+    epsilon: float = 0.05
+    sinkhorn_iterations: int = 3
+    normalise_scores: bool = True
+    # Whether CLS and patches attend to the PARTs.
+    parts_visible: bool = True
+    # For "parsing": the kind of part labels, and the classes of each region in its
+    # numbers; () is SPReID's regions.
+    part_kind: str = "lip"
+    part_groups: Sequence[Sequence[int]] = ()
+
+    # Of Eqs 6 and 7.
+    label_smoothing: float = 0.1
+    margin: float = 0.3
+    # Statistics and triplet mining per group of rows, as on that many GPUs.
+    bn_groups: int = 1
+    mining_groups: int = 1
+
+    # To test with: features "after" or "before" BNNeck's normalisation, and what is
+    # made of them: "unit_tokens", "unit_vector", "raw" or "cls", see
+    # `retrieval.tokens.join`.
+    feature: str = "after"
+    vector: str = "unit_tokens"
+
+    # Of the channels, in units of the full range.
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    # "float32" or "bfloat16", of the matrix products.
+    dtype: str = "float32"
+    # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
+    # (NVIDIA GPUs, bfloat16). With PARTs the attention (Eqs 1 and 2) is this method's
+    # own, "einsum" only.
+    attention_implementation: str = "einsum"
+    # Whether the Transformer's blocks are computed again for their gradients: less
+    # memory on accelerators, about a third more arithmetic.
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(
+            tokens=(self.tokens, ("part", "pool", "cls", "none")),
+            assignment=(self.assignment, ("ot", "nn", "stripes", "parsing")),
+            feature=(self.feature, ("after", "before")),
+            vector=(self.vector, FORMS),
+        )
+        if self.tokens == "pool" and self.partition is None:
+            raise UserError(
+                f"tokens='pool' has no part tokens for assignment={self.assignment!r} "
+                "to match patches with: use assignment='stripes' or 'parsing', or "
+                "tokens='part'"
+            )
+        if not self.granularities or min(self.granularities) < 1:
+            raise UserError(
+                f"granularities={tuple(self.granularities)} must name at least one "
+                "partition of at least one part each, as (2, 3)"
+            )
+        if self.tokens == "part" and self.attention_implementation != "einsum":
+            raise UserError(
+                f"attention_implementation={self.attention_implementation!r}: with "
+                "tokens='part' the attention is AAformer's own; only 'einsum' has it"
+            )
+        if self.partition == "parsing" and not self.regions:
+            raise UserError(
+                f"part_kind={self.part_kind!r}: which of its classes make up SPReID's "
+                "regions is known for "
+                f"{', '.join(SPREID_REGIONS)}; name them in part_groups"
+            )
+
+    @property
+    def partition(self) -> str | None:
+        """The rule that fixes the patches of each part in advance, if one does."""
+        fixed = self.assignment in ("stripes", "parsing")
+        return self.assignment if fixed and self.tokens in ("part", "pool") else None
+
+    @property
+    def regions(self) -> tuple[tuple[int, ...], ...]:
+        """The part classes of each region; () where they are not known."""
+        groups = self.part_groups or SPREID_REGIONS.get(self.part_kind, ())
+        return tuple(map(tuple, groups))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Parts of each partition."""
+        if self.partition == "parsing":
+            return (len(self.regions),)
+        return tuple(self.granularities)
 
 
 # III-B. [PART]s: each sees only its subset of patches.
@@ -158,16 +334,11 @@ class Network(nn.Module):
     Attributes:
       backbone: the Transformer; its extra tokens are the PARTs, or further CLS tokens.
       num_classes: training identities.
-      tokens, parts_visible, bn_groups: as of `Method`.
-      cluster: `auto_assignment` with its options.
     """
 
     backbone: VisionTransformer
+    options: Options
     num_classes: int
-    tokens: str
-    cluster: Callable[[jax.Array, jax.Array], jax.Array]
-    parts_visible: bool
-    bn_groups: int
 
     @nn.compact
     def __call__(
@@ -187,29 +358,38 @@ class Network(nn.Module):
           layers: of each layer, `subsets` and `weights` [B, heads, P, N], bool and
             float32, the PARTs' patches and attention; empty without PARTs.
         """
-        attend = self._attend(subsets) if self.tokens == "part" else None
+        tokens = self.options.tokens
+        attend = self._attend(subsets) if tokens == "part" else None
         features = self.backbone(images, train=train, attend=attend)
         outputs = jnp.concatenate([features["cls"][:, None], features["extra"]], axis=1)
-        if self.tokens == "pool":
+        if tokens == "pool":
             pooled = masks.masked_mean(features["patches"], subsets)
             outputs = jnp.concatenate([outputs, pooled], axis=1)
-        head = BNNeck(self.num_classes, self.bn_groups, name="heads")
+        head = BNNeck(self.num_classes, self.options.bn_groups, name="heads")
         heads = token_heads(head, outputs, train=train)  # not shared (III-C)
         return {**heads, "layers": features["layers"]}
 
     def _attend(self, given: jax.Array | None) -> Attend:
         """Multi-head Auto-Alignment, or alignment with subsets that are given."""
-        border = 1 + self.backbone.extra_tokens
+        border, options = 1 + self.backbone.extra_tokens, self.options
 
         def attend(
             query: jax.Array, key: jax.Array, value: jax.Array
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             if given is None:
-                subsets = self.cluster(query[:, 1:border], key[:, border:])
+                subsets = auto_assignment(
+                    query[:, 1:border],
+                    key[:, border:],
+                    options.counts,
+                    balanced=options.assignment == "ot",
+                    normalised=options.normalise_scores,
+                    epsilon=options.epsilon,
+                    iterations=options.sinkhorn_iterations,
+                )
             else:
                 subsets = given[..., None, :, :]  # the same in every head
             output, weights = align(
-                query, key, value, subsets, parts_visible=self.parts_visible
+                query, key, value, subsets, parts_visible=options.parts_visible
             )
             subsets = jnp.broadcast_to(subsets, weights.shape)
             return output, {"subsets": subsets, "weights": weights}
@@ -218,113 +398,43 @@ class Network(nn.Module):
 
 
 class Method(method.Method):
-    """AAformer and the rows of its ablation tables.
+    """AAformer and the rows of its tables.
 
     Args:
       num_classes: training identities.
       image_size: height and width.
-      tokens: what carries part features: "part" (PARTs), "pool" (means of the last
-        layer's patches over the same subsets), "cls" (as many more CLS tokens), or
-        "none" (the ViT baseline).
-      assignment: of patches to parts, for "part" and "pool": "ot" (optimal
-        transport), "nn" (nearest neighbour), "stripes" or "parsing".
-      granularities: parts of each partition; "parsing" has `part_groups` instead.
-      patch_size, stride: side of a patch; rows and columns between patches.
-      width, depth, heads, mlp_ratio, drop_path: of the Transformer.
-      epsilon, sinkhorn_iterations: of Eqs 3-5.
-      normalise_scores: compare PARTs and patches by direction in the assignment.
-      parts_visible: CLS and patches attend to the PARTs.
-      part_groups: part classes of each part, for assignment="parsing".
-      part_kind: the kind of labels that these numbers are of: "parts", "pifpaf" or
-        "hpnet".
-      label_smoothing, margin: of Eqs 6 and 7.
-      feature: the feature to test with: "after" or "before" BNNeck's normalisation.
-      bn_groups, mining_groups: statistics and mining per group of rows, as on that
-        many GPUs.
-      mean, std: of the channels, in units of the full range.
-      dtype: "float32" or "bfloat16", of the matrix products.
-      attention_implementation: of the Transformer, see there; with PARTs, whose
-        attention (Eqs 1 and 2) is this method's own, "einsum" only.
-      remat: compute the Transformer's blocks again for their gradients.
+      **fields: of `Options`.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        image_size: tuple[int, int] = (256, 128),
-        *,
-        tokens: str = "part",
-        assignment: str = "ot",
-        granularities: Sequence[int] = (2, 3),
-        patch_size: int = 16,
-        stride: Sequence[int] = (16, 16),
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4,
-        drop_path: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn_iterations: int = 3,
-        normalise_scores: bool = True,
-        parts_visible: bool = True,
-        part_groups: Sequence[Sequence[int]] = SPREID_REGIONS,
-        part_kind: str = "parts",
-        label_smoothing: float = 0.1,
-        margin: float = 0.3,
-        feature: str = "after",
-        bn_groups: int = 1,
-        mining_groups: int = 1,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.5, 0.5, 0.5),
-        dtype: str = "float32",
-        attention_implementation: str = "einsum",
-        remat: bool = False,
+        self, num_classes: int, image_size: tuple[int, int] = (256, 128), **fields: Any
     ):
-        _check(tokens, assignment, feature, granularities)
-        if tokens == "part" and attention_implementation != "einsum":
-            raise UserError(
-                f"attention_implementation={attention_implementation!r}: with "
-                "tokens='part' the attention is AAformer's own; only 'einsum' has it"
-            )
-        fixed = tokens in ("part", "pool") and assignment in ("stripes", "parsing")
-        self.partition = assignment if fixed else None
-        self.granularities = tuple(granularities)
-        self.part_groups = tuple(map(tuple, part_groups))
-        self.part_kind = part_kind
-        if self.partition == "parsing":
-            self.granularities = (len(self.part_groups),)
+        self.options = options = Options(**fields)
+        self.part_kind = options.part_kind
+        if options.partition == "parsing":
             self.train_inputs = self.embed_inputs = ("parts",)
+        extra = sum(options.counts) if options.tokens in ("part", "cls") else 0
         backbone = VisionTransformer(
             image_size=tuple(image_size),
-            patch_size=patch_size,
-            stride=tuple(stride),
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-            drop_path=drop_path,
-            extra_tokens=sum(self.granularities) if tokens in ("part", "cls") else 0,
-            dtype=dtype,
-            attention_implementation=attention_implementation,
-            remat=remat,
+            patch_size=options.patch_size,
+            stride=tuple(options.stride),
+            width=options.width,
+            depth=options.depth,
+            heads=options.heads,
+            mlp_ratio=options.mlp_ratio,
+            drop_path=options.drop_path,
+            extra_tokens=extra,
+            dtype=options.dtype,
+            attention_implementation=options.attention_implementation,
+            remat=options.remat,
         )
-        cluster = partial(
-            auto_assignment,
-            granularities=self.granularities,
-            balanced=assignment == "ot",
-            normalised=normalise_scores,
-            epsilon=epsilon,
-            iterations=sinkhorn_iterations,
+        self.module = Network(backbone, options, num_classes)
+        self.position_grid = grid_size(
+            backbone.image_size, backbone.patch_size, backbone.stride
         )
-        self.position_grid = grid_size(tuple(image_size), patch_size, tuple(stride))
-        self.module = Network(
-            backbone, num_classes, tokens, cluster, parts_visible, bn_groups
+        self.standardise = partial(
+            standardise, mean=tuple(options.mean), std=tuple(options.std)
         )
-        self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
-        self.label_smoothing = label_smoothing
-        self.margin = margin
-        self.feature = feature
-        self.mining_groups = mining_groups
 
     def init(self, rng: jax.Array, batch: method.Batch) -> method.Variables:
         """Fresh variables; the pretrained Transformer is loaded over them."""
@@ -337,18 +447,18 @@ class Method(method.Method):
         self, image_size: tuple[int, int], parts: jax.Array | None
     ) -> jax.Array | None:
         """The patches of each part where the network does not find them itself."""
-        vit = self.module.backbone
-        if self.partition == "stripes":
+        vit, options = self.module.backbone, self.options
+        if options.partition == "stripes":
             grid = grid_size(image_size, vit.patch_size, vit.stride)
-            return jnp.asarray(masks.stripes(grid, self.granularities))
-        if self.partition == "parsing":
+            return jnp.asarray(masks.stripes(grid, options.counts))
+        if options.partition == "parsing":
             if parts is None:
                 raise UserError(
                     "assignment='parsing' needs part labels with the images: take a "
                     "data set that has them, or another assignment"
                 )
             return masks.semantics(
-                parts, self.part_groups, patch_size=vit.patch_size, stride=vit.stride
+                parts, options.regions, patch_size=vit.patch_size, stride=vit.stride
             )
         return None
 
@@ -386,15 +496,15 @@ class Method(method.Method):
 
     def _identity_loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Eq. 6: the mean over CLS and PARTs, [B, P + 1, num_classes]."""
-        per_token = jax.vmap(
-            partial(cross_entropy, smoothing=self.label_smoothing), in_axes=(1, None)
-        )(logits, labels)
-        return per_token.mean()
+        loss = partial(cross_entropy, smoothing=self.options.label_smoothing)
+        return jax.vmap(loss, in_axes=(1, None))(logits, labels).mean()
 
     def _triplet_loss(self, features: jax.Array, labels: jax.Array) -> jax.Array:
         """Eq. 7: CLS, and the concatenated PARTs, each with its own mining."""
         triplet = partial(
-            batch_hard_triplet, margin=self.margin, groups=self.mining_groups
+            batch_hard_triplet,
+            margin=self.options.margin,
+            groups=self.options.mining_groups,
         )
         whole = triplet(features[:, 0], labels)
         if features.shape[1] == 1:
@@ -411,14 +521,14 @@ class Method(method.Method):
         camera: jax.Array | None = None,
         parts: jax.Array | None = None,
     ) -> method.Embedding:
-        """`vector` [B, (P + 1) * D] of unit norm, every token with the same weight."""
+        """What `vector` makes of CLS and PARTs, see `retrieval.tokens.join`."""
         del camera
-        tokens = normalise(self._test(variables, images, parts)[self.feature])
-        return {"vector": normalise(tokens.reshape(tokens.shape[0], -1))}
+        tokens = self._test(variables, images, parts)[self.options.feature]
+        return join(tokens, self.options.vector)
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Euclidean (section IV-A)."""
-        return euclidean(query["vector"], gallery["vector"])
+        return token_distance(query, gallery)
 
     def _test(
         self, variables: method.Variables, images: jax.Array, parts: jax.Array | None
@@ -434,15 +544,15 @@ class Method(method.Method):
         self, variables: method.Variables, batch: method.Batch
     ) -> dict[str, method.Maps | method.Segments]:
         """Which patches each part takes, and how PARTs attend to them (Figure 5)."""
-        network, vit, counts = self.module, self.module.backbone, self.granularities
-        if network.tokens in ("none", "cls"):
+        options, vit, counts = self.options, self.module.backbone, self.options.counts
+        if options.tokens in ("none", "cls"):
             return {}
         images, parts = batch["image"], batch.get("parts")
         size = images.shape[1:3]
         shape = (len(images), -1, *grid_size(size, vit.patch_size, vit.stride))
         names = tuple(f"part {i + 1} of {n}" for n in counts for i in range(n))
         pictures, about = {}, ""
-        if network.tokens == "part":
+        if options.tokens == "part":
             outputs = jax.jit(self._test)(variables, images, parts)
             index = min(PICTURE_LAYER, vit.depth - 1)
             about = f"layer {index + 1} of {vit.depth}, head {PICTURE_HEAD + 1}"
@@ -465,24 +575,3 @@ class Method(method.Method):
         titles = tuple(f"{count} parts" for count in counts)
         pictures["parts"] = method.Segments(segments, titles, names, about=about)
         return pictures
-
-
-def _check(
-    tokens: str, assignment: str, feature: str, granularities: Sequence[int]
-) -> None:
-    """Refuses values and combinations that have no meaning."""
-    check_choices(
-        tokens=(tokens, ("part", "pool", "cls", "none")),
-        assignment=(assignment, ("ot", "nn", "stripes", "parsing")),
-        feature=(feature, ("after", "before")),
-    )
-    if tokens == "pool" and assignment in ("ot", "nn"):
-        raise UserError(
-            f"tokens='pool' has no part tokens for assignment={assignment!r} to match "
-            "patches with: use assignment='stripes' or 'parsing', or tokens='part'"
-        )
-    if not granularities or min(granularities) < 1:
-        raise UserError(
-            f"granularities={tuple(granularities)} must name at least one partition "
-            "of at least one part each, as (2, 3)"
-        )

@@ -35,7 +35,8 @@ mask   bool [B], False for rows that pad the last evaluation batch
 
 Embedding = dict[str, jax.Array]
 """Small per-image arrays with a leading batch axis, stored for every gallery image:
-`vector` [B, D] of unit norm, or `parts` [B, K, D] with `visibility` [B, K]."""
+`vector` [B, D] of unit norm, or `parts` [B, K, D] with `visibility` [B, K]; more where
+distances need it."""
 
 
 @dataclasses.dataclass(frozen=True)

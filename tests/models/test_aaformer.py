@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from data_pipelines.part_labels import groupings
+from data_pipelines.part_labels.kinds import CLASS_NAMES
 from reid_jax.errors import UserError
 from reid_jax.layers import masks
 from reid_jax.layers.pixels import standardise
@@ -227,7 +229,7 @@ def test_training_step_is_finite(path):
     assert np.isfinite(loss)
     for leaf in jax.tree.leaves((gradients, collections)):
         assert np.isfinite(leaf).all()
-    if method.module.tokens == "part":
+    if method.options.tokens == "part":
         learned = gradients["backbone"]["extra_tokens"]
         assert np.abs(learned).max() > 0
 
@@ -268,15 +270,42 @@ def test_embedding_rows_are_independent_unit_vectors_of_equal_tokens():
     np.testing.assert_allclose(distances, expected, atol=1e-3)
 
 
-def test_feature_before_the_normalisation():
-    method = make(feature="before")
+@pytest.mark.parametrize("feature", ["after", "before"])
+def test_features_after_and_before_the_normalisation(feature):
+    method = make(feature=feature, vector="raw")
     variables, data = variables_of(method), batch(4)
-    vector = jax.jit(method.embed)(variables, data["image"])["vector"]
+    embedding = jax.jit(method.embed)(variables, data["image"])
     images = standardise(data["image"], (0.5,) * 3, (0.5,) * 3)
     apply = jax.jit(functools.partial(method.module.apply, train=False))
-    tokens = np.asarray(apply(variables, images)["before"])
-    tokens = tokens / np.linalg.norm(tokens, axis=2, keepdims=True)
-    np.testing.assert_allclose(vector, tokens.reshape(4, -1) / 6**0.5, atol=1e-5)
+    tokens = np.asarray(apply(variables, images)[feature]).reshape(4, -1)
+    found = np.asarray(embedding["vector"] * embedding["length"][:, None])
+    np.testing.assert_allclose(found, tokens, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        method.distance(embedding, embedding),
+        np.linalg.norm(tokens[:, None] - tokens[None], axis=2),
+        atol=1e-2,
+    )
+
+
+def test_spreids_regions_are_the_groupings_of_their_kinds():
+    for kind, (foreground, *regions) in aaformer.SPREID_REGIONS.items():
+        assert tuple(map(frozenset, regions)) == groupings.grouping("four_v", kind)
+        assert foreground == tuple(range(1, len(CLASS_NAMES[kind])))
+
+
+def test_regions_are_numbered_as_the_kind_of_the_labels():
+    data = batch(1)
+    data["parts"][:] = 0
+    data["parts"][:, 12:] = 18  # a left shoe of LIP's in the last row of patches
+    subsets = make(assignment="parsing")._subsets(SIZE, data["parts"])
+    wanted = np.zeros((1, 5, 4, 3), bool)
+    wanted[:, [0, 4], 3] = True  # the foreground and shoes
+    np.testing.assert_array_equal(subsets, wanted.reshape(1, 5, 12))
+    own = make(assignment="parsing", part_groups=((18,), (1,)))
+    np.testing.assert_array_equal(
+        own._subsets(SIZE, data["parts"]), wanted[:, [0, 1]].reshape(1, 2, 12)
+    )
+    assert own.options.counts == (2,)
 
 
 def test_pictures_of_auto_alignment():
@@ -323,6 +352,8 @@ def test_pictures_of_fixed_partitions():
         ({"tokens": "parts"}, "tokens is one of"),
         ({"assignment": "sinkhorn"}, "assignment is one of"),
         ({"feature": "bn"}, "feature is one of"),
+        ({"vector": "unit"}, "vector is one of"),
+        ({"assignment": "parsing", "part_kind": "pifpaf"}, "parts, hpnet, lip"),
         ({"granularities": ()}, "at least one"),
         ({"granularities": (2, 0)}, "at least one"),
         ({"heads": 5}, "5 heads"),

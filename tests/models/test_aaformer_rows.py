@@ -1,8 +1,12 @@
-"""Every row of Tables IV, V and VI at the paper's size: shapes, parameters, FLOPs.
+"""Every row of Tables II to VI at the paper's size: shapes, parameters, FLOPs.
 
 The numbers follow from the architecture by hand: D = 768, 12 layers, 16 x 16 patches
 of 256 x 128 pixels (N = 128), 1041 identities (MSMT17).
 """
+
+import ast
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ import pytest
 import configs.aaformer
 from reid_jax import experiment
 from reid_jax.benchmark.flops import count_flops
+from reid_jax.errors import UserError
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
 
@@ -28,6 +33,10 @@ VIT = (16 * 16 * 3 * D + D) + D + (1 + N) * D + LAYERS * BLOCK + 2 * D
 # row of the config: tokens beside CLS, parts (heads beside the first)
 ROWS = {
     "": (5, 5),
+    "table2-vit": (0, 0),
+    "table2-aaformer": (5, 5),
+    "table3-vit": (0, 0),
+    "table3-aaformer": (5, 5),
     "table4-vit": (0, 0),
     "table4-pool-pcb": (0, 6),
     "table4-pool-mgn": (0, 5),
@@ -36,10 +45,13 @@ ROWS = {
     "table4-pt-mgn": (5, 5),
     "table4-pt-spreid": (5, 5),
     "table4-6cls": (5, 5),
+    "table4-aaformer": (5, 5),
     "table5-nn": (5, 5),
+    "table5-ot": (5, 5),
     "table6-4": (4, 4),
     "table6-5": (5, 5),
     "table6-6": (6, 6),
+    "table6-23": (5, 5),
     "table6-34": (7, 7),
     "table6-234": (9, 9),
 }
@@ -51,6 +63,18 @@ def abstract_batch(size=64):
         "parts": jax.ShapeDtypeStruct((size, 256, 128), jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+
+
+@functools.cache
+def traced(options):
+    """Parameters, shape of the vector and FLOPs of an image; rows that are the same
+    network under several names are traced once."""
+    method = aaformer.Method(CLASSES, **dataclasses.asdict(options))
+    variables, vector = trace(method, abstract_batch())
+    one = abstract_batch(1)
+    given = one["parts"] if method.embed_inputs else None
+    flops = count_flops(method.embed, variables, one["image"], None, given)
+    return parameter_count(variables), vector.shape, flops
 
 
 def trace(method, batch):
@@ -95,18 +119,61 @@ def test_every_row_of_the_config_is_here():
     assert {*ROWS} == {"", *configs.aaformer.ROWS}
 
 
+def test_the_header_lists_every_row_with_its_fields():
+    blocks = aaformer.__doc__.split("\n\n")
+    (table,) = (block for block in blocks if block.lstrip().startswith("row  "))
+    listed = {}
+    for line in table.splitlines()[1:]:
+        name, fields = line.split(maxsplit=1)
+        fields = "" if fields == "the defaults" else fields
+        call = ast.parse(f"row({fields})", mode="eval").body
+        listed[name] = {
+            f"model.{field.arg}": ast.literal_eval(field.value)
+            for field in call.keywords
+        }
+    assert listed == configs.aaformer.ROWS
+
+
+def test_rows_are_trained_on_what_the_paper_measures_them_on():
+    get = configs.aaformer.get_config
+    sets = {"table2": "market1501", "table3": "occluded_duke"}
+    for row in configs.aaformer.ROWS:
+        wanted = sets.get(row.partition("-")[0], "msmt17")
+        assert get(f"row={row}").data.dataset == wanted
+    labelled = get("row=table4-pt-spreid,dataset=cuhk03np_labeled")
+    assert labelled.data.dataset == "cuhk03np_labeled"
+    assert labelled.model.part_kind == "lip"
+    demo = get("demo,row=table4-pt-spreid")
+    assert demo.data.dataset == "synthetic/holistic_demo"
+    assert demo.model.part_kind == "parts"
+
+
+def test_the_configs_fields_are_the_options_at_their_defaults():
+    model = configs.aaformer.get_config().model.to_dict()
+    assert aaformer.Options(**model) == aaformer.Options()
+    assert {*model} == {field.name for field in dataclasses.fields(aaformer.Options)}
+
+
+def test_another_backbone_comes_with_its_weights_and_statistics():
+    config = configs.aaformer.get_config("backbone=vit_small,row=table6-4")
+    assert (config.model.width, config.model.heads) == (384, 6)
+    assert config.model.granularities == (4,)
+    assert config.pretrained == "deit_small_patch16_224"
+    assert config.model.mean == (0.485, 0.456, 0.406)
+    assert config.variant == "vit_small-msmt17-table6-4"
+    with pytest.raises(UserError, match=":demo has a Transformer of its own"):
+        configs.aaformer.get_config("demo,backbone=vit_large")
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row):
     tokens, parts = ROWS[row]
     config = configs.aaformer.get_config(f"row={row}")
     method = experiment.build_method(config, num_classes=CLASSES)
     fields = config.model.to_dict()
-    variables, vector = trace(method, abstract_batch())
-    assert vector.shape == (64, (1 + parts) * D)
-    assert parameter_count(variables) == VIT + 2 * tokens * D + (1 + parts) * HEAD
-    one = abstract_batch(1)
-    given = one["parts"] if method.embed_inputs else None
-    flops = count_flops(method.embed, variables, one["image"], None, given)
+    parameters, shape, flops = traced(method.options)
+    assert shape == (64, (1 + parts) * D)
+    assert parameters == VIT + 2 * tokens * D + (1 + parts) * HEAD
     classifiers = (1 + parts) * 2 * D * CLASSES
     expected = transformer_flops(N, tokens) + alignment_flops(fields, N, parts)
     assert flops == expected + classifiers

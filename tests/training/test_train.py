@@ -287,8 +287,8 @@ class TestMistakes:
     def test_part_labels_of_another_kind(self, aaformer_config, tmp_path, on_devices):
         on_devices(1)
         aaformer_config.model.assignment = "parsing"
-        aaformer_config.model.part_kind = "pifpaf"
-        with pytest.raises(UserError, match=r"kind 'parts', but .*'pifpaf'"):
+        aaformer_config.model.part_kind = "lip"
+        with pytest.raises(UserError, match=r"kind 'parts', but .*'lip'"):
             train.train_and_evaluate(aaformer_config, str(tmp_path))
 
     def test_no_part_labels(self, aaformer_config):
