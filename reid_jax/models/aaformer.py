@@ -286,31 +286,19 @@ def align(
     return output, weights
 
 
-def auto_assignment(
-    queries: jax.Array,
-    keys: jax.Array,
-    granularities: Sequence[int],
-    *,
-    balanced: bool = True,
-    normalised: bool = True,
-    epsilon: float = 0.05,
-    iterations: int = 3,
-) -> jax.Array:
+def auto_assignment(options: Options, queries: jax.Array, keys: jax.Array) -> jax.Array:
     """Clusters an image's patches with the PARTs as prototypes, head by head.
 
     Args:
-      queries: [B, P, heads, d] of the PARTs, P = sum(granularities).
+      options: of the method: "ot" is Eqs 3 to 5, "nn" the nearest neighbour of Table V.
+      queries: [B, P, heads, d] of the PARTs.
       keys: [B, N, heads, d] of the patches.
-      granularities: PARTs of each partition of the patches.
-      balanced: optimal transport (Eqs 3-5); False is the nearest neighbour of Table V.
-      normalised: compare directions rather than raw vectors.
-      epsilon, iterations: see `sinkhorn`.
 
     Returns:
       bool [B, heads, P, N]: the subsets, without gradient.
     """
     queries, keys = jax.lax.stop_gradient((queries, keys))
-    if normalised:
+    if options.normalise_scores:
         queries, keys = normalise(queries), normalise(keys)
     scores = jnp.einsum(  # the inner products of Eq. 3
         "bphd,bnhd->bhpn",
@@ -318,14 +306,39 @@ def auto_assignment(
         keys.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    subsets, first = [], 0
-    for count in granularities:
-        group = scores[:, :, first : first + count]
-        if balanced:
-            group = sinkhorn(group, epsilon=epsilon, iterations=iterations)  # Eq. 5
-        subsets.append(assign(group))
-        first += count
+    balance = partial(
+        sinkhorn, epsilon=options.epsilon, iterations=options.sinkhorn_iterations
+    )
+    subsets = []
+    for group in jnp.split(scores, np.cumsum(options.counts)[:-1], axis=2):
+        balanced = balance(group) if options.assignment == "ot" else group  # Eq. 5
+        subsets.append(assign(balanced))
     return jnp.concatenate(subsets, axis=2)
+
+
+def auto_alignment(options: Options, given: jax.Array | None = None) -> Attend:
+    """Multi-head Auto-Alignment as the attention of a layer.
+
+    Args:
+      options: of the method.
+      given: bool [P, N] or [B, P, N], the patches of each PART; None assigns them.
+    """
+    border = 1 + sum(options.counts)
+
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if given is None:
+            subsets = auto_assignment(options, query[:, 1:border], key[:, border:])
+        else:
+            subsets = given[..., None, :, :]  # the same in every head
+        output, weights = align(
+            query, key, value, subsets, parts_visible=options.parts_visible
+        )
+        subsets = jnp.broadcast_to(subsets, weights.shape)
+        return output, {"subsets": subsets, "weights": weights}
+
+    return attend
 
 
 class Network(nn.Module):
@@ -359,7 +372,7 @@ class Network(nn.Module):
             float32, the PARTs' patches and attention; empty without PARTs.
         """
         tokens = self.options.tokens
-        attend = self._attend(subsets) if tokens == "part" else None
+        attend = auto_alignment(self.options, subsets) if tokens == "part" else None
         features = self.backbone(images, train=train, attend=attend)
         outputs = jnp.concatenate([features["cls"][:, None], features["extra"]], axis=1)
         if tokens == "pool":
@@ -368,33 +381,6 @@ class Network(nn.Module):
         head = BNNeck(self.num_classes, self.options.bn_groups, name="heads")
         heads = token_heads(head, outputs, train=train)  # not shared (III-C)
         return {**heads, "layers": features["layers"]}
-
-    def _attend(self, given: jax.Array | None) -> Attend:
-        """Multi-head Auto-Alignment, or alignment with subsets that are given."""
-        border, options = 1 + self.backbone.extra_tokens, self.options
-
-        def attend(
-            query: jax.Array, key: jax.Array, value: jax.Array
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            if given is None:
-                subsets = auto_assignment(
-                    query[:, 1:border],
-                    key[:, border:],
-                    options.counts,
-                    balanced=options.assignment == "ot",
-                    normalised=options.normalise_scores,
-                    epsilon=options.epsilon,
-                    iterations=options.sinkhorn_iterations,
-                )
-            else:
-                subsets = given[..., None, :, :]  # the same in every head
-            output, weights = align(
-                query, key, value, subsets, parts_visible=options.parts_visible
-            )
-            subsets = jnp.broadcast_to(subsets, weights.shape)
-            return output, {"subsets": subsets, "weights": weights}
-
-        return attend
 
 
 class Method(method.Method):
@@ -440,11 +426,11 @@ class Method(method.Method):
         """Fresh variables; the pretrained Transformer is loaded over them."""
         images = jnp.zeros((1, *batch["image"].shape[1:]))
         parts = jnp.zeros(images.shape[:3], jnp.uint8)
-        subsets = self._subsets(images.shape[1:3], parts)
+        subsets = self.given_subsets(images.shape[1:3], parts)
         return self.module.init(rng, images, subsets, train=False)
 
-    def _subsets(
-        self, image_size: tuple[int, int], parts: jax.Array | None
+    def given_subsets(
+        self, image_size: tuple[int, int], parts: jax.Array | None = None
     ) -> jax.Array | None:
         """The patches of each part where the network does not find them itself."""
         vit, options = self.module.backbone, self.options
@@ -479,7 +465,7 @@ class Method(method.Method):
         outputs, collections = self.module.apply(
             variables,
             self.standardise(batch["image"]),
-            self._subsets(batch["image"].shape[1:3], batch.get("parts")),
+            self.given_subsets(batch["image"].shape[1:3], batch.get("parts")),
             train=True,
             mutable=["batch_stats"],
             rngs={"drop_path": rng},
@@ -533,7 +519,7 @@ class Method(method.Method):
     def _test(
         self, variables: method.Variables, images: jax.Array, parts: jax.Array | None
     ) -> dict[str, Any]:
-        subsets = self._subsets(images.shape[1:3], parts)
+        subsets = self.given_subsets(images.shape[1:3], parts)
         return self.module.apply(
             variables, self.standardise(images), subsets, train=False
         )
@@ -565,7 +551,7 @@ class Method(method.Method):
                 values, names, scale=scale, about=f"{about}: patches of each part"
             )
         else:
-            subsets = self._subsets(size, parts)
+            subsets = self.given_subsets(size, parts)
             patches = subsets.shape[-2:]
             subsets = jnp.broadcast_to(subsets, (len(images), *patches))
         # Parts of different granularity are different groups.

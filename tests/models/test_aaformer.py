@@ -12,7 +12,7 @@ from reid_jax.errors import UserError
 from reid_jax.layers import masks
 from reid_jax.layers.pixels import standardise
 from reid_jax.models import aaformer
-from reid_jax.models.aaformer import align, auto_assignment
+from reid_jax.models.aaformer import Options, align, auto_assignment
 from tests.backbones import vit_in_numpy
 from tests.layers.test_sinkhorn import exponential_domain
 from tests.losses import test_identity, test_triplet
@@ -170,7 +170,7 @@ def test_an_empty_part_gives_zeros_and_finite_gradients():
 
 def test_assignment_is_exclusive_within_a_granularity_and_differs_between_heads():
     query, key, _ = qkv(parts=5)
-    subsets = np.asarray(auto_assignment(query[:, 1:6], key[:, 6:], (2, 3)))
+    subsets = np.asarray(auto_assignment(Options(), query[:, 1:6], key[:, 6:]))
     assert subsets.shape == (2, 2, 5, PATCHES)
     assert (subsets[:, :, :2].sum(2) == 1).all()
     assert (subsets[:, :, 2:].sum(2) == 1).all()
@@ -297,13 +297,13 @@ def test_regions_are_numbered_as_the_kind_of_the_labels():
     data = batch(1)
     data["parts"][:] = 0
     data["parts"][:, 12:] = 18  # a left shoe of LIP's in the last row of patches
-    subsets = make(assignment="parsing")._subsets(SIZE, data["parts"])
+    subsets = make(assignment="parsing").given_subsets(SIZE, data["parts"])
     wanted = np.zeros((1, 5, 4, 3), bool)
     wanted[:, [0, 4], 3] = True  # the foreground and shoes
     np.testing.assert_array_equal(subsets, wanted.reshape(1, 5, 12))
     own = make(assignment="parsing", part_groups=((18,), (1,)))
     np.testing.assert_array_equal(
-        own._subsets(SIZE, data["parts"]), wanted[:, [0, 1]].reshape(1, 2, 12)
+        own.given_subsets(SIZE, data["parts"]), wanted[:, [0, 1]].reshape(1, 2, 12)
     )
     assert own.options.counts == (2,)
 
