@@ -43,7 +43,8 @@ III-A
 III-B
 - PARTs start from a normal distribution of 0.02 and have own position embeddings.
 - CLS and patches attend to the whole sequence, PARTs included, as Eq. 1 reads
-  literally; `parts_visible=False` hides the PARTs from them. A PART sees patches only.
+  literally; `parts_visible=False` hides the PARTs from them. A PART sees patches
+  only, and patches alone are clustered.
 - Queries and keys are L2-normalised for the assignment only. Eqs 3 and 5 are raw; raw
   inner products over epsilon = 0.05 overflow the exponential and leave three
   iterations far from balance. SwAV, which the paper builds on, normalises, too.
@@ -56,8 +57,8 @@ III-B
 - N / P patches for each PART are a constraint on Y*; three iterations meet it nearly,
   and rounding need not keep it: a PART may be left without patches. Its alignment is
   then zero.
-- 0.46 ms are for 576 patches, which 256 x 128 pixels do not have. `benchmarks/
-  assignment.py` measures any number of them.
+- 0.46 ms are for 576 patches, which 256 x 128 pixels do not have.
+  `benchmarks/assignment.py` measures any number of them.
 
 III-C
 - BNNeck as in BoT, which the paper follows: triplet before, identity loss and test
@@ -72,15 +73,17 @@ III-C
   same. `vector` has the other forms: "unit_vector" concatenates first, as BoT and
   TransReID would, "raw" changes no length, and "cls" is CLS alone.
 
-IV-A, all in fields of the config outside `model`, with BoT's values or TransReID's
-- The warm-up and the cosine go by steps; the cosine ends at 0.002 of the rate. Weight
-  decay is PyTorch's, of every parameter; biases have the same rate as all else.
-- Flips have a probability of 0.5, 10 pixels of black are padded before the crop, and
-  erasing takes 0.02 to 0.4 of the area, with height / width of 0.3 to 3.33, and fills
-  in ImageNet's mean. Channels have mean and deviation of 0.5, as the weights had.
-- MSMT17's 1041 identities of Table I are those of training and validation part, and of
-  the training part alone. Here both parts train, as is usual; dataset=msmt17_noval is
-  the other. In CUHK03's new protocol "L" is dataset=cuhk03np_labeled.
+IV-A, where the text has no number BoT's or TransReID's, in fields outside `model`
+- The warm-up and the cosine go by steps; the cosine ends at 0.002 of the rate. An epoch
+  is that of BoT's sampler. Weight decay is PyTorch's, of every parameter; biases have
+  the same rate as all else.
+- Images are resized bilinearly, without antialiasing. A flip has a probability of 0.5;
+  the random crop is of the image padded by 10 black pixels; erasing takes 0.02 to 0.4
+  of the area, with height / width of 0.3 to 3.33, and fills in ImageNet's mean. The
+  channels' mean and deviation are 0.5 (`mean`, `std`), as the pretrained weights had.
+- MSMT17 has 1041 training identities (Table I) with and without its validation images.
+  Here they are trained on, too, 32,621 images in all, as is usual;
+  dataset=msmt17_noval leaves them out. CUHK03(L) is dataset=cuhk03np_labeled.
 
 IV-C
 - SPReID's five regions are the foreground, head, upper body, lower body and shoes.
