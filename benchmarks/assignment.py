@@ -33,6 +33,8 @@ from reid_jax.models import aaformer
 
 ASSIGNMENTS = {"sinkhorn": "ot", "nearest neighbour": "nn", "none": "stripes"}
 
+Methods = dict[str, aaformer.Method]
+
 Calls = dict[str, Callable[[], Any]]
 """What is timed, by the name of its assignment."""
 
@@ -71,53 +73,48 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _cases(
-    methods: dict[str, aaformer.Method], size: tuple[int, int], batch: int
+    methods: Methods, size: tuple[int, int], batch: int
 ) -> Iterator[tuple[str, Calls]]:
-    """The calls of each thing that is timed, as one goes on to the next."""
-    options = methods["sinkhorn"].options
-    grid = grid_size(size, options.patch_size, options.stride)
-    parts, patches = sum(options.counts), grid[0] * grid[1]
+    """The calls of each thing that is timed, made when it is its turn."""
+    options = methods["none"].options
+    rows, columns = grid_size(size, options.patch_size, options.stride)
+    parts, patches = sum(options.counts), rows * columns
     rng = np.random.default_rng(0)
-    shape = (
-        3,
-        batch,
-        1 + parts + patches,
-        options.heads,
-        options.width // options.heads,
-    )
-    query, key, value = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    queries, keys = query[:, 1 : 1 + parts], key[:, 1 + parts :]
-    yield (
-        f"assignment of {patches} patches to {parts} parts",
-        {
-            name: partial(
-                jax.jit(partial(aaformer.auto_assignment, m.options)), queries, keys
-            )
-            for name, m in methods.items()
-            if name != "none"
-        },
-    )
-    yield (
-        "attention of one layer",
-        {
-            name: partial(
-                jax.jit(aaformer.auto_alignment(m.options, m.given_subsets(size))),
-                query,
-                key,
-                value,
-            )
-            for name, m in methods.items()
-        },
-    )
+    head = options.width // options.heads
+    shape = (3, batch, 1 + parts + patches, options.heads, head)
+    tokens = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    yield f"assignment of {patches} patches to {parts} parts", _alone(methods, tokens)
+    yield "attention of one layer", _attention(methods, size, tokens)
     images = jnp.asarray(rng.integers(0, 256, (batch, *size, 3)), jnp.uint8)
+    yield f"network of {options.depth} layers", _networks(methods, images)
+
+
+def _alone(methods: Methods, tokens: jax.Array) -> Calls:
+    border = 1 + sum(methods["none"].options.counts)
+    queries, keys = tokens[0, :, 1:border], tokens[1, :, border:]
+    calls = {}
+    for name, method in methods.items():
+        if name != "none":
+            assign = partial(aaformer.auto_assignment, method.options)
+            calls[name] = partial(jax.jit(assign), queries, keys)
+    return calls
+
+
+def _attention(methods: Methods, size: tuple[int, int], tokens: jax.Array) -> Calls:
+    calls = {}
+    for name, method in methods.items():
+        given = method.given_subsets(size)
+        attend = aaformer.auto_alignment(method.options, given)
+        calls[name] = partial(jax.jit(attend), *tokens)
+    return calls
+
+
+def _networks(methods: Methods, images: jax.Array) -> Calls:
     variables = jax.jit(methods["none"].init)(jax.random.key(0), {"image": images})
-    yield (
-        f"network of {options.depth} layers",
-        {
-            name: partial(jax.jit(m.embed), variables, images)
-            for name, m in methods.items()
-        },
-    )
+    return {
+        name: partial(jax.jit(method.embed), variables, images)
+        for name, method in methods.items()
+    }
 
 
 def _measure(calls: Calls, repeats: int) -> Iterator[dict[str, Any]]:
