@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,9 @@ class OptimizerSpec:
         `pattern`, a regular expression of their paths, and the multipliers
         `learning_rate` and `weight_decay`. The first pattern that fits counts.
         Paths read `a/b/kernel`; patterns match from their start.
+      clip_norm: gradients whose global norm (of all that learns, of the whole batch) is
+        larger are scaled down to it, before weight decay is added, which is what
+        `clip_grad_norm_` before a step of PyTorch's means; 0 leaves them as they are.
     """
 
     name: str
@@ -48,6 +51,7 @@ class OptimizerSpec:
     milestones: tuple[float, ...] = ()
     decay_factor: float = 0.1
     groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    clip_norm: float = 0.0
 
 
 def schedule(
@@ -96,15 +100,35 @@ def make_optimizer(
         learners[f"group {name}"] = _learner(spec, rate, **_multipliers(group))
         rules.append((re.compile(group["pattern"]), f"group {name}"))
     if not rules:
-        return learners[""]
+        return _clipped(learners[""], spec.clip_norm)
 
     def label(path: Any, _: Any) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return next((found for rule, found in rules if rule.match(name)), "")
 
-    return optax.partition(
-        learners, lambda params: jax.tree_util.tree_map_with_path(label, params)
-    )
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    def frozen_ones(params: Any) -> Any:
+        return jax.tree.map(lambda name: name == "frozen", labels(params))
+
+    learner = optax.partition(learners, labels)
+    return _clipped(learner, spec.clip_norm, frozen=frozen_ones)
+
+
+def _clipped(
+    learner: optax.GradientTransformation,
+    norm: float,
+    *,
+    frozen: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
+    """Gradients clipped by their global norm; what is frozen has no part in it."""
+    if not norm:
+        return learner
+    clip = optax.clip_by_global_norm(norm)
+    if frozen is None:
+        return optax.chain(clip, learner)
+    return optax.chain(optax.masked(optax.set_to_zero(), frozen), clip, learner)
 
 
 def _multipliers(group: Mapping[str, Any]) -> dict[str, float]:

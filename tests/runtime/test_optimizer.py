@@ -77,6 +77,36 @@ def test_frozen_paths_do_not_learn_and_keep_no_state():
     assert 7 not in {np.size(leaf) for leaf in jax.tree.leaves(state)}
 
 
+@pytest.mark.parametrize("norm", [0.5, 100.0])
+def test_clipping_is_that_of_pytorch(norm):
+    """clip_grad_norm_ over all that learns, then SGD with its coupled decay."""
+    spec = OptimizerSpec(
+        "sgd",
+        0.1,
+        weight_decay=DECAY,
+        clip_norm=norm,
+        groups={"bias": {"pattern": "b", "learning_rate": 2.0}},
+    )
+    optimizer = make_optimizer(spec, lambda _: 0.1, frozen=("frozen",))
+    parameters = {"w": jnp.ones(5), "b": jnp.ones(2), "frozen": jnp.ones(3)}
+    state = optimizer.init(parameters)
+    wanted, buffers = {"w": np.ones(5), "b": np.ones(2)}, {"w": 0.0, "b": 0.0}
+    for gradient in _gradients():
+        gradients = {"w": gradient, "b": gradient[:2] - 1}
+        total = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, g in gradients.items():
+            g = g * min(1.0, norm / total) + DECAY * wanted[name]
+            buffers[name] = 0.9 * buffers[name] + g
+            rate = 0.2 if name == "b" else 0.1
+            wanted[name] = wanted[name] - rate * buffers[name]
+        given = jax.tree.map(jnp.asarray, gradients) | {"frozen": jnp.full(3, 1e3)}
+        updates, state = optimizer.update(given, state, parameters)
+        parameters = jax.tree.map(jnp.add, parameters, updates)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(parameters[name], value, rtol=1e-5)
+    assert np.all(parameters["frozen"] == 1)
+
+
 def test_groups_multiply_rate_and_decay():
     """As PyTorch's parameter groups: TransReID's biases learn twice as fast."""
     spec = OptimizerSpec(
