@@ -85,12 +85,19 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Pair models: candidates scored at once, and disk for the gallery's maps.
     config.evaluation.pair_block = 32
     config.evaluation.map_cache_bytes = 8 << 30
+    # Whether the average of `ema_decay`, where there is one, is evaluated and exported
+    # in place of the last step's parameters.
+    config.evaluation.ema = True
 
     config.checkpoint = ConfigDict()
     # Epochs between checkpoints; the last step is always saved.
     config.checkpoint.every_epochs = 1.0
     # How many of the last checkpoints stay; the best one always does.
     config.checkpoint.keep = 2
+
+    # Decay of an exponential moving average of parameters and batch statistics, such
+    # as 0.999 (the last 1000 steps, roughly); it begins anew in every stage. 0: none.
+    config.ema_decay = 0.0
 
     # Whether parameters and optimizer state are split over the devices (FSDP) and
     # gathered where they are used, instead of lying whole on each of them: less memory,
@@ -130,6 +137,8 @@ def stage() -> ConfigDict:
                 "decay_factor": 0.1,
                 # Groups of parameters with multipliers; see `OptimizerSpec.groups`.
                 "groups": {},
+                # Largest global norm of a step's gradients; 0 does not clip.
+                "clip_norm": 0.0,
             },
         }
     )

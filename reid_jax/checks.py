@@ -25,6 +25,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "evaluation.map_cache_bytes": (0, 2**50),
     "checkpoint.every_epochs": (0, _MOST_EPOCHS),
     "checkpoint.keep": (1, _MANY),
+    "ema_decay": (0, 1 - 1e-9),
     "log_every_steps": (1, _MANY),
     "max_steps": (0, _MANY),
 }
@@ -42,6 +43,7 @@ LIMITS_OF_STAGE: dict[str, tuple[float, float]] = {
     "optimizer.warmup_from": (0, 1e6),
     "optimizer.final_factor": (0, 1e6),
     "optimizer.decay_factor": (0, 1e6),
+    "optimizer.clip_norm": (0, 1e9),
 }
 
 _SIZES = ("width", "depth", "heads", "patch_size", "stride", "blocks")

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -254,7 +254,23 @@ def restore(
     method = build_method(config, num_classes=meta["num_classes"])
     shapes = jax.eval_shape(method.init, jax.random.key(0), example_batch(config, 2))
     abstract = checkpoint.place(without_rows(method, shapes), sharding.replicated(mesh))
-    return method, checkpoint.read_variables(folder, abstract, unwanted=method.row_axes)
+    variables = checkpoint.read_variables(
+        folder,
+        abstract,
+        unwanted=method.row_axes,
+        averaged=takes_average(config, meta["config"]),
+    )
+    return method, variables
+
+
+def takes_average(config: Any, trained: Mapping[str, Any]) -> bool:
+    """Whether moving averages are evaluated and exported in place of parameters.
+
+    Args:
+      config: says whether they are to be.
+      trained: fields of the run's config, by dotted name: whether there are any.
+    """
+    return trained.get("ema_decay", 0.0) > 0 and config.evaluation.get("ema", True)
 
 
 def without_rows(method: Method, variables: Variables) -> Variables:
@@ -265,16 +281,19 @@ def without_rows(method: Method, variables: Variables) -> Variables:
 
 
 def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:
-    """Fields of the model whose values differ from those that it was trained with.
+    """Fields of the network whose values differ from those that it was trained with.
 
     They may differ on purpose (another test feature, another image size) where the
     parameters' shapes allow it.
     """
     now = workdir.flatten(config.to_dict())
+    others = {"data.height", "data.width"}
+    if trained.get("ema_decay", 0.0):
+        others.add("evaluation.ema")
     return {
         field: value
         for field, value in sorted(now.items())
-        if (field.startswith("model.") or field in ("data.height", "data.width"))
+        if (field.startswith("model.") or field in others)
         and field not in workdir.FREE_FIELDS
         and value != trained.get(field, value)  # a field that is newer than the run
     }

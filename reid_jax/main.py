@@ -42,6 +42,13 @@ CHECKPOINT = flags.DEFINE_string(
     "For evaluate and export: a run's folder (its best checkpoint) or one step's "
     "folder; default the workdir.",
 )
+EXTEND = flags.DEFINE_bool(
+    "extend",
+    False,
+    "For train: the run in the workdir goes on from its last checkpoint with changed "
+    "epochs and schedules (config.stages). The learning rate of a step is that of the "
+    "new schedule, as if it had been the run's from its start.",
+)
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
@@ -128,9 +135,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(config: Any, workdir: str) -> None:
-    from reid_jax.training import train
+    from reid_jax.training import report, train
 
-    _report(train.train_and_evaluate(config, workdir), workdir)
+    entries = train.train_and_evaluate(config, workdir, extend=EXTEND.value)
+    if entries and jax.process_index() == 0:
+        print(report.closing(entries, workdir))
 
 
 def _evaluate(config: Any, workdir: str) -> None:
@@ -141,7 +150,7 @@ def _evaluate(config: Any, workdir: str) -> None:
 
 
 def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
-    """What a run that has been evaluated prints at its end."""
+    """What is printed of a checkpoint that has been evaluated."""
     from reid_jax.evaluation import results
 
     if jax.process_index() != 0 or not entries:
@@ -187,6 +196,8 @@ def _check_flags() -> None:
             "--checkpoint is for evaluate and export; to start from a run's backbone, "
             f"--config.pretrained={CHECKPOINT.value}"
         )
+    if EXTEND.value and MODE.value != "train":
+        raise UserError("--extend is for --mode=train")
     given = [flag.name for flag in BENCHMARK_FLAGS if flag.present]
     if given and MODE.value != "benchmark":
         raise UserError(f"--{given[0]} is for --mode=benchmark")
@@ -204,14 +215,16 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
 def _run() -> None:
     """Console entry: user errors become one message and exit code 2."""
     logging.set_verbosity(logging.WARNING)
+    compilation.silence_notes()
     try:
         parser = functools.partial(command_line.parse, config=CONFIG, about=__doc__)
         app.run(main, flags_parser=parser)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the last checkpoint stands", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        message = str(error) or "interrupted; the last checkpoint stands"
+        print(message, file=sys.stderr)
         sys.exit(130)
 
 

@@ -240,6 +240,8 @@ def evaluate_checkpoint(
         picture_root=pictured / "changed" if changed else pictured,
     )
     about = {"checkpoint": str(folder)} | ({"changed": changed} if changed else {})
+    if experiment.takes_average(config, meta["config"]):
+        about["averaged"] = True
     entries = [entry | about for entry in entries]
     results.write(workdir, entries)
     return entries

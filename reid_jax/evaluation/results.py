@@ -56,10 +56,17 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
         workdirs.write_json(path, list(merged.values()))
 
 
+_PROTOCOL = ("protocol", "ap", "camera_filter", "averaged")
+
+
+def same_protocol(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the figures of two entries may be compared."""
+    return all(entry.get(name) == other.get(name) for name in _PROTOCOL)
+
+
 def _identity(entry: dict[str, Any]) -> str:
     """What makes an entry of the results another one."""
-    names = ("protocol", "step", "ap", "camera_filter", "changed")
-    return json.dumps([entry.get(name) for name in names])
+    return json.dumps([entry.get(name) for name in (*_PROTOCOL, "step", "changed")])
 
 
 def summary(entry: dict[str, Any]) -> str:

@@ -39,6 +39,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 # Orbax logs every failure with its traceback, in each of its threads, and raises it.
 absl_logging.get_absl_logger().addFilter(_is_news)
 
+AVERAGED = ("params", "batch_stats")
+"""Collections that a moving average is kept of: the network as it is evaluated."""
+
 
 class TrainState(flax.struct.PyTreeNode):
     """What a training step reads and writes.
@@ -49,6 +52,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: parameters.
       collections: every other Flax collection (batch statistics, memory banks).
       opt_state: of this stage's optimizer.
+      average: moving averages over this stage of the collections of `AVERAGED`, by
+        name; None where the run keeps none.
     """
 
     step: jax.Array
@@ -56,11 +61,22 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     collections: Any
     opt_state: Any
+    average: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
         """All Flax collections, as `Method` takes them."""
         return {"params": self.params, **self.collections}
+
+    @property
+    def averaged(self) -> dict[str, Any]:
+        """All Flax collections, averages in the place of what they are of."""
+        return {**self.variables, **(self.average or {})}
+
+    @property
+    def as_saved(self) -> dict[str, Any]:
+        """What is saved, by name: nothing for averages that a run does not keep."""
+        return {name: x for name, x in vars(self).items() if x is not None}
 
 
 class Meta(TypedDict):
@@ -72,6 +88,8 @@ class Meta(TypedDict):
       method: dotted name of the module.
       num_classes: training identities.
       metric_rows: rows of `metrics.jsonl` that were written before it.
+      data: fingerprint of the training split, see `Records.fingerprint`; absent in
+        checkpoints of older versions.
       process_count: processes that saved it.
       best: score, stage and entries of `results.json` of the run's best evaluation so
         far; None before the first.
@@ -85,6 +103,7 @@ class Meta(TypedDict):
     method: str
     num_classes: int
     metric_rows: int
+    data: dict[str, Any]
     process_count: int
     best: dict[str, Any] | None
     config: dict[str, Any]
@@ -112,6 +131,10 @@ class Checkpoints:
         """Global step of the newest checkpoint, or None."""
         return self._last.latest_step()
 
+    def best_step(self) -> int | None:
+        """Global step of the best state that is kept, or None."""
+        return self._best.latest_step()
+
     def save(
         self,
         step: int,
@@ -122,7 +145,7 @@ class Checkpoints:
         """Saves everything at a global step, in the background."""
         self._last.save(
             step,
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(state.as_saved),
             data=grain.checkpoint.CheckpointSave(data),
             meta=ocp.args.JsonSave(dict(meta)),
         )
@@ -131,7 +154,7 @@ class Checkpoints:
         """Saves the best state so far; the earlier best is removed afterwards."""
         self._best.save(
             step,
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(state.as_saved),
             meta=ocp.args.JsonSave(dict(meta)),
         )
 
@@ -156,7 +179,10 @@ class Checkpoints:
         _check_same(_stored(folder / "state", wanted, folder), wanted, folder)
         abstract = place(abstract, layout)
         with _readable(folder):
-            return self._last.restore(state=ocp.args.StandardRestore(abstract)).state
+            restored = self._last.restore(
+                state=ocp.args.StandardRestore(abstract.as_saved)
+            )
+        return TrainState(**restored.state)
 
     def restore_data(self, data: grain.DatasetIterator) -> None:
         """Sets a Grain iterator to the newest checkpoint's position."""
@@ -288,7 +314,11 @@ def read_meta(checkpoint: epath.Path) -> Meta:
 
 
 def read_variables(
-    checkpoint: epath.Path, abstract: Any, *, unwanted: Collection[str] = ()
+    checkpoint: epath.Path,
+    abstract: Any,
+    *,
+    unwanted: Collection[str] = (),
+    averaged: bool = False,
 ) -> Any:
     """Parameters and collections of one checkpoint, laid out as `abstract`.
 
@@ -296,13 +326,16 @@ def read_variables(
       checkpoint: a step's folder, from `find`.
       abstract: variables as `jax.ShapeDtypeStruct`s.
       unwanted: collections that may be there and are not read.
+      averaged: whether moving averages take the place of what they are of.
 
     Raises:
-      UserError: if the checkpoint's tree or shapes are another model's.
+      UserError: if the checkpoint's tree or shapes are another model's, or if there are
+        no averages.
     """
     if exported.holds(checkpoint):
         folder, wanted = checkpoint / exported.PARAMETERS, dict(abstract)
         stored = _stored(folder, wanted, checkpoint)
+        averaged = False  # What was exported has been chosen.
     else:
         folder, wanted = checkpoint / "state", {"params": abstract["params"]}
         if rest := _rest(abstract):  # Orbax cannot read a part of nothing
@@ -311,6 +344,8 @@ def read_variables(
         rest = stored["collections"].items()
         stored["collections"] = {k: v for k, v in rest if k not in unwanted}
     _check_same(stored, wanted, checkpoint)
+    if averaged:
+        wanted["average"] = {k: abstract[k] for k in AVERAGED if k in abstract}
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     with reader, _readable(checkpoint):
         read = reader.restore(
@@ -321,7 +356,8 @@ def read_variables(
                 partial_restore=True,
             ),
         )
-    return read.pop("collections", {}) | read
+    average = read.pop("average", {})
+    return read.pop("collections", {}) | read | average
 
 
 @contextlib.contextmanager

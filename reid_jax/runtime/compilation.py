@@ -1,6 +1,8 @@
-"""The persistent compilation cache: what one process compiles, later ones read."""
+"""Compilation: the cache that later processes read, and what is said of it."""
 
 from __future__ import annotations
+
+import os
 
 import jax
 
@@ -27,3 +29,15 @@ def use_cache(folder: PathLike) -> None:
     jax.config.update("jax_compilation_cache_dir", str(storage.absolute(folder)))
     # JAX leaves out what took less than a second; evaluation has many such programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def silence_notes() -> None:
+    """Leaves out what XLA's C++ code prints, such as "Very slow compile?".
+
+    It prints that as an error, which it is none of. What goes wrong is raised as an
+    exception all the same. To be called before a device is used; a user who sets
+    TF_CPP_MIN_LOG_LEVEL to 0 sees everything.
+    """
+    # JAX sets it to 1 where the user has set nothing.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -7,10 +7,11 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +33,16 @@ FREE_FIELDS = (
     *("max_steps", "log_every_steps"),
     *("checkpoint", "evaluation", "evaluate_on"),
 )
+
+# Fields of a stage that `--extend` may change: its length, and its schedule.
+_SCHEDULE = re.compile(
+    r"stages\.[^.]+\.(epochs|optimizer\.(learning_rate|weight_decay|warmup_epochs|"
+    r"warmup_from|final_factor|milestones|decay_factor))"
+)
+
+# Last parts of fields that older runs do not have, and the values that are as if they
+# were not there.
+NEWER_FIELDS = {"ema_decay": 0.0, "clip_norm": 0.0}
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -158,43 +169,78 @@ def _is_saved(step: epath.Path) -> bool:
     return named and marked
 
 
-def claim(workdir: str, config: Mapping[str, Any]) -> None:
+def claim(
+    workdir: str, config: Mapping[str, Any], *, extended: Collection[str] = ()
+) -> None:
     """Makes `workdir` the folder of this config, or checks that it already is.
 
     A run that never saved a checkpoint has nothing to lose and gives way.
 
+    Args:
+      workdir: of the run.
+      config: of the run.
+      extended: fields in which the run that is there may differ.
+
     Raises:
       UserError: if another config's run lives there; names the fields that differ.
     """
+    differences = changes(workdir, config)
+    if not differences.keys() <= set(extended):
+        lines = [
+            f"  {field}: {_shown(there)} there, {_shown(here)} here"
+            for field, (there, here) in differences.items()
+        ]
+        schedule = all(map(is_schedule, differences))
+        raise UserError(
+            f"{workdir} holds a run with another config:\n"
+            + "\n".join(lines)
+            + "\nResume it with its own config, or name another --workdir."
+            + (" With --extend it goes on as given here." if schedule else "")
+        )
+    write_json(storage.absolute(workdir) / "config.json", config)
+
+
+def changes(workdir: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields, (there, here), in which the run in `workdir` has another config.
+
+    None for a run that has saved nothing, or in fields that a resumed run may change.
+    """
     path = storage.absolute(workdir) / "config.json"
     if path.exists() and has_checkpoint(workdir):
-        differences = _differences(read_object(path), config)
-        if differences:
-            raise UserError(
-                f"{workdir} holds a run with another config:\n"
-                + "\n".join(f"  {line}" for line in differences)
-                + "\nResume it with its own config, or name another --workdir."
-            )
-    write_json(path, config)
+        return _differences(read_object(path), config)
+    return {}
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _shown(value: Any) -> str:
+    return "(absent)" if value is None else str(value)
+
+
+def is_schedule(field: str) -> bool:
+    """Whether a run can be extended with another value of a field."""
+    return _SCHEDULE.fullmatch(field) is not None
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(old), flatten(new)
-    return [
-        f"{field}: {a.get(field, '(absent)')} there, {b.get(field, '(absent)')} here"
-        for field in sorted(a.keys() | b.keys())
-        if a.get(field) != b.get(field)
+    absent = {field: NEWER_FIELDS.get(field.rpartition(".")[2]) for field in a | b}
+    a, b = absent | a, absent | b
+    return {
+        field: (a[field], b[field])
+        for field in sorted(absent)
+        if a[field] != b[field]
         and not any(field == f or field.startswith(f + ".") for f in FREE_FIELDS)
-    ]
+    }
 
 
-def write_manifest(workdir: str, config: Mapping[str, Any]) -> None:
+def write_manifest(workdir: str, config: Mapping[str, Any], **more: Any) -> None:
     """Appends what ran here to `manifest.json`: command, versions, devices, revision.
 
-    One entry for every start of the run, the first one first.
+    One entry for every start of the run, the first one first; `more` is added to it.
     """
     path = storage.absolute(workdir) / "manifest.json"
-    write_json(path, [*read_objects(path), manifest(config)])
+    write_json(path, [*read_objects(path), manifest(config) | more])
 
 
 def manifest(config: Mapping[str, Any]) -> dict[str, Any]:

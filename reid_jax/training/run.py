@@ -21,6 +21,7 @@ from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints, Meta, TrainState
 from reid_jax.runtime.metrics import MetricWriter
+from reid_jax.training import extension, sources
 from reid_jax.training.batches import TrainingBatches
 
 
@@ -51,9 +52,12 @@ class Run:
     start: Position
     resumed: bool
     best: dict[str, Any] | None
+    data: dict[str, Any]
 
     @classmethod
-    def build(cls, config: Any, workdir: str, records: Records) -> Run:
+    def build(
+        cls, config: Any, workdir: str, records: Records, *, extend: bool = False
+    ) -> Run:
         """Checks all that can be checked before anything is computed or written."""
         mesh = sharding.make_mesh()
         num_classes = len(np.unique(records.person[records.person > 0]))
@@ -67,13 +71,21 @@ class Run:
         for protocol in protocols:
             evaluator.check(protocol)
         first = jax.process_index() == 0
-        if first:
-            workdirs.claim(workdir, config.to_dict())
-            workdirs.write_manifest(workdir, config.to_dict())
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         resumed = checkpoints.latest_step() is not None
         meta = checkpoints.meta() if resumed else {}
         start = Position(*(meta.get(f.name, 0) for f in dataclasses.fields(Position)))
+        fields, about = config.to_dict(), {}
+        if extend:
+            extended = extension.accepted(
+                *(workdir, fields, meta), stages=stages, batches=batches
+            )
+            about["extended"] = {"from_step": start.global_step, "fields": extended}
+        if first:
+            workdirs.claim(workdir, fields, extended=extended if extend else ())
+        sources.check_unchanged(records, meta.get("data"), workdir=workdir)
+        if first:
+            workdirs.write_manifest(workdir, fields, **about)
         if resumed and first:
             print(f"resuming {workdir} at step {start.global_step}")
         return cls(
@@ -95,47 +107,70 @@ class Run:
             ),
             start=start,
             resumed=resumed,
-            best=meta.get("best"),
+            best=_standing(meta.get("best"), checkpoints.best_step()),
+            data=records.fingerprint,
         )
 
     def evaluate(
-        self, state: TrainState, stage: Stage, step: int, *, pictures: bool = False
+        self, state: TrainState, stage: Stage, step: int, *, final: bool = False
     ) -> list[dict[str, Any]]:
         """Evaluates on all protocols; keeps the best state by the first one's mAP.
 
         The best state is one of the latest stage: an earlier one lacks what came after.
+        Where another protocol has become the first one, the best is sought anew: its
+        scores cannot be compared with the ones before. The `final` evaluation draws
+        pictures, and leaves it to the end of the run to print its figures.
         """
         folder = storage.absolute(self.workdir) / "pictures"
-        variables = experiment.without_rows(self.method, state.variables)
+        averaged = experiment.takes_average(
+            self.config, workdirs.flatten(self.config.to_dict())
+        )
+        variables = experiment.without_rows(
+            self.method, state.averaged if averaged else state.variables
+        )
         entries = evaluate.evaluate_protocols(
             self.evaluator,
             self.protocols,
             sharding.gather(variables, self.mesh),
             stage=stage.name,
             step=step,
-            picture_root=folder if pictures else None,
+            picture_root=folder if final else None,
         )
+        if averaged:
+            entries = [entry | {"averaged": True} for entry in entries]
         for entry in entries if jax.process_index() == 0 else ():
-            tqdm.write(f"step {step}  {results.summary(entry)}")
+            if not final:
+                tqdm.write(f"step {step}  {results.summary(entry)}")
             figures = entry["metrics"].items()
             self.writer.write(
                 step, {f"{entry['protocol']}/{name}": value for name, value in figures}
             )
         score = _shared_score(entries)
-        best = self.best
-        if best is None or best["stage"] != stage.name or score > best["score"]:
+        if not self._is_comparable(stage, entries) or score > self.best["score"]:
             self.best = {"score": score, "entries": entries, "stage": stage.name}
             position = Position(stage.index, int(state.step), step)
             self.checkpoints.save_best(step, state, self.meta(stage, position))
         return entries
 
+    def _is_comparable(self, stage: Stage, entries: list[dict[str, Any]]) -> bool:
+        """Whether the best so far was found by what these entries were found by."""
+        if self.best is None or self.best["stage"] != stage.name:
+            return False
+        return results.same_protocol(self.best["entries"][0], entries[0])
+
     def finish(
         self, state: TrainState, stage: Stage, step: int
     ) -> list[dict[str, Any]]:
-        """The last state's evaluation with pictures, and the best one beside it."""
-        entries = self.evaluate(state, stage, step, pictures=True)
-        for entry, best in zip(entries, self.best["entries"], strict=True):
-            entry["best"] = {"step": best["step"], "metrics": best.get("metrics")}
+        """The last state's evaluation with pictures, and the best one beside it.
+
+        A protocol that the best state was not evaluated on has no `best`.
+        """
+        entries = self.evaluate(state, stage, step, final=True)
+        for entry in entries:
+            for best in self.best["entries"]:
+                if results.same_protocol(entry, best):
+                    figures = best.get("metrics")
+                    entry["best"] = {"step": best["step"], "metrics": figures}
         results.write(self.workdir, entries)
         return entries
 
@@ -147,6 +182,7 @@ class Run:
             method=self.config.method,
             num_classes=self.num_classes,
             metric_rows=self.writer.rows,
+            data=self.data,
             process_count=jax.process_count(),
             best=self.best,
             config=workdirs.flatten(self.config.to_dict()),
@@ -189,6 +225,15 @@ def _batches(
         num_workers=config.data.num_workers,
         resident_bytes=config.data.resident_bytes,
     )
+
+
+def _standing(best: dict[str, Any] | None, step: int | None) -> dict[str, Any] | None:
+    """The best of a resumed run, if it is the state that is kept at `step`.
+
+    It is not where a run went on from its last checkpoint with another protocol and
+    saved nothing but another best state.
+    """
+    return best if best and best["entries"][0]["step"] == step else None
 
 
 def _shared_score(entries: list[dict[str, Any]]) -> float:

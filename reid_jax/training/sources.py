@@ -32,6 +32,35 @@ def open_data(config: Any) -> records.Records:
         raise UserError(f"{error}{source}{_hint(config)}") from error
 
 
+def check_unchanged(
+    split: records.Records, trained: dict[str, Any] | None, *, workdir: str
+) -> None:
+    """Checks that a run goes on with the images that it has begun with.
+
+    Args:
+      split: the training split as it is now.
+      trained: fingerprint of the split in the run's checkpoint, if it has one.
+      workdir: of the run.
+
+    Raises:
+      UserError: if they differ: schedule, batches and classes would be others.
+    """
+    now = split.fingerprint
+    if trained in (None, now):
+        return
+    there, here = (
+        f"{data['images']} images of {data['identities']} identities"
+        for data in (trained, now)
+    )
+    others = "; as many, but others" if there == here else ""
+    raise UserError(
+        f"the training images have changed under the run in {workdir}: {there} there, "
+        f"{here} here{others}. Prepare them as they were to go on; or name another "
+        f"--workdir, where --config.pretrained={workdir} starts from what it has "
+        "learned"
+    )
+
+
 def wants_pretrained(config: Any) -> bool:
     """Whether the config names weights to start from."""
     return str(config.pretrained).lower() not in ("none", "")

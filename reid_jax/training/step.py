@@ -13,7 +13,7 @@ import optax
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Batch, Method
 from reid_jax.runtime import sharding
-from reid_jax.runtime.checkpoint import TrainState
+from reid_jax.runtime.checkpoint import AVERAGED, TrainState
 from reid_jax.runtime.optimizer import make_optimizer, schedule
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -29,6 +29,7 @@ def init_state(
     *,
     shapes: dict[str, jax.ShapeDtypeStruct],
     seed: int,
+    ema_decay: float = 0.0,
 ) -> TrainState:
     """A fresh state of the first stage; to be traced.
 
@@ -38,10 +39,12 @@ def init_state(
       optimizer: of that stage.
       shapes: of a training batch.
       seed: of the run.
+      ema_decay: see `next_state`.
     """
     example = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
     key = jax.random.fold_in(jax.random.key(seed), _INIT)
-    return next_state(method.init(key, example), stage, optimizer, seed=seed)
+    variables = method.init(key, example)
+    return next_state(variables, stage, optimizer, seed=seed, ema_decay=ema_decay)
 
 
 def next_state(
@@ -50,8 +53,12 @@ def next_state(
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
+    ema_decay: float = 0.0,
 ) -> TrainState:
-    """The state at the start of a stage, from the variables that it begins with."""
+    """The state at the start of a stage, from the variables that it begins with.
+
+    With an `ema_decay` above 0 these are what the averages begin with, too.
+    """
     rest = {name: value for name, value in variables.items() if name != "params"}
     return TrainState(
         # An explicit dtype: a weakly typed zero would make the second step recompile.
@@ -60,7 +67,14 @@ def next_state(
         params=variables["params"],
         collections=rest,
         opt_state=optimizer.init(variables["params"]),
+        # A copy: what is donated to the step must not be given twice.
+        average=jax.tree.map(jnp.copy, _averaged(variables)) if ema_decay else None,
     )
+
+
+def _averaged(variables: Any) -> dict[str, Any]:
+    """The collections that averages are kept of."""
+    return {name: variables[name] for name in AVERAGED if name in variables}
 
 
 def state_layout(
@@ -70,6 +84,7 @@ def state_layout(
     *,
     shapes: dict[str, jax.ShapeDtypeStruct],
     shard_parameters: bool = False,
+    ema_decay: float = 0.0,
 ) -> TrainState:
     """Where the arrays of a state lie: a prefix of its tree, with shardings as leaves.
 
@@ -80,6 +95,7 @@ def state_layout(
       shapes: of a training batch of the first stage.
       shard_parameters: whether parameters and optimizer state are split over the
         devices, see `largest_axis_sharding`; else each device has all of them.
+      ema_decay: above 0 there are averages, which lie as what they are of.
     """
     variables = jax.eval_shape(method.init, jax.random.key(0), shapes)
     everywhere = sharding.replicated(mesh)
@@ -96,7 +112,8 @@ def state_layout(
         for name, value in variables.items()
         if name != "params"
     }
-    return TrainState(everywhere, everywhere, params, rest, opt_state)
+    average = _averaged({"params": params, **rest}) if ema_decay else None
+    return TrainState(everywhere, everywhere, params, rest, opt_state, average)
 
 
 def make_step(
@@ -107,6 +124,7 @@ def make_step(
     *,
     steps_per_epoch: int,
     layout: TrainState | None = None,
+    ema_decay: float = 0.0,
 ) -> StepFunction:
     """The training step of a stage: (state, global batch) -> (state, scalar metrics).
 
@@ -119,6 +137,7 @@ def make_step(
       rate: learning rate by step, a metric.
       steps_per_epoch: batches in an epoch.
       layout: of the states, from `state_layout`; None where there is no mesh.
+      ema_decay: what is left of the averages in a step; 0 where there are none.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
@@ -131,17 +150,26 @@ def make_step(
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate(state.step),
         }
-        return (
-            state.replace(
-                step=state.step + 1,
-                params=optax.apply_updates(state.params, updates),
-                collections=collections,
-                opt_state=opt_state,
-            ),
-            metrics,
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            collections=collections,
+            opt_state=opt_state,
         )
+        if ema_decay:
+            state = state.replace(average=_move_average(state, ema_decay))
+        return state, metrics
 
     return step
+
+
+def _move_average(state: TrainState, decay: float) -> dict[str, Any]:
+    """decay * average + (1 - decay) * value, such that what rests is left as it is."""
+    return jax.tree.map(
+        lambda average, value: average + (1 - decay) * (value - average),
+        state.average,
+        _averaged(state.variables),
+    )
 
 
 def _differentiate(
@@ -253,6 +281,7 @@ class StageProgram:
       steps_per_epoch: batches in an epoch.
       seed: of the run.
       shard_parameters: see `state_layout`.
+      ema_decay: see `make_step`.
 
     Attributes:
       step: the function of `make_step`, compiled once. It donates the state and returns
@@ -270,12 +299,17 @@ class StageProgram:
         steps_per_epoch: int,
         seed: int,
         shard_parameters: bool = False,
+        ema_decay: float = 0.0,
     ):
         optimizer, rate = stage_optimizer(
             method, stage, steps_per_epoch=steps_per_epoch
         )
+        keeping = {"ema_decay": ema_decay}
         self.layout = state_layout(
-            method, optimizer, mesh, shapes=shapes, shard_parameters=shard_parameters
+            *(method, optimizer, mesh),
+            shapes=shapes,
+            shard_parameters=shard_parameters,
+            **keeping,
         )
         self.step: StepFunction = jax.jit(
             make_step(
@@ -285,15 +319,19 @@ class StageProgram:
                 rate,
                 steps_per_epoch=steps_per_epoch,
                 layout=self.layout,
+                **keeping,
             ),
             donate_argnums=0,
             out_shardings=(self.layout, sharding.replicated(mesh)),
         )
         self._init = functools.partial(
-            init_state, method, stage, optimizer, shapes=shapes, seed=seed
+            *(init_state, method, stage, optimizer),
+            shapes=shapes,
+            seed=seed,
+            **keeping,
         )
         self._next = functools.partial(
-            next_state, stage=stage, optimizer=optimizer, seed=seed
+            next_state, stage=stage, optimizer=optimizer, seed=seed, **keeping
         )
 
     def fresh(self) -> TrainState:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-from absl import logging
-from clu import parameter_overview
 from tqdm import tqdm
 
-from data_pipelines.records import Records
 from reid_jax import checks, experiment
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
@@ -18,7 +15,8 @@ from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.runtime.metrics import StepLog
 from reid_jax.runtime.preemption import PreemptionNotice
-from reid_jax.training import sources
+from reid_jax.runtime.progress import said
+from reid_jax.training import report, sources
 from reid_jax.training.batches import Loader
 from reid_jax.training.run import Position, Run
 from reid_jax.training.step import StageProgram
@@ -28,7 +26,9 @@ class _Stopped(Exception):
     """The run has saved its state and ends before its last step."""
 
 
-def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
+def train_and_evaluate(
+    config: Any, workdir: str, *, extend: bool = False
+) -> list[dict[str, Any]]:
     """Trains every stage, evaluates, and leaves checkpoints, results and pictures.
 
     A run of the same config in `workdir` is resumed where its last checkpoint stands.
@@ -36,6 +36,8 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
     Args:
       config: see `configs/common.py`.
       workdir: folder of the run.
+      extend: whether the run that is there goes on with another schedule, see
+        `extension.py`.
 
     Returns:
       the entries of `results.json`; none if the run stopped before its end (a notice
@@ -43,6 +45,7 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
 
     Raises:
       UserError: anything that the user can mend, including a loss that is not finite.
+      KeyboardInterrupt: after Ctrl-C, once all is saved.
     """
     checks.check_config(config)
     records = sources.open_data(config)
@@ -50,28 +53,37 @@ def train_and_evaluate(config: Any, workdir: str) -> list[dict[str, Any]]:
         sources.check_pretrained(config)
     only_once = workdirs.held(workdir) if jax.process_index() == 0 else nullcontext()
     with only_once:
-        return _train(config, workdir, records)
+        run = Run.build(config, workdir, records, extend=extend)
+        return _train(run)
 
 
-def _train(config: Any, workdir: str, records: Records) -> list[dict[str, Any]]:
-    run = Run.build(config, workdir, records)
+def _train(run: Run) -> list[dict[str, Any]]:
+    notice = PreemptionNotice()
     try:
-        with PreemptionNotice() as notice:
-            return _run_stages(run, notice)
+        with notice:
+            state, step = _run_stages(run, notice)
+            run.checkpoints.wait()
+        # Nothing is left to be saved: from here on Ctrl-C ends the run as any program.
+        return run.finish(state, run.stages[-1], step)
     except _Stopped as stop:
+        if notice.interrupted:
+            raise KeyboardInterrupt(str(stop)) from None
         print(stop)
         return []
     finally:
         run.close()
 
 
-def _run_stages(run: Run, notice: PreemptionNotice) -> list[dict[str, Any]]:
-    """Trains every stage that is not done yet, then reports."""
+def _run_stages(run: Run, notice: PreemptionNotice) -> tuple[TrainState, int]:
+    """Trains every stage that is not done yet; the last state and its global step."""
     state = None
     for stage in run.stages[run.start.stage_index :]:
         loop = _StageLoop(run, stage, notice)
-        state = loop.run(loop.initial_state(state))
-    return run.finish(state, stage, loop.last_step)
+        begun = loop.initial_state(state)
+        if state is None and jax.process_index() == 0:
+            print(report.overview(run.config.method, begun.params))
+        state = loop.run(begun)
+    return state, loop.last_step
 
 
 class _StageLoop:
@@ -93,6 +105,7 @@ class _StageLoop:
             steps_per_epoch=self._steps_per_epoch,
             seed=config.seed,
             shard_parameters=config.shard_parameters,
+            ema_decay=config.get("ema_decay", 0.0),
         )
         # `max_steps` counts over all stages; 0 is no limit.
         limit = config.max_steps - self._offset if config.max_steps else self._total
@@ -112,12 +125,9 @@ class _StageLoop:
             return run.checkpoints.restore(program.abstract(), program.layout)
         state = program.fresh()
         if sources.wants_pretrained(run.config):
-            # An optimizer's first state does not depend on the parameters' values.
-            loaded = sources.load_pretrained(run.config, run.method, state.variables)
-            params = loaded.pop("params")
-            state = state.replace(params=params, collections=loaded)
-        count = parameter_overview.count_parameters(state.params)
-        logging.info("%s: %d parameters", run.config.method, count)
+            state = program.following(
+                sources.load_pretrained(run.config, run.method, state.variables)
+            )
         return state
 
     def run(self, state: TrainState) -> TrainState:
@@ -132,10 +142,10 @@ class _StageLoop:
                     every=self._config.log_every_steps,
                     batch_size=self._stage.batch_size,
                 )
-                bar.set_postfix_str("the first step is compiled first")
                 for step in range(self._start, self._end):
                     batch = sharding.put_batch(next(data), self._run.mesh)
-                    state, metrics = self._program.step(state, batch)
+                    with self._announced(step, bar):
+                        state, metrics = self._program.step(state, batch)
                     log.add(step + 1, metrics)
                     self._after_step(step + 1, state, data, log)
         finally:
@@ -171,6 +181,14 @@ class _StageLoop:
         self._run.checkpoints.wait()
         raise _Stopped(f"stopped at step {self._offset + step}, saved; {how_on}")
 
+    def _announced(self, step: int, bar: tqdm) -> AbstractContextManager[None]:
+        if step > self._start:
+            return nullcontext()
+        bar.clear()  # It has its line back after the step.
+        return said(f"compiling the training step of stage {self._stage.name}")
+
+    # clu's periodic actions are not used: they import TensorFlow, which this library
+    # does without, and their rate would count evaluation and saving as training.
     def _due(self, step: int, every_epochs: float) -> bool:
         every = round(every_epochs * self._steps_per_epoch)
         return every > 0 and step % every == 0
@@ -197,7 +215,8 @@ class _StageLoop:
 
     def _bar(self) -> tqdm:
         return tqdm(
-            total=self._total,
+            # Where this run ends, which `max_steps` may bring forward.
+            total=max(self._start, self._end),
             initial=self._start,
             desc=self._stage.name,
             unit="step",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+from reid_jax.runtime import compilation
 from tests.conftest import CHECKOUT
 from tests.waiting import PATIENCE
 
@@ -53,3 +54,10 @@ def test_the_second_process_reads_what_the_first_has_compiled(tmp_path):
     assert first.get("cache_hits", 0) == 0
     assert second["cache_hits"] == first["cache_misses"]
     assert again == result
+
+
+def test_notes_are_left_out_unless_the_user_asks(monkeypatch):
+    for given, found in (("1", "3"), ("0", "0"), ("2", "2")):
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given)
+        compilation.silence_notes()
+        assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == found
