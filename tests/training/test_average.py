@@ -17,7 +17,8 @@ from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime.optimizer import OptimizerSpec
 from reid_jax.training import train
 from reid_jax.training.step import StageProgram, make_step, next_state
-from tests.training.test_train import _assert_bitwise_equal, _state, _stopped
+from tests.training.test_resume import _stopped
+from tests.training.test_train import _assert_bitwise_equal, _state
 
 STAGE = Stage(0, "train", 1.0, 2, 2, OptimizerSpec("sgd", 0.1))
 

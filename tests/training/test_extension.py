@@ -8,7 +8,8 @@ import pytest
 from reid_jax.errors import UserError
 from reid_jax.runtime import optimizer
 from reid_jax.training import train
-from tests.training.test_train import _losses, _rows, _stopped
+from tests.training.test_resume import _stopped
+from tests.training.test_train import _losses, _rows
 
 
 def test_a_finished_run_goes_on_at_its_step_of_the_new_schedule(

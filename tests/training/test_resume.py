@@ -1,0 +1,99 @@
+"""What a run that goes on takes over, and what stops it; what it says meanwhile."""
+
+import json
+import re
+
+import pytest
+
+from data_pipelines import records
+from reid_jax.errors import UserError
+from reid_jax.training import run, sources, train
+
+
+def _stopped(config, workdir, *, step):
+    """Leaves a run that has stopped after a step; the config goes on to the end."""
+    config.max_steps = step
+    assert train.train_and_evaluate(config, str(workdir)) == []
+    config.max_steps = 0
+
+
+def test_the_best_is_sought_anew_under_another_protocol(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    """It is never another protocol's, and never one that is no longer kept."""
+    on_devices(1)
+    scores = iter([0.9, 0.8, 0.5, 0.4, 0.3])
+    monkeypatch.setattr(run, "_shared_score", lambda entries: next(scores))
+    toy_config.evaluation.every_epochs = 1 / 6
+    toy_config.stages.first.epochs = 1 / 6
+    toy_config.stages.second.epochs = 4 / 6
+    _stopped(toy_config, tmp_path, step=3)
+    single = "tiny:single_shot,repeats=2"
+    toy_config.evaluate_on = (single, "tiny")
+    assert _best_steps(toy_config, tmp_path) == [4, 4]
+    assert next(scores, None) is None
+
+    monkeypatch.setattr(run, "_shared_score", lambda entries: 0.1)
+    toy_config.evaluate_on = ("tiny",)
+    assert _best_steps(toy_config, tmp_path) == [5]
+    toy_config.evaluate_on = (single,)
+    assert _best_steps(toy_config, tmp_path) == [5]
+    (kept,) = (tmp_path / "checkpoints" / "best").glob("[0-9]*")
+    assert kept.name == "5"
+
+
+def test_a_protocol_that_the_best_was_not_evaluated_on_has_none(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    on_devices(1)
+    scores = iter([0.1, 0.9, 0.5])
+    monkeypatch.setattr(run, "_shared_score", lambda entries: next(scores))
+    toy_config.evaluation.every_epochs = 1 / 6
+    toy_config.stages.first.epochs = 1 / 6
+    toy_config.stages.second.epochs = 2 / 6
+    _stopped(toy_config, tmp_path, step=2)
+    toy_config.evaluate_on = ("tiny", "tiny:single_shot,repeats=2")
+    assert _best_steps(toy_config, tmp_path) == [2, None]
+
+
+def _best_steps(config, workdir):
+    entries = train.train_and_evaluate(config, str(workdir))
+    return [entry.get("best", {}).get("step") for entry in entries]
+
+
+def test_data_that_change_under_a_run_stop_it(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    on_devices(1)
+    _stopped(toy_config, tmp_path, step=1)
+    real = records.Records.fingerprint.fget(sources.open_data(toy_config))
+    fewer = {"images": 27, "identities": 5, "digest": "0"}
+    for changed, message in (
+        (fewer, r"54 images of 9 identities there, 27 images of 5 identities here\. "),
+        (real | {"digest": "0"}, r"9 identities here; as many, but others"),
+    ):
+        monkeypatch.setattr(records.Records, "fingerprint", changed)
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+    (start,) = json.loads((tmp_path / "manifest.json").read_text())
+    assert start["config"]["max_steps"] == 1
+    # A checkpoint of an older version has none.
+    sources.check_unchanged(records.Records, None, workdir=str(tmp_path))
+
+
+def test_a_run_says_what_it_does_once(toy_config, tmp_path, on_devices, capsys):
+    """Parameters and compilation at the start; the bar counts to where the run ends."""
+    on_devices(1)
+    _stopped(toy_config, tmp_path, step=1)
+    out, err = capsys.readouterr()
+    compiling = r"compiling the training step of stage first \.\.\. \d+\.\d s\n"
+    assert len(re.findall(compiling, err)) == 1
+    assert re.search(r"\n  classifier +63\n", out)  # 6 x 9 weights and 9 biases
+    assert "1/1 [" in err
+    assert "1/6 [" not in err
+
+    train.train_and_evaluate(toy_config, str(tmp_path))
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line.strip()]
+    assert len(lines) == len(set(lines)), out
+    assert "mAP" not in out + err  # the end's figures are its caller's to print
