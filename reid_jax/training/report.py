@@ -43,12 +43,13 @@ def closing(entries: Sequence[Mapping[str, Any]], workdir: str) -> str:
 def _figures(entries: Sequence[Mapping[str, Any]]) -> str:
     """Protocol x metrics: the last state, and below it the best."""
     names = list(dict.fromkeys(name for e in entries for name in e["metrics"]))
-    rows = [["protocol", "step", *names]]
+    rows = [["protocol", "step", *names, "queries"]]
     for entry in entries:
         label = entry["protocol"]
         for step, metrics in _states(entry):
             figures = [f"{metrics[n]:.1%}" if n in metrics else "" for n in names]
-            rows.append([label, step, *figures])
+            queries = str(entry["valid_queries"]) if label else ""
+            rows.append([label, step, *figures, queries])
             label = ""
     return _table(rows)
 
