@@ -6,6 +6,7 @@ import sys
 
 from reid_jax.runtime.preemption import PreemptionNotice
 from tests.conftest import CHECKOUT
+from tests.waiting import PATIENCE
 
 # One call into C that takes minutes, in which no handler of Python's is run.
 BUSY = """
@@ -30,7 +31,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_ends():
             process.send_signal(signal.SIGINT)
             assert process.stderr.readline().startswith("stopping: saves after this")
             process.send_signal(signal.SIGINT)
-            _, rest = process.communicate(timeout=300)
+            _, rest = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 130
