@@ -58,7 +58,8 @@ def test_a_run_leaves_results_checkpoints_and_pictures(
     assert set(entry["metrics"]) >= {"rank1", "rank5", "rank10", "mAP", "mINP"}
     assert all(0 <= value <= 1 for value in entry["metrics"].values())
     pictures = {path.name for path in (tmp_path / "pictures" / "tiny").iterdir()}
-    assert pictures == {"ranking.png", "parts.png", "attention.png"}
+    drawn = {"ranking.png", "ranking.json", "parts.png", "attention.png"}
+    assert pictures == drawn
     (start,) = json.loads((tmp_path / "manifest.json").read_text())
     assert start["packages"]["jax"] == jax.__version__
     assert start["config"]["model.width"] == 24
