@@ -87,15 +87,15 @@ def measure(run: pathlib.Path) -> dict[str, Any]:
         embed(variables, gallery, "gallery"),
     )
     figures: dict[str, Any] = {"protocol": protocol.name, "checkpoint": folder.name}
-    if method.regions == "parsing":
+    if method.options.regions == "parsing":
         figures["parsing"] = parsing(config, method, variables, query)
         visible = embedded[0]["visibility"][:, 2:].mean(0)
-        for name, share in zip(method.part_names, visible, strict=True):
+        for name, share in zip(method.options.parts, visible, strict=True):
             figures["parsing"]["parts"][name]["visible"] = float(share)
     figures["retrieval"] = {
         title: retrieval(method, embedded, names, Ranking(protocol, query, gallery))
         for title, names in (
-            COMBINATIONS | {name: (name,) for name in method.part_names}
+            COMBINATIONS | {name: (name,) for name in method.options.parts}
         ).items()
     }
     return figures
@@ -112,9 +112,9 @@ def parsing(
         """Places by target (rows) and prediction (columns)."""
         predicted = method.pictures(variables, batch)["parts"].values[:, 0] + 1
         size = predicted.shape[1:]
-        targets = part_targets(batch["parts"], method.part_groups, size)
+        targets = part_targets(batch["parts"], method.options.part_groups, size)
         targets = jnp.where(batch["mask"][:, None, None], targets, UNLABELLED)
-        classes = len(method.part_groups) + 1
+        classes = len(method.options.part_groups) + 1
         kinds = jnp.where(targets == UNLABELLED, classes, targets)
         flat = kinds * classes + predicted
         counts = jnp.bincount(flat.ravel(), length=(classes + 1) * classes)
@@ -130,7 +130,7 @@ def parsing(
     )
     places = sum(np.asarray(count(variables, dict(batch)), int) for batch in batches)
     right, wanted, found = places.diagonal(), places.sum(1), places.sum(0)
-    titles = ("background", *method.part_names)
+    titles = ("background", *method.options.parts)
     return {
         "pixel_accuracy": right.sum() / places.sum(),
         "pixel_accuracy_of_parts": right[1:].sum() / wanted[1:].sum(),
@@ -152,8 +152,8 @@ def retrieval(
     ranking: Ranking,
 ) -> dict[str, float]:
     """Metrics when images are compared by some of G, F and the parts, all embedded."""
-    known = ("global", "foreground", *method.part_names)
-    parts = method.part_names if "parts" in names else ()
+    known = ("global", "foreground", *method.options.parts)
+    parts = method.options.parts if "parts" in names else ()
     kept = np.isin(known, (*names, *parts))
     query, gallery = (
         {name: values[:, kept] for name, values in embedding.items()}

@@ -73,6 +73,51 @@ class DropoutClassifier(nn.Module):
         )(features)
 
 
+class Reduction(nn.Module):
+    """The layer that makes a short embedding of pooled features: linear, BN and ReLU.
+
+    Source: BPBreID (Somers et al., 2023).
+
+    Attributes:
+      width: channels of the embedding.
+      bn_groups: see `BatchNorm.groups`.
+    """
+
+    width: int
+    bn_groups: int = 1
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, *, train: bool) -> jax.Array:
+        """Maps float32 [B, ..., C] to [B, ..., width]."""
+        init = nn.initializers.normal(0.01)
+        layer = nn.Dense(self.width, use_bias=False, kernel_init=init, name="fc")
+        norm = BatchNorm(self.bn_groups, name="bn")
+        return jax.nn.relu(norm(layer(pooled), train=train))
+
+
+class PixelClassifier(nn.Module):
+    """Scores of some classes for every place: BN and a 1x1 convolution.
+
+    Source: BPBreID (Somers et al., 2023).
+
+    Attributes:
+      classes: their number.
+      bn_groups: see `BatchNorm.groups`.
+    """
+
+    classes: int
+    bn_groups: int = 1
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, h, w, C] to float32 logits [B, h, w, classes]."""
+        features = BatchNorm(self.bn_groups, name="bn")(features, train=train)
+        init = nn.initializers.normal(0.001)
+        return nn.Dense(self.classes, kernel_init=init, name="classifier")(
+            features.astype(jnp.float32)
+        )
+
+
 def token_heads(
     head: BNNeck, tokens: jax.Array, *, train: bool
 ) -> dict[str, jax.Array]:

@@ -5,57 +5,113 @@ Cairong Zhao: "DROP: Decouple Re-Identification and Human Parsing with Task-spec
 Features for Occluded Person Re-identification", 2023. The authors published no code;
 what the text leaves open follows BPBreID (Somers et al., 2023), which it builds on.
 
-Implemented: both branches (sections 3.2 and 3.3), the objective (3.4), and every row of
-the ablations (4.3 and 8.1, Tables 4 to 9):
+Implemented: both branches (sections 3.2 and 3.3), the objective (3.4), Figures 3 and 5,
+and every row of the ablations (4.3 and 8.1). What `:row=NAME` sets in `config.model`; a
+field without a value depends on the labels or the backbone (`configs/drop.py`), and *
+stands for anything:
 
-  row                       fields
-  Table 4, baseline         decouple=False, position="none", triplet="part_average",
-                            spatial_smoothing=0: BPBreID's scheme, both tasks on P_reid
-    + Decouple              the same with decouple=True
-    + PPF                   and position="1d"
-    + PCT                   and triplet="pct"
-    + SS                    spatial_smoothing=0.5
-  Table 5                   triplet="hct", "part_average", "pct"; without SS, whose
-                            figures they are; PCB* also regions="stripes" on ResNet-50
-  Table 6                   embeddings=("foreground", "parts"), ("global",),
-                            ("left leg", "right leg"), ...: when testing only
-  Table 7                   backbone="resnet50", "resnet50_ibn_a"
-  Table 8                   part_groups and part_names of 3 to 8 parts
-  Table 9                   position="none", "1d", "2d"; without PCT and SS
+  table4-baseline         decouple=False, position="none", triplet="part_average",
+                          spatial_smoothing=0
+  table4-decouple         position="none", triplet="part_average", spatial_smoothing=0
+  table4-ppf              triplet="part_average", spatial_smoothing=0
+  table4-pct              spatial_smoothing=0
+  table4-ss               triplet="part_average"
+  table4-all              the defaults
+  table5-hct              triplet="hct", spatial_smoothing=0
+  table5-part-average     triplet="part_average", spatial_smoothing=0
+  table5-pct              spatial_smoothing=0
+  table5-pcb-*            options, backbone="resnet50", regions="stripes",
+                          embeddings=("parts",)
+  table5-pcb-hct          triplet="hct"
+  table5-pcb-part-*       triplet="part_average"
+  table6-head             part_groups, part_names, embeddings=("head",)
+  table6-torso            part_groups, part_names, embeddings=("torso",)
+  table6-right-arm        part_groups, part_names, embeddings=("right arm",)
+  table6-left-arm         part_groups, part_names, embeddings=("left arm",)
+  table6-legs             part_groups, part_names, embeddings=("right leg", "left leg")
+  table6-feet             part_groups, part_names,
+                          embeddings=("right foot", "left foot")
+  table6-g                embeddings=("global",)
+  table6-f                embeddings=("foreground",)
+  table6-p                embeddings=("parts",)
+  table6-gf               embeddings=("global", "foreground")
+  table6-fp               embeddings=("foreground", "parts")
+  table6-gfp              embeddings=("global", "foreground", "parts")
+  table7-resnet50         options, backbone="resnet50"
+  table7-resnet50-ibn     options, backbone="resnet50_ibn_a"
+  table7-hrnet            the defaults
+  table8-*                part_groups, part_names
+  table9-*                triplet="part_average", spatial_smoothing=0
+  table9-none             position="none"
+  table9-2d               position="2d"
 
-Deviations from the text, and what it leaves open:
+Table 4's baseline is BPBreID's scheme, both tasks on P_reid. Tables 5 and 9 repeat
+figures of Table 4, where SS is off. Table 6 is of testing alone. The code below is in
+the order of the paper: options, 3.2, 3.3, the network, and the method with 3.4, the
+inference of 3.3 and the pictures of 4.4.
 
-- Eq. 3 sums maps that are upsampled twofold, which their sizes do not allow. Here each
-  deeper map is upsampled to the next finer one and added to it, down to the finest;
-  `upsampling="direct"` brings each to the finest at once. Interpolation is bilinear
-  between the centres of pixels. A channel reduction is a 1x1 convolution to 128
-  channels, batch normalisation and ReLU.
+Deviations from the text, and what it leaves open.
+
+Section 3.2:
+
+- Eq. 3 sums maps that are upsampled twofold, which their sizes do not allow, and ends
+  at stage l - 1, while the text sums all four. Here each deeper map is upsampled to the
+  next finer one and added to it, down to the finest; `upsampling="direct"` brings each
+  to the finest at once. Interpolation is bilinear between the centres of pixels. A
+  channel reduction is a 1x1 convolution to 128 channels, batch normalisation and ReLU.
 - The four stages of HRNet are its classifier's widened streams (1920 channels in all);
   those of ResNet its four layers, with stride 1 in the last. As in section 4.3,
   ResNet's P_reid is layer4 alone, interpolated to the size of layer1.
 - Positions are centres of rows (and columns), from 0 to 1. The two convolutions of the
-  encoder are 1x1 and have as many channels as P_hp.
+  encoder are 1x1 and have as many channels as P_hp. Its last normalisation gives every
+  channel the deviation 1 over the places of an image at the start, the scale of P_hp.
 - f_hp is batch normalisation and a 1x1 convolution to K parts and the background, with
   a softmax. Gradients of the identity losses reach it through the pooling.
+
+Section 3.3:
+
 - WAMP adds weighted average and weighted maximum, then comes the fully connected
   layer: to 512 channels, batch normalisation, ReLU, as BPBreID; parts share theirs.
+  The global embedding has such a layer, too.
+- The bank counts the current batch as one of its M. Rows that no batch has filled yet
+  do not exist.
+- Tested are the foreground (and global) embedding after BNNeck, the parts before it,
+  each of unit length (BPBreID). A distance is the mean over what both images show, the
+  foreground always included. Two images without anything in common (parts alone) are 2
+  apart, the most that unit vectors can be; BPBreID puts them behind the farthest of the
+  gallery at hand.
+
+Section 3.4:
+
 - L_reid sums the losses of the global and the foreground embedding and of the parts,
   concatenated; `identity="each"` is the mean over the parts, each with its BNNeck.
-- The bank of Eqs 6 and 7 counts the current batch as one of its M. All its rows are
+- Eqs 6 and 7 compare embeddings as they leave the layer after WAMP, not normalised; Avg
+  is over parts, and the loss is the mean over anchors. All rows of the bank are
   anchors, as the text has it; two rows of earlier batches pass no gradient.
   `anchors="batch"` takes the current batch's only. Visibility plays no part.
-- HCT is given by citation only; see `hard_center_triplet`.
+- HCT (Table 5) is given by citation only; see `hard_center_triplet`.
 - Eq. 8 is averaged over the labelled places: lambda = 0.4 means nothing beside a sum.
-  Its B in q_k is the number of classes. Labels come as classes at the size of the
-  image and are reduced to P_hp's by majority (BPBreID interpolates confidences).
-- Tested are the global and foreground embeddings after BNNeck, the parts before it,
-  each of unit length (BPBreID). A distance is the mean over what both images show. Two
-  images without a common part are 2 apart, the most that unit vectors can be; BPBreID
-  puts them behind the farthest of the gallery at hand.
+  Its B in q_k is the number of classes, and differences end at the border. Labels come
+  as classes at the size of the image and are reduced to P_hp's by majority (BPBreID
+  interpolates confidences).
+
+Section 4.1:
+
+- Weight decay (5e-4), warm-up (from a hundredth of the rate, over 10 epochs), 16 x 4
+  images in a batch and a tenth of the rate at each of the two epochs are BPBreID's; the
+  numbers of random erasing are BoT's. A flipped image's left parts become right ones.
+- The groups of 3 to 8 parts are BPBreID's three_v, four_v, five_v, six_new, seven_new
+  and eight (`data_pipelines/part_labels/groupings.py`).
+- The batch is normalised as one; the paper's two GPUs are `bn_groups=2`.
+
+Figure 3 is `probabilities_answers.png`; Figure 5's accuracies are the metrics
+`parsing_accuracy` and `accuracy` (of the foreground embedding), of the images in
+training, which `benchmarks/curves.py` draws for several runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -69,9 +125,10 @@ from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.resnet import ResNet, conv
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks, memory_bank, pooling
-from reid_jax.layers.heads import BNNeck, token_heads
+from reid_jax.layers.heads import BNNeck, PixelClassifier, Reduction, token_heads
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
+from reid_jax.layers.routing import resized
 from reid_jax.losses.identity import accuracy, cross_entropy
 from reid_jax.losses.parsing import parsing_accuracy, parsing_loss, part_targets
 from reid_jax.losses.part_triplet import hard_center_triplet, part_average_triplet
@@ -96,10 +153,120 @@ Streams = Sequence[jax.Array]
 """Feature maps of the four stages, the finest first."""
 
 
-def interpolate(features: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear upsampling of [B, h, w, C] to `size`."""
-    shape = (features.shape[0], *size, features.shape[-1])
-    return jax.image.resize(features, shape, "bilinear")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Fields of `config.model`, in the order of the paper; defaults are its setting.
+
+    Raises:
+      UserError: for values and combinations that have no meaning.
+    """
+
+    # Parse features of its own (3.2), not those of the re-ID branch.
+    decouple: bool = True
+    # Of these features, see Eq. 3 in the header: "cascade" or "direct"; their channels.
+    upsampling: str = "cascade"
+    parsing_width: int = 128
+    # What the position encoder adds to them: "none", "1d" (the height) or "2d".
+    position: str = "1d"
+    # Part classes of each of the K parts, of which the first that names a class has it;
+    # what the parts are called; the kind of labels that the classes are numbered in.
+    part_groups: Sequence[Sequence[int]] = tuple((c,) for c in range(1, 9))
+    part_names: Sequence[str] = EIGHT_PARTS
+    part_kind: str = "parts"
+
+    # What parts are pooled from: the "parsing", or so many "stripes" of the map, which
+    # is PCB with the rest of this framework.
+    regions: str = "parsing"
+    stripes: int = 6
+    # Channels of every embedding.
+    width: int = 512
+    # What images are compared by: any of "global", "foreground", "parts", and the names
+    # of single parts.
+    embeddings: Sequence[str] = ("foreground", "parts")
+    # A part is visible where its greatest probability is above this.
+    visible_above: float = 0.4
+
+    # Identity loss of the parts: all "joint", or "each" by itself.
+    identity: str = "joint"
+    # "pct", "part_average" or "hct".
+    triplet: str = "pct"
+    margin: float = 0.3
+    # M, the batches that PCT compares, the current one included; its anchors: "all"
+    # rows of the bank, or the current "batch".
+    bank_batches: int = 4
+    anchors: str = "all"
+    # Of Eq. 5 (lambda) and Eq. 8 (gamma).
+    parsing_weight: float = 0.4
+    spatial_smoothing: float = 0.5
+    # Of the identity losses and the parsing loss.
+    label_smoothing: float = 0.1
+
+    # One of `BACKBONES`.
+    backbone: str = "hrnet_w32"
+    # Batch statistics per group of rows, as on that many GPUs.
+    bn_groups: int = 1
+    # Of the channels, in units of the full range.
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    # "float32" or "bfloat16", of the convolutions and their maps.
+    dtype: str = "float32"
+    # Whether blocks of the backbone are computed again for their gradients: less
+    # memory on accelerators, about a third more arithmetic.
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(
+            backbone=(self.backbone, tuple(BACKBONES)),
+            upsampling=(self.upsampling, ("cascade", "direct")),
+            position=(self.position, ("none", "1d", "2d")),
+            regions=(self.regions, ("parsing", "stripes")),
+            identity=(self.identity, ("joint", "each")),
+            triplet=(self.triplet, ("pct", "part_average", "hct")),
+            anchors=(self.anchors, ("all", "batch")),
+        )
+        if self.position != "none" and not self.decouple:
+            raise UserError(
+                f"position={self.position!r} belongs to the parsing branch, which "
+                "decouple=False does not have: use position='none'"
+            )
+        if len(self.part_names) != len(self.part_groups):
+            raise UserError(
+                f"{len(self.part_groups)} part_groups have "
+                f"{len(self.part_names)} part_names: set both together"
+            )
+        if self.bank_batches < 1:
+            raise UserError(f"bank_batches={self.bank_batches}: M is at least 1")
+        self._check_embeddings()
+
+    def _check_embeddings(self) -> None:
+        known = ("parts", "global", "foreground", *self.parts)
+        for name in self.embeddings:
+            if name not in known:
+                raise UserError(
+                    f"embeddings: there is no {name!r}; known: {', '.join(known)}"
+                )
+        if not len(self.tokens) or len({*self.tokens}) < len(self.tokens):
+            raise UserError(
+                f"embeddings={tuple(self.embeddings)} must name each of some once"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What the K parts are called."""
+        if self.regions == "parsing":
+            return tuple(self.part_names)
+        return tuple(f"stripe {number}" for number in range(1, self.stripes + 1))
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Which of global, foreground and the parts `embeddings` names, int [T]."""
+        known = ("global", "foreground", *self.parts)
+        every = range(2, len(known))
+        named = [
+            every if name == "parts" else [known.index(name)]
+            for name in self.embeddings
+        ]
+        return np.array([token for tokens in named for token in tokens], int)
 
 
 # 3.2. Human position-aware parsing branch.
@@ -131,7 +298,7 @@ class DetailPreservingUpsampling(nn.Module):
         joined = reduced[-1]
         for finer in reduced[-2::-1]:
             target = finer.shape[1:3] if self.cascade else size
-            joined = interpolate(joined, target) + interpolate(finer, target)
+            joined = resized(joined, target) + resized(finer, target)
         return joined
 
 
@@ -160,38 +327,7 @@ class PositionEncoder(nn.Module):
         return features
 
 
-class PixelClassifier(nn.Module):
-    """f_hp of Eq. 4: scores of the background and K parts for every place."""
-
-    parts: int
-    bn_groups: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [B, h, w, C] to float32 logits [B, h, w, K + 1]."""
-        features = BatchNorm(self.bn_groups, name="bn")(features, train=train)
-        init = nn.initializers.normal(0.001)
-        return nn.Dense(self.parts + 1, kernel_init=init, name="classifier")(
-            features.astype(jnp.float32)
-        )
-
-
 # 3.3. Parsing guided ReID branch.
-
-
-class Reduction(nn.Module):
-    """The fully connected layer after pooling, with normalisation and ReLU."""
-
-    width: int
-    bn_groups: int
-
-    @nn.compact
-    def __call__(self, pooled: jax.Array, *, train: bool) -> jax.Array:
-        """Maps float32 [B, ..., C] to [B, ..., width]."""
-        init = nn.initializers.normal(0.01)
-        layer = nn.Dense(self.width, use_bias=False, kernel_init=init, name="fc")
-        norm = BatchNorm(self.bn_groups, name="bn")
-        return jax.nn.relu(norm(layer(pooled), train=train))
 
 
 def pool(features: jax.Array, weights: jax.Array) -> jax.Array:
@@ -206,21 +342,11 @@ class Network(nn.Module):
     Attributes:
       backbone: HRNet or ResNet.
       num_classes: training identities.
-      parts: K.
-      the others: as of `Method`.
     """
 
     backbone: nn.Module
+    options: Options
     num_classes: int
-    parts: int
-    regions: str
-    decouple: bool
-    upsampling: str
-    position: str
-    parsing_width: int
-    width: int
-    identity: str
-    bn_groups: int
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, Any]:
@@ -233,73 +359,81 @@ class Network(nn.Module):
             parsing [B, h, w, K + 1], the logits, the background first (None with
             stripes). All float32.
         """
-        stages = self._stages(images, train)
-        size = stages[0].shape[1:3]
-        joined = stages if isinstance(self.backbone, HRNet) else stages[-1:]
-        features = jnp.concatenate([interpolate(m, size) for m in joined], axis=-1)
+        stages, features = self._features(images, train)
         parsing, maps = self._parts(stages, features, train)
         foreground = maps.max(-1, keepdims=True)
         maps = jnp.concatenate([foreground, maps], axis=-1)
-        pooled = pool(features, maps)
-        whole = features.astype(jnp.float32).mean((1, 2))
-
-        def reduce(name: str, values: jax.Array) -> jax.Array:
-            layer = Reduction(self.width, self.bn_groups, name=f"{name}_reduction")
-            return layer(values, train=train)
-
-        parts = reduce("parts", pooled[:, 1:])
-        tokens = {
-            "global": reduce("global", whole[:, None]),
-            "foreground": reduce("foreground", pooled[:, :1]),
-            "parts": parts,
-        }
-        if self.identity == "joint":
+        tokens = self._embeddings(features, maps, train)
+        parts = tokens["parts"]
+        if self.options.identity == "joint":
             tokens["parts"] = parts.reshape(parts.shape[0], 1, -1)
         heads = {}
         for name, values in tokens.items():
-            head = BNNeck(self.num_classes, self.bn_groups, name=f"{name}_head")
+            head = BNNeck(self.num_classes, self.options.bn_groups, name=f"{name}_head")
             heads[name] = token_heads(head, values, train=train)
         return {"heads": heads, "parts": parts, "maps": maps, "parsing": parsing}
+
+    def _features(self, images: jax.Array, train: bool) -> tuple[Streams, jax.Array]:
+        """P_1 to P_4 of the backbone, and P_reid [B, h, w, C] at the size of P_1."""
+        outputs = self.backbone(images, train=train)
+        if isinstance(self.backbone, HRNet):
+            stages = joined = outputs["incre"]
+        else:
+            stages = [outputs[f"layer{number}"] for number in (1, 2, 3, 4)]
+            joined = stages[-1:]
+        size = stages[0].shape[1:3]
+        return stages, jnp.concatenate([resized(m, size) for m in joined], axis=-1)
 
     def _parts(
         self, stages: Streams, features: jax.Array, train: bool
     ) -> tuple[jax.Array | None, jax.Array]:
         """Logits of the parsing, if there is one, and weights [B, h, w, K]."""
+        options, count = self.options, len(self.options.parts)
         batch, *size, _ = features.shape
-        if self.regions == "stripes":
-            stripes = masks.stripes(tuple(size), (self.parts,)).T
-            shape = (batch, *size, self.parts)
-            maps = stripes.reshape(1, *shape[1:]).astype(np.float32)
-            return None, jnp.broadcast_to(maps, shape)
-        if self.decouple:
+        if options.regions == "stripes":
+            stripes = masks.stripes(tuple(size), (count,)).T
+            maps = stripes.reshape(1, *size, count).astype(np.float32)
+            return None, jnp.broadcast_to(maps, (batch, *size, count))
+        if options.decouple:
             features = self._parsing_features(stages, train)
-        classifier = PixelClassifier(self.parts, self.bn_groups, name="parsing")
+        classifier = PixelClassifier(count + 1, options.bn_groups, name="parsing")
         logits = classifier(features, train=train)
         return logits, jax.nn.softmax(logits)[..., 1:]
 
-    def _stages(self, images: jax.Array, train: bool) -> Streams:
-        """P_1 to P_4 of the backbone."""
-        outputs = self.backbone(images, train=train)
-        if isinstance(self.backbone, HRNet):
-            return outputs["incre"]
-        return [outputs[f"layer{number}"] for number in (1, 2, 3, 4)]
-
     def _parsing_features(self, stages: Streams, train: bool) -> jax.Array:
         """The argument of f_hp in Eq. 4."""
+        options = self.options
         features = DetailPreservingUpsampling(
-            self.parsing_width,
-            self.upsampling == "cascade",
-            self.bn_groups,
+            options.parsing_width,
+            options.upsampling == "cascade",
+            options.bn_groups,
             stages[0].dtype,
             name="upsampling",
         )(stages, train=train)
-        if self.position != "none":
-            encoder = PositionEncoder(
-                self.parsing_width, int(self.position[0]), name="position"
-            )
+        if options.position != "none":
+            axes = int(options.position[0])
+            encoder = PositionEncoder(options.parsing_width, axes, name="position")
             embedding = encoder(features.shape[1:3], train=train)
             features += embedding.astype(features.dtype)
         return features
+
+    def _embeddings(
+        self, features: jax.Array, maps: jax.Array, train: bool
+    ) -> dict[str, jax.Array]:
+        """Global, foreground [B, 1, D] and parts [B, K, D], before their heads."""
+        pooled = pool(features, maps)
+        tokens = {
+            "global": features.astype(jnp.float32).mean((1, 2))[:, None],
+            "foreground": pooled[:, :1],
+            "parts": pooled[:, 1:],
+        }
+        width, groups = self.options.width, self.options.bn_groups
+        return {
+            name: Reduction(width, groups, name=f"{name}_reduction")(
+                values, train=train
+            )
+            for name, values in tokens.items()
+        }
 
 
 class Method(method.Method):
@@ -308,33 +442,8 @@ class Method(method.Method):
     Args:
       num_classes: training identities.
       image_size: height and width.
-      backbone: one of `BACKBONES`.
       options: arguments of the backbone's module.
-      decouple: parse features of its own (3.2), not those of the re-ID branch.
-      upsampling: of these features, "cascade" or "direct".
-      position: what the position encoder adds to them: "none", "1d" or "2d".
-      parsing_width: their channels.
-      width: channels of every embedding.
-      regions: what parts are pooled from: "parsing", or "stripes" of the map, as PCB.
-      stripes: their number.
-      part_groups: part classes of each of the K parts, for the parsing.
-      part_names: what these parts are called.
-      part_kind: the kind of labels that the classes are numbered in.
-      identity: classify the parts' embeddings joined ("joint") or "each" by itself.
-      triplet: "pct", "part_average" or "hct".
-      bank_batches: M, the batches that PCT compares, the current one included.
-      anchors: of PCT: "all" rows of the bank, or the current "batch".
-      margin: of the triplet loss.
-      label_smoothing: of identity and parsing loss.
-      parsing_weight: lambda of Eq. 5.
-      spatial_smoothing: gamma of Eq. 8.
-      embeddings: what images are compared by: any of "global", "foreground", "parts",
-        and the names of single parts.
-      visible_above: a part is visible where its greatest probability is above this.
-      bn_groups: batch statistics per group of rows, as on that many GPUs.
-      mean, std: of the channels, in units of the full range.
-      dtype: "float32" or "bfloat16", of the convolutions and their maps.
-      remat: compute the backbone's blocks again for their gradients.
+      **fields: of `Options`.
     """
 
     def __init__(
@@ -342,106 +451,39 @@ class Method(method.Method):
         num_classes: int,
         image_size: tuple[int, int] = (256, 128),
         *,
-        backbone: str = "hrnet_w32",
         options: Mapping[str, Any] | None = None,
-        decouple: bool = True,
-        upsampling: str = "cascade",
-        position: str = "1d",
-        parsing_width: int = 128,
-        width: int = 512,
-        regions: str = "parsing",
-        stripes: int = 6,
-        part_groups: Sequence[Sequence[int]] = tuple((c,) for c in range(1, 9)),
-        part_names: Sequence[str] = EIGHT_PARTS,
-        part_kind: str = "parts",
-        identity: str = "joint",
-        triplet: str = "pct",
-        bank_batches: int = 4,
-        anchors: str = "all",
-        margin: float = 0.3,
-        label_smoothing: float = 0.1,
-        parsing_weight: float = 0.4,
-        spatial_smoothing: float = 0.5,
-        embeddings: Sequence[str] = ("foreground", "parts"),
-        visible_above: float = 0.4,
-        bn_groups: int = 1,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        dtype: str = "float32",
-        remat: bool = False,
+        **fields: Any,
     ):
         del image_size
-        check_choices(
-            backbone=(backbone, tuple(BACKBONES)),
-            upsampling=(upsampling, ("cascade", "direct")),
-            position=(position, ("none", "1d", "2d")),
-            regions=(regions, ("parsing", "stripes")),
-            identity=(identity, ("joint", "each")),
-            triplet=(triplet, ("pct", "part_average", "hct")),
-            anchors=(anchors, ("all", "batch")),
+        self.options = chosen = Options(**fields)
+        trunk, fixed = BACKBONES[chosen.backbone]
+        common = {
+            name: getattr(chosen, name) for name in ("bn_groups", "dtype", "remat")
+        }
+        backbone = trunk(**fixed, **(options or {}), **common)
+        self.module = Network(backbone, chosen, num_classes)
+        self.standardise = partial(
+            standardise, mean=tuple(chosen.mean), std=tuple(chosen.std)
         )
-        if position != "none" and not decouple:
-            raise UserError(
-                f"position={position!r} belongs to the parsing branch, which "
-                "decouple=False does not have: use position='none'"
-            )
-        self.part_groups = tuple(map(tuple, part_groups))
-        self.part_names = tuple(part_names)
-        self.part_kind = part_kind
-        self.regions = regions
-        if regions == "stripes":
-            self.part_names = tuple(f"stripe {i + 1}" for i in range(stripes))
-        else:
+        self.part_kind = chosen.part_kind
+        if chosen.regions == "parsing":
             self.train_inputs = ("parts",)
-            if len(self.part_names) != len(self.part_groups):
-                raise UserError(
-                    f"{len(self.part_groups)} part_groups have "
-                    f"{len(self.part_names)} part_names: set both together"
-                )
-        self.embeddings = _tokens(embeddings, self.part_names)
-        titles = ("", "", *self.part_names)
-        self.visibility_titles = tuple(titles[token] for token in self.embeddings)
-        if triplet == "pct":
-            if bank_batches < 1:
-                raise UserError(f"bank_batches={bank_batches}: M is at least 1")
+        titles = ("", "", *chosen.parts)
+        self.visibility_titles = tuple(titles[token] for token in chosen.tokens)
+        if chosen.triplet == "pct":
             self.row_axes = {"bank": 1}
-        trunk, fixed = BACKBONES[backbone]
-        given = {**fixed, **(options or {}), "bn_groups": bn_groups, "dtype": dtype}
-        given["remat"] = remat
-        self.module = Network(
-            trunk(**given),
-            num_classes,
-            parts=len(self.part_names),
-            regions=regions,
-            decouple=decouple,
-            upsampling=upsampling,
-            position=position,
-            parsing_width=parsing_width,
-            width=width,
-            identity=identity,
-            bn_groups=bn_groups,
-        )
-        self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
-        self.triplet = triplet
-        self.bank_batches = bank_batches
-        self.anchors = anchors
-        self.margin = margin
-        self.label_smoothing = label_smoothing
-        self.parsing_weight = parsing_weight
-        self.spatial_smoothing = spatial_smoothing
-        self.visible_above = visible_above
 
     def init(self, rng: jax.Array, batch: method.Batch) -> method.Variables:
         """Fresh variables, and an empty bank for batches of this size."""
         size, *shape = batch["image"].shape
         variables = self.module.init(rng, jnp.zeros((1, *shape)), train=False)
-        if self.triplet != "pct":
+        if self.options.triplet != "pct":
             return variables
         bank = memory_bank.empty(
-            batches=self.bank_batches,
+            batches=self.options.bank_batches,
             batch_size=size,
-            parts=self.module.parts,
-            width=self.module.width,
+            parts=len(self.options.parts),
+            width=self.options.width,
         )
         return {**variables, "bank": bank}
 
@@ -456,63 +498,63 @@ class Method(method.Method):
         epoch: jax.Array,
         stage: str,
     ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
-        """Eq. 5; metrics are its terms, and what share of labels is found."""
+        """Eq. 5; metrics are its terms, and the accuracies of Figure 5."""
         del rng, epoch, stage
         labels = batch["label"]
-        network = {name: variables[name] for name in ("params", "batch_stats")}
         outputs, collections = self.module.apply(
-            network,
+            _network(variables),
             self.standardise(batch["image"]),
             train=True,
             mutable=["batch_stats"],
         )
-        identity = sum(
-            self._identity_loss(head["logits"], labels)
-            for head in outputs["heads"].values()
-        )
+        logits = {name: head["logits"] for name, head in outputs["heads"].items()}
+        identity = sum(self._identity_loss(x, labels) for x in logits.values())
         triplet, memory = self._triplet_loss(variables, outputs["parts"], labels)
         metrics = {
             "loss_id": identity,
             "loss_triplet": triplet,
-            "accuracy": accuracy(
-                outputs["heads"]["foreground"]["logits"][:, 0], labels
-            ),
+            "accuracy": accuracy(logits["foreground"][:, 0], labels),
         }
         loss = identity + triplet
-        if self.regions == "parsing":
-            logits = outputs["parsing"]
-            targets = part_targets(batch["parts"], self.part_groups, logits.shape[1:3])
-            metrics["loss_parsing"] = parsing_loss(
-                logits,
-                targets,
-                smoothing=self.label_smoothing,
-                spatial=self.spatial_smoothing,
-            )
-            metrics |= parsing_accuracy(logits, targets)
-            loss += self.parsing_weight * metrics["loss_parsing"]
+        if self.options.regions == "parsing":
+            metrics |= self._parsing_metrics(outputs["parsing"], batch["parts"])
+            loss += self.options.parsing_weight * metrics["loss_parsing"]
         return loss, metrics, {**collections, **memory}
 
     def _identity_loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Mean over the T tokens of one kind, [B, T, num_classes]."""
-        loss = partial(cross_entropy, smoothing=self.label_smoothing)
+        loss = partial(cross_entropy, smoothing=self.options.label_smoothing)
         return jax.vmap(loss, in_axes=(1, None))(logits, labels).mean()
 
     def _triplet_loss(
         self, variables: method.Variables, parts: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, method.Variables]:
         """L_pct or a rival of Table 5, and the bank after the step, if there is one."""
-        if self.triplet == "hct":
-            return hard_center_triplet(parts, labels, margin=self.margin), {}
-        if self.triplet == "part_average":
-            return part_average_triplet(parts, labels, margin=self.margin), {}
+        triplet, margin = self.options.triplet, self.options.margin
+        if triplet == "hct":
+            return hard_center_triplet(parts, labels, margin=margin), {}
+        if triplet == "part_average":
+            return part_average_triplet(parts, labels, margin=margin), {}
         rows, bank = memory_bank.remember(variables["bank"], parts, labels)
+        anchors = rows.newest if self.options.anchors == "batch" else None
         loss = part_average_triplet(  # Eq. 7
-            rows.features,
-            rows.labels,
-            margin=self.margin,
-            anchors=rows.newest if self.anchors == "batch" else None,
+            rows.features, rows.labels, margin=margin, anchors=anchors
         )
         return loss, {"bank": bank}
+
+    def _parsing_metrics(
+        self, logits: jax.Array, parts: jax.Array
+    ) -> dict[str, jax.Array]:
+        """L_hp as `loss_parsing`, and what share of the labels is found."""
+        size = logits.shape[1:3]
+        targets = part_targets(parts, self.options.part_groups, size)
+        loss = parsing_loss(  # Eq. 8
+            logits,
+            targets,
+            smoothing=self.options.label_smoothing,
+            spatial=self.options.spatial_smoothing,
+        )
+        return {"loss_parsing": loss, **parsing_accuracy(logits, targets)}
 
     # 3.3, Inference.
 
@@ -532,11 +574,13 @@ class Method(method.Method):
         whole = [outputs["heads"][name]["after"] for name in ("global", "foreground")]
         tokens = jnp.concatenate([*whole, outputs["parts"]], axis=1)
         greatest = outputs["maps"][..., 1:].max((1, 2))
+        seen = greatest > self.options.visible_above
         always = jnp.ones((images.shape[0], 2), bool)
-        visible = jnp.concatenate([always, greatest > self.visible_above], axis=1)
+        visible = jnp.concatenate([always, seen], axis=1)
+        chosen = self.options.tokens
         return {
-            "parts": normalise(tokens[:, self.embeddings]),
-            "visibility": visible[:, self.embeddings],
+            "parts": normalise(tokens[:, chosen]),
+            "visibility": visible[:, chosen],
         }
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
@@ -549,8 +593,8 @@ class Method(method.Method):
         )
 
     def _test(self, variables: method.Variables, images: jax.Array) -> dict[str, Any]:
-        network = {name: variables[name] for name in ("params", "batch_stats")}
-        return self.module.apply(network, self.standardise(images), train=False)
+        images = self.standardise(images)
+        return self.module.apply(_network(variables), images, train=False)
 
     # 4.4, Figure 3.
 
@@ -558,28 +602,19 @@ class Method(method.Method):
         self, variables: method.Variables, batch: method.Batch
     ) -> dict[str, method.Picture]:
         """The predicted parts, and how likely the network thinks each place is one."""
-        if self.regions == "stripes":
+        if self.options.regions == "stripes":
             return {}
         outputs = jax.jit(self._test)(variables, batch["image"])
         parts = jnp.argmax(outputs["parsing"], axis=-1) - 1  # -1 is the background
+        names = self.options.parts
         return {
-            "parts": method.Segments(parts[:, None], ("parts",), self.part_names),
+            "parts": method.Segments(parts[:, None], ("parts",), names),
             "probabilities": method.Maps(
-                outputs["maps"].transpose(0, 3, 1, 2), ("foreground", *self.part_names)
+                outputs["maps"].transpose(0, 3, 1, 2), ("foreground", *names)
             ),
         }
 
 
-def _tokens(embeddings: Sequence[str], part_names: tuple[str, ...]) -> np.ndarray:
-    """Which of global, foreground and the parts are named, int [T]."""
-    known = ("global", "foreground", *part_names)
-    chosen: list[int] = []
-    for name in embeddings:
-        if name != "parts" and name not in known:
-            raise UserError(
-                f"embeddings: there is no {name!r}; known: parts, {', '.join(known)}"
-            )
-        chosen += range(2, len(known)) if name == "parts" else [known.index(name)]
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"embeddings={tuple(embeddings)} must name each of some once")
-    return np.array(chosen)
+def _network(variables: method.Variables) -> method.Variables:
+    """The variables without the bank."""
+    return {name: variables[name] for name in ("params", "batch_stats")}

@@ -202,7 +202,7 @@ def test_objective_is_the_sum_of_its_equations():
     np.testing.assert_allclose(last["bank"]["embeddings"][1], parts, atol=1e-4)
 
     logits = np.asarray(outputs["parsing"])
-    wanted = np.asarray(part_targets(data["parts"], method.part_groups, (8, 4)))
+    wanted = np.asarray(part_targets(data["parts"], method.options.part_groups, (8, 4)))
     parsing = loss_by_loops(logits, wanted, 0.1, 0.5)
     np.testing.assert_allclose(metrics["loss_parsing"], parsing, rtol=1e-4)
     np.testing.assert_allclose(loss, expected + triplet + 0.4 * parsing, rtol=1e-4)
@@ -271,7 +271,7 @@ def test_training_step_is_finite_and_reaches_everything(path):
     for name, branch in gradients.items():
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(branch)) > 0, name
     assert method.train_inputs == (() if path == "stripes" else ("parts",))
-    assert ("bank" in collections) == (method.triplet == "pct")
+    assert ("bank" in collections) == (method.options.triplet == "pct")
 
 
 def test_one_and_eight_devices_agree_in_the_loop_s_own_layout():
@@ -367,9 +367,9 @@ def test_what_is_compared_is_chosen_when_testing():
     assert distances.shape == (8, 8)
     np.testing.assert_allclose(distances, distances.T, atol=1e-6)
     assert method.visibility_titles == ("legs", "head")
-    np.testing.assert_array_equal(make().embeddings, [1, 2, 3, 4])
+    np.testing.assert_array_equal(make().options.tokens, [1, 2, 3, 4])
     assert make().visibility_titles == ("", "head", "body", "legs")
-    np.testing.assert_array_equal(make(embeddings=("global",)).embeddings, [0])
+    np.testing.assert_array_equal(make(embeddings=("global",)).options.tokens, [0])
 
 
 def test_pictures_of_parts():
@@ -398,6 +398,7 @@ def test_pictures_of_parts():
         ({"embeddings": ()}, "must name"),
         ({"embeddings": ("parts", "head")}, "must name"),
         ({"bank_batches": 0}, "at least 1"),
+        ({"regions": "stripes", "embeddings": ("head",)}, "known: parts, global"),
     ],
 )
 def test_mistakes(fields, message):

@@ -40,7 +40,7 @@ def test_retrieval_by_some_embeddings(monkeypatch):
         figures=lambda: {"metrics": {"rank1": 1.0}},
     )
     method = types.SimpleNamespace(
-        part_names=("head", "body", "legs"),
+        options=types.SimpleNamespace(parts=("head", "body", "legs")),
         distance=lambda q, g: visible_euclidean(
             q["parts"], q["visibility"], g["parts"], g["visibility"]
         ),

@@ -4,11 +4,17 @@
 parameters and ResNet-50 without its classifier 23,508,032.
 """
 
+import ast
+import dataclasses
+import fnmatch
+import re
+
 import jax
 import pytest
 
 from configs import drop as configs
 from reid_jax import experiment
+from reid_jax.models import drop
 from reid_jax.models.method import parameter_count
 
 CLASSES, BATCH, D, HP = 702, 64, 512, 128
@@ -110,10 +116,10 @@ def test_row(row):
     assert jax.tree.map(lambda x: x.shape, collections) == jax.tree.map(
         lambda x: x.shape, rest
     )
-    if method.triplet == "pct":
-        parts = method.module.parts
+    if method.options.triplet == "pct":
+        parts = len(method.options.parts)
         assert collections["bank"]["embeddings"].shape == (4, BATCH, parts, D)
-    assert len(method.embeddings) == vectors
+    assert len(method.options.tokens) == vectors
 
 
 @pytest.mark.parametrize("row", ["table4-all", "table5-pcb-pct", "table6-legs"])
@@ -142,6 +148,42 @@ def test_all_rows_are_tested_and_work_on_the_demo():
     expected = configs.ROWS["table8-5"]
     for name, value in expected.items():
         assert configs.get_config()[name.split(".")[0]][name.split(".")[1]] == value
+
+
+DEPENDENT = ("options", "part_groups", "part_names")
+"""Fields whose values depend on the labels and the backbone: the header names them."""
+
+
+def test_the_header_lists_what_every_row_sets():
+    table = re.findall(
+        r"^  (table\S+) +(.*(?:\n {10,}.*)*)$", drop.__doc__, re.MULTILINE
+    )
+    listed = {row: {} for row in configs.ROWS}
+    for pattern, text in table:
+        rows = fnmatch.filter(listed, pattern)
+        assert rows, pattern
+        fields = ast.parse(f"f({'' if text == 'the defaults' else text})").body[0].value
+        for row in rows:
+            listed[row] |= {name.id: None for name in fields.args}
+            listed[row] |= {k.arg: ast.literal_eval(k.value) for k in fields.keywords}
+    named = {row for pattern, _ in table for row in fnmatch.filter(listed, pattern)}
+    assert named == set(configs.ROWS)
+    for row, fields in configs.ROWS.items():
+        assert listed[row] == {
+            name.removeprefix("model."): None if name.endswith(DEPENDENT) else value
+            for name, value in fields.items()
+            if name.startswith("model.")
+        }, row
+
+
+def test_the_config_has_the_fields_of_the_method_and_their_defaults():
+    config = configs.get_config("dataset=occluded_duke,part_kind=parts")
+    method = experiment.build_method(config, num_classes=3)
+    assert method.options == drop.Options()
+    config.model.update(margin=0.5, position="2d", embeddings=("global",))
+    method = experiment.build_method(config, num_classes=3)
+    changed = {"margin": 0.5, "position": "2d", "embeddings": ("global",)}
+    assert method.options == dataclasses.replace(drop.Options(), **changed)
 
 
 def test_the_paper_s_section_4_1():
