@@ -197,3 +197,20 @@ def test_rows_and_columns_of_several_images_and_maps(tmp_path):
     height, width, _ = read(tmp_path / "many.png").shape
     assert width == 6 * (96 + 8) + 5 * 8 + 2 * 16
     assert 3 * 200 < height < 3 * 200 + 120
+
+
+def test_a_note_stands_under_its_map_and_a_frame_around_its_image(tmp_path):
+    item = Maps(np.zeros((2, 2, 4, 2)), ("one", "two"))
+    path = tmp_path / "answers.png"
+    frames = [pictures.QUERY, pictures.WRONG]
+    notes = [["", ""], ["", "hidden"]]
+    pictures.draw(path, flat(2), item, frames=frames, notes=notes, row_group=2)
+    picture = read(path)
+    (query,), (wrong,) = (boxes(picture, colour) for colour in frames)
+    assert query[2:] == wrong[2:] == (200, 104)
+    assert query[1] == wrong[1]
+    below = (picture[wrong[0] + 200 :] < 60).all(-1)
+    step = 104 + 8  # a tile with its frame, and the gap
+    ink = [below[:, wrong[1] + i * step :][:, :104].any() for i in range(3)]
+    assert ink == [False, False, True]
+    assert not (picture[query[0] + 200 : wrong[0]] < 60).all(-1).any()

@@ -22,7 +22,7 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import checks, experiment, storage
 from reid_jax.errors import UserError
-from reid_jax.evaluation import finite, results
+from reid_jax.evaluation import answers, finite, results
 from reid_jax.evaluation.drawing import PICTURED_MAPS, Drawing, Visibility
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.pairs import PairNetwork
@@ -109,6 +109,9 @@ class Evaluator:
             drawing.lists(ranking.lists)
             rows = ranking.lists.some(PICTURED_MAPS)
             drawing.method(self._method, _local(variables), rows)
+            if seen:
+                chosen = ranking.lists.examples(answers.QUERIES, answers.ANSWERS)
+                answers.draw(drawing, self._method, _local(variables), chosen)
             if look and before:
                 drawing.lists_beside(before.lists, ranking.lists)
                 drawing.pairs(ranking.lists, look)

@@ -6,13 +6,14 @@ or not at all, so that a viewer that watches the folder never sees half a pictur
 
 from reid_jax.pictures.overlays import group_colour
 from reid_jax.pictures.pairs import draw_pairs
-from reid_jax.pictures.rankings import ranking_lists
+from reid_jax.pictures.rankings import VISIBLE, ranking_lists
 from reid_jax.pictures.sheet import QUERY, RIGHT, WRONG
 from reid_jax.pictures.single import draw
 
 __all__ = [
     "QUERY",
     "RIGHT",
+    "VISIBLE",
     "WRONG",
     "draw",
     "draw_pairs",

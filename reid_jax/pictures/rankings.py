@@ -15,7 +15,7 @@ _HEIGHT = 128
 """Pixels of an image in a ranking list."""
 _SQUARE = 6
 """Pixels of a part's square: eight stand under an image of 64."""
-_VISIBLE = 0.5
+VISIBLE = 0.5
 """A part whose visibility is a number counts as visible above this."""
 
 
@@ -99,7 +99,7 @@ def _strip(
     """Squares of the parts of one image, in lines as wide as its `pixels`."""
     if visibility is None:
         return None
-    visible = np.asarray(visibility)[place] > _VISIBLE
+    visible = np.asarray(visibility)[place] > VISIBLE
     step = _SQUARE + 2
     per_line = max(1, min(len(visible), (pixels.shape[1] + 2) // step))
     lines = -(-len(visible) // per_line)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -35,6 +38,10 @@ def draw(
     item: Picture,
     *,
     title: str = "",
+    frames: Sequence[Colour] = (),
+    captions: Sequence[str] = (),
+    notes: Sequence[Sequence[str]] = (),
+    row_group: int = 1,
 ) -> None:
     """Draws one row per image: the image, then its maps, partitions or routes.
 
@@ -49,20 +56,38 @@ def draw(
       images: uint8 [B, H, W, 3].
       item: what to draw for each image, of any resolution.
       title: a line above the picture; the item's own `about` stands under it.
+      frames: B colours around the images: `QUERY`, and `RIGHT` or `WRONG` of answers.
+      captions: B texts under the images.
+      notes: B x K texts under the maps or partitions.
+      row_group: so many rows belong together, such as a query and its answers.
     """
     height = ROUTE_HEIGHT if isinstance(item, Routes) else MAP_HEIGHT
     resized = [sheet.resize(image, height) for image in np.asarray(images)]
     kinds = {Maps: _maps, Segments: _segments, Routes: _routes}
     beside, headers, legend = kinds[type(item)](resized, item)
-    rows = [[Tile(image), *tiles] for image, tiles in zip(resized, beside, strict=True)]
+    if notes:
+        beside = list(map(_noted, beside, notes))
+    firsts = map(
+        Tile,
+        resized,
+        frames or itertools.repeat(None),
+        captions or itertools.repeat(""),
+    )
+    rows = [[first, *tiles] for first, tiles in zip(firsts, beside, strict=True)]
     sheet.write(
         path,
         rows,
         ["image", *headers],
-        legend=legend,
+        legend=[*(sheet.ANSWERS if frames else []), *legend],
         title=title,
         about=item.about,
+        row_group=row_group,
     )
+
+
+def _noted(tiles: list[Tile], notes: Sequence[str]) -> list[Tile]:
+    pairs = zip(tiles, notes, strict=True)
+    return [dataclasses.replace(tile, caption=note) for tile, note in pairs]
 
 
 _Drawn = tuple[list[list[Tile]], tuple[str, ...], Legend]

@@ -13,6 +13,7 @@ from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, lists, results, scoring
 from reid_jax.evaluation.embedding import Embedder
+from reid_jax.models.method import Maps
 from reid_jax.runtime import sharding
 from tests import toy_method
 from tests.variables import random_variables
@@ -185,6 +186,48 @@ def test_pictures_of_a_stage(toy_config, toy, tmp_path, stage):
     if stage == "second":
         wanted |= {"ranking_pairs.png", "pair_maps.png", "correspondences.png"}
     assert names == wanted
+
+
+def test_answers_are_drawn_with_the_parts_they_do_not_show(
+    toy_config, toy, tmp_path, monkeypatch
+):
+    """Queries over their nearest images; visible is what `embed` says."""
+    method, variables = toy
+    titles = ("all", "upper", "lower")
+    item = Maps(np.zeros((8, 3, 4, 2)), titles)
+    fields = {"parts": item, "routes": Maps(item.values, ("a", "b", "c"))}
+    monkeypatch.setattr(method, "pictures", lambda *_: fields)
+    calls = {}
+    monkeypatch.setattr(
+        pictures,
+        "draw",
+        lambda path, *args, **rest: calls.update({path.name: (args, rest)}),
+    )
+    _evaluate(toy_config, method, variables, stage="first", picture_dir=tmp_path)
+    assert set(calls) == {"parts.png", "routes.png", "parts_answers.png"}
+    (images, found), rest = calls["parts_answers.png"]
+    assert found is item
+    query, gallery = (_images(toy_config, split)[1] for split in ("query", "gallery"))
+    seen = [method.embed(variables, batch["image"]) for batch in (query, gallery)]
+    q, g = (np.asarray(side["vector"]) for side in seen)
+    keys = np.abs(q[:, None] - g[None]).sum(-1)
+    row = 0
+    for i in (0, 14):  # the first and the last of the queries
+        persons = [(query["person"][i], query, i)]
+        for place in rest["captions"][row + 1 : row + 4]:
+            j = _best(keys, i, (query, gallery), 10)[int(place.split()[1]) - 1]
+            persons.append((gallery["person"][j], gallery, j))
+        for person, batch, index in persons:
+            np.testing.assert_array_equal(images[row], batch["image"][index])
+            visible = seen[batch is gallery]["visibility"][index]
+            wanted = ["" if visible[part] else "not visible" for part in (0, 2)]
+            assert rest["notes"][row] == ["", *wanted]
+            colour = pictures.RIGHT if person == query["person"][i] else pictures.WRONG
+            expected = pictures.QUERY if batch is query else colour
+            assert rest["frames"][row] == expected
+            row += 1
+    assert row == len(images) == 2 * rest["row_group"]
+    assert {note for notes in rest["notes"] for note in notes} == {"", "not visible"}
 
 
 @pytest.fixture

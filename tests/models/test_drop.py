@@ -208,6 +208,8 @@ def test_objective_is_the_sum_of_its_equations():
     np.testing.assert_allclose(loss, expected + triplet + 0.4 * parsing, rtol=1e-4)
     hits = (logits.argmax(-1) == wanted)[wanted != 255]
     np.testing.assert_allclose(metrics["parsing_accuracy"], hits.mean(), rtol=1e-6)
+    found = np.asarray(outputs["heads"]["foreground"]["logits"])[:, 0].argmax(-1)
+    np.testing.assert_allclose(metrics["accuracy"], (found == data["label"]).mean())
 
 
 def identity_by_hand(logits, labels):
