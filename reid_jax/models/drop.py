@@ -100,6 +100,7 @@ Section 4.1:
 - Weight decay (5e-4), warm-up (from a hundredth of the rate, over 10 epochs), 16 x 4
   images in a batch and a tenth of the rate at each of the two epochs are BPBreID's; the
   numbers of random erasing are BoT's. A flipped image's left parts become right ones.
+  Erased places are background. Half of Occluded-REID is a draw of our own.
 - The groups of 3 to 8 parts are BPBreID's three_v, four_v, five_v, six_new, seven_new
   and eight (`data_pipelines/part_labels/groupings.py`).
 - The batch is normalised as one; the paper's two GPUs are `bn_groups=2`.
@@ -234,8 +235,9 @@ class Options:
                 f"{len(self.part_groups)} part_groups have "
                 f"{len(self.part_names)} part_names: set both together"
             )
-        if self.bank_batches < 1:
-            raise UserError(f"bank_batches={self.bank_batches}: M is at least 1")
+        for name in ("bank_batches", "stripes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: at least 1")
         self._check_embeddings()
 
     def _check_embeddings(self) -> None:

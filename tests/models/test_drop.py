@@ -137,6 +137,28 @@ def test_position_embedding_knows_the_height_and_perhaps_the_width(axes):
     assert (across > 1e-3) == (axes == 2)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_the_position_embedding_has_the_scale_of_what_it_joins(axes):
+    """Neither drowns the other at the start: at the paper's widths, within 1/3 to 3."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    sizes = [(16, 8, 128), (8, 4, 256), (4, 2, 512), (2, 1, 1024)]
+    stages = [np.abs(rng.normal(size=(8, *s))).astype(np.float32) for s in sizes]
+
+    @jax.jit
+    def run(stages):
+        upsampling = drop.DetailPreservingUpsampling(128, True, 1, jnp.float32)
+        joined, _ = upsampling.init_with_output(key, stages, train=True)
+        encoder = drop.PositionEncoder(128, axes)
+        return joined, encoder.init_with_output(key, (16, 8), train=True)[0]
+
+    joined, embedding = (np.asarray(x, np.float64) for x in run(stages))
+    for measure in (
+        lambda x: np.sqrt((x**2).mean()),
+        lambda x: np.sqrt(x.var((0, 1, 2)).mean()),  # f_hp's normalisation centres
+    ):
+        assert 1 / 3 < measure(embedding) / measure(joined) < 3
+
+
 def test_only_the_parsing_branch_knows_the_position():
     """Another bias of its last normalisation moves the parsing, not the embedding."""
     method = make()
@@ -400,6 +422,7 @@ def test_pictures_of_parts():
         ({"embeddings": ()}, "must name"),
         ({"embeddings": ("parts", "head")}, "must name"),
         ({"bank_batches": 0}, "at least 1"),
+        ({"regions": "stripes", "stripes": 0}, "stripes=0: at least 1"),
         ({"regions": "stripes", "embeddings": ("head",)}, "known: parts, global"),
     ],
 )
