@@ -106,8 +106,8 @@ Section 4.1:
 - The batch is normalised as one; the paper's two GPUs are `bn_groups=2`.
 
 Figure 3 is `probabilities_answers.png`; Figure 5's accuracies are the metrics
-`parsing_accuracy` and `accuracy` (of the foreground embedding), of the images in
-training, which `benchmarks/curves.py` draws for several runs.
+`parsing_accuracy` and `accuracy` (of the foreground embedding) of the training images,
+which `benchmarks/curves.py` draws for runs of table4-baseline and table4-decouple.
 """
 
 from __future__ import annotations
