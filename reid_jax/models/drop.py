@@ -164,7 +164,7 @@ class Options:
 
     # Parse features of its own (3.2), not those of the re-ID branch.
     decouple: bool = True
-    # Of these features, see Eq. 3 in the header: "cascade" or "direct"; their channels.
+    # How these are upsampled (Eq. 3, see above), "cascade" or "direct"; their channels.
     upsampling: str = "cascade"
     parsing_width: int = 128
     # What the position encoder adds to them: "none", "1d" (the height) or "2d".
@@ -459,11 +459,9 @@ class Method(method.Method):
         del image_size
         self.options = chosen = Options(**fields)
         trunk, fixed = BACKBONES[chosen.backbone]
-        common = {
-            name: getattr(chosen, name) for name in ("bn_groups", "dtype", "remat")
-        }
-        backbone = trunk(**fixed, **(options or {}), **common)
-        self.module = Network(backbone, chosen, num_classes)
+        given = {**fixed, **(options or {})}
+        given |= {n: getattr(chosen, n) for n in ("bn_groups", "dtype", "remat")}
+        self.module = Network(trunk(**given), chosen, num_classes)
         self.standardise = partial(
             standardise, mean=tuple(chosen.mean), std=tuple(chosen.std)
         )
