@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import loader
 from reid_jax import pictures
-from reid_jax.evaluation.drawing import Drawing
+from reid_jax.evaluation.drawing import Drawing, captions_of
 from reid_jax.evaluation.lists import Examples
 from reid_jax.models.method import Batch, Maps, Method, Picture, Variables
 
@@ -38,14 +38,8 @@ def draw(
     there = (chosen.ranks > 0).all(0)
     nearest, ranks = chosen.gallery[:, there], chosen.ranks[:, there]
     batch, visible = _join(drawing, chosen.rows, nearest)
-    person = batch["person"].reshape(len(ranks), -1)
-    frames, captions = [], []
-    for persons, places in zip(person, ranks, strict=True):
-        right = (persons[1:] == persons[0]).tolist()
-        frames += [pictures.QUERY]
-        frames += [pictures.RIGHT if same else pictures.WRONG for same in right]
-        captions += ["query", *(f"rank {place}" for place in places)]
-    about = f"{drawing.entry['protocol']}, step {drawing.entry['step']}"
+    names = captions_of(drawing.query, chosen.rows)
+    heading = f"{drawing.entry['protocol']}, step {drawing.entry['step']}"
     for name, item in method.pictures(variables, batch).items():
         notes = _notes(item, drawing.visibility.titles, visible)
         if not notes:
@@ -54,9 +48,13 @@ def draw(
             drawing.folder / f"{name}_answers.png",
             batch["image"],
             item,
-            title=f"{name.replace('_', ' ')}: {about}",
-            frames=frames,
-            captions=captions,
+            title=f"{name.replace('_', ' ')}: {heading}",
+            frames=_frames(batch["person"].reshape(len(ranks), -1)),
+            captions=[
+                caption
+                for query, places in zip(names, ranks, strict=True)
+                for caption in (query, *(f"rank {place}" for place in places))
+            ],
             notes=notes,
             row_group=1 + ranks.shape[1],
         )
@@ -86,6 +84,15 @@ def _join(
     seen = drawing.visibility
     visible = join(seen.query[rows], seen.gallery[nearest.ravel()])
     return batch, visible > pictures.VISIBLE
+
+
+def _frames(person: np.ndarray) -> list[tuple[int, int, int]]:
+    """Colours of rows of a query and its answers, by person [n, 1 + k]."""
+    frames = []
+    for query, *answers in person.tolist():
+        right = [pictures.RIGHT if x == query else pictures.WRONG for x in answers]
+        frames += [pictures.QUERY, *right]
+    return frames
 
 
 def _notes(
