@@ -208,6 +208,10 @@ def variant(arguments: dict[str, Any]) -> str:
 Rows = dict[str, dict[str, Any]]
 """Rows of a paper's ablation tables: name -> {field of the config: value}."""
 
+Reported = dict[str, dict[str, dict[str, tuple[float | None, float | None]]]]
+"""What a paper reports: table or figure -> row, "" for the paper's system -> data set
+tested on -> rank-1 and mAP in percent, None where it does not say."""
+
 
 def apply_row(config: ConfigDict, rows: Rows, arguments: dict[str, Any]) -> None:
     """Sets the fields of the row that `:row=NAME` names, if any; to be called last.

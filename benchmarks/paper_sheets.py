@@ -1,0 +1,207 @@
+"""Writes a sheet for each paper, `docs/papers/NAME.md`, from its module and its config.
+
+    python -m benchmarks.paper_sheets
+    python -m benchmarks.paper_sheets --papers=drop,sanet
+
+A sheet has the citation and the deviations of the module's docstring, the commands of
+the config's, and each row of the paper's tables with the fields that it changes, its
+size at full size and what the paper reports. Nothing is computed: programs are traced,
+for a few seconds a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from data_pipelines.readers.datasets import DATASETS
+from reid_jax import experiment
+from reid_jax.benchmark.flops import count_flops
+from reid_jax.models.method import Method, PairScorer, parameter_count
+
+PAPERS = ("aaformer", "cacenet", "cpacol", "drop", "sanet")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+Sizes = tuple[int, int, int]
+"""Parameters, FLOPs of embedding an image, and of scoring a pair (0: nothing does)."""
+
+HEAD = """\
+# {title}
+
+Written by `python -m benchmarks.paper_sheets` from
+[reid_jax/models/{name}.py](../../reid_jax/models/{name}.py) and
+[configs/{name}.py](../../configs/{name}.py).
+
+{citation}
+
+```bash
+{commands}
+```
+
+## Rows
+
+Parameters include the classifiers of the data set's identities, at {size} pixels
+(height × width). GFLOPs are those of embedding one image{pairs}: matrix products and
+convolutions, two per multiplication and addition. Fields are those of `config.model`
+where no other is named. The last column is the paper's, rank-1 / mAP in percent, not
+measured here; what was measured here is in [docs/results.md](../results.md#{anchor}).
+
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the sheets, one after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--papers", default=",".join(PAPERS), help="comma-separated")
+    parser.add_argument("--out", default=ROOT / "docs" / "papers", type=pathlib.Path)
+    options = parser.parse_args(argv)
+    names = options.papers.split(",")
+    if unknown := set(names) - set(PAPERS):
+        parser.error(f"unknown papers {sorted(unknown)}; known: {', '.join(PAPERS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = options.out / f"{name}.md"
+        path.write_text(sheet(name, measure))
+        print(path, flush=True)
+    return 0
+
+
+def sheet(name: str, sizes: Callable[[Any], Sizes]) -> str:
+    """The sheet of a paper as Markdown.
+
+    Args:
+      name: of its module and its config.
+      sizes: `measure`, or what stands in for it.
+    """
+    module = importlib.import_module(f"reid_jax.models.{name}")
+    file = importlib.import_module(f"configs.{name}")
+    default = file.get_config()
+    has_pairs = _scorer(_method(default)) is not None
+    title, citation = inspect.cleandoc(module.__doc__).split("\n\n")[:2]
+    head = HEAD.format(
+        name=name,
+        title=title.removesuffix("."),
+        citation=_plain(citation),
+        commands="\n".join(re.findall(r"(?m)^    (.+)$", file.__doc__)),
+        size=" × ".join(map(str, experiment.image_size(default))),
+        pairs=", and of scoring one pair" if has_pairs else "",
+        anchor=_anchor(title.partition(":")[0]),
+    )
+    rows = "\n".join(_rows(file, sizes, has_pairs=has_pairs))
+    return f"{head}{rows}\n\n## Deviations\n\n{_deviations(module)}\n"
+
+
+def _rows(file: Any, sizes: Callable[[Any], Sizes], *, has_pairs: bool) -> list[str]:
+    """Lines of the table; the first row is the config without `:row=`."""
+    columns = ["row", "fields", "data set", "parameters", "GFLOPs"]
+    columns += ["a pair"] * has_pairs + ["the paper reports"]
+    lines = [_line(columns), "|---" * len(columns) + "|"]
+    for row, fields in {"": {}, **file.ROWS}.items():
+        config = file.get_config(f"row={row}")
+        parameters, image, pair = sizes(config)
+        cells = [f"`{row}`" if row else "the paper's system", _fields(fields)]
+        cells += [f"`{config.data.dataset}`", f"{parameters:,}", f"{image / 1e9:.2f}"]
+        cells += [f"{pair / 1e9:.3f}" if pair else ""] * has_pairs
+        lines.append(_line([*cells, _reported(file.REPORTED, row)]))
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _fields(fields: dict[str, Any]) -> str:
+    """Fields as they are written in Python; what is too long for a cell is left out."""
+    written = {path: repr(value) for path, value in fields.items()}
+    return ", ".join(
+        f"`{path.removeprefix('model.')}={value if len(value) <= 50 else '...'}`"
+        for path, value in written.items()
+    )
+
+
+def _reported(reported: Any, row: str) -> str:
+    """The paper's figures of a row, table by table."""
+    tables = {table: rows[row] for table, rows in reported.items() if row in rows}
+    return "; ".join(
+        f"{table}: "
+        + ", ".join(
+            f"`{dataset}` " + " / ".join("–" if n is None else str(n) for n in figures)
+            for dataset, figures in by_dataset.items()
+        )
+        for table, by_dataset in tables.items()
+    )
+
+
+def _anchor(title: str) -> str:
+    """The section of docs/results.md with this title, or else that on full size."""
+    sections = re.findall(r"(?m)^## (.+)$", (ROOT / "docs" / "results.md").read_text())
+    section = title if title in sections else "The papers' networks at full size"
+    if section not in sections:
+        raise ValueError(f"docs/results.md has no section {section!r}")
+    return re.sub(r"[^\w -]", "", section.lower()).replace(" ", "-")
+
+
+def _deviations(module: Any) -> str:
+    """The module's docstring from "Deviations" to its end."""
+    doc = inspect.cleandoc(module.__doc__)
+    return _plain(doc[doc.index("\nDeviations") + 1 :])
+
+
+def _plain(text: str) -> str:
+    """Text without what Markdown would take for markup, but for code in backticks."""
+    pieces = text.split("`")
+    pieces[::2] = [re.sub(r"([*<])", r"\\\1", piece) for piece in pieces[::2]]
+    return "`".join(pieces)
+
+
+def measure(config: Any) -> Sizes:
+    """The size of a config's network, by tracing it."""
+    method = _method(config)
+    batch = experiment.example_batch(config, 1)
+    variables = jax.eval_shape(method.init, jax.random.key(0), batch)
+
+    def embed(variables: Any, batch: Any) -> Any:
+        inputs = {name: batch[name] for name in method.embed_inputs}
+        return method.embed(variables, batch["image"], **inputs)
+
+    image = count_flops(embed, variables, batch)
+    scorer = _scorer(method)
+    pair = 0 if scorer is None else _measure_pair(scorer, variables, batch)
+    return parameter_count(variables), image, pair
+
+
+def _measure_pair(scorer: PairScorer, variables: Any, batch: Any) -> int:
+    """FLOPs of scoring one pair of images whose maps are there."""
+
+    def find(variables: Any, batch: Any) -> Any:
+        inputs = {name: batch[name] for name in scorer.inputs}
+        return scorer.pair_maps(variables, batch["image"], **inputs)
+
+    query = jax.eval_shape(find, variables, batch)
+    candidates = jax.tree.map(lambda x: x.update(shape=(1, *x.shape)), query)
+    return count_flops(scorer.score_pairs, variables, query, candidates)
+
+
+def _method(config: Any) -> Method:
+    """With as many identities as the config's data set has for training."""
+    published = DATASETS[config.data.dataset].published
+    return experiment.build_method(config, num_classes=published["train"].identities)
+
+
+def _scorer(method: Method) -> PairScorer | None:
+    return method.pair_scorer(method.stages[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
