@@ -251,7 +251,7 @@ class Method(method.Method):
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """Identity loss plus triplet loss; metrics are both and the accuracy."""
         del epoch, stage
         labels = batch["label"]

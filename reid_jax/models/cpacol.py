@@ -468,7 +468,7 @@ class Method(method.Method):
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """Eq. 12, Eq. 13 or, end to end, their sum; metrics are the terms."""
         drop_path, pairs = jax.random.split(rng)
         verify = partial(self._verify, labels=batch["label"], rng=pairs, epoch=epoch)
@@ -544,7 +544,7 @@ class Method(method.Method):
         labels: jax.Array,
         rng: jax.Array,
         epoch: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """Eq. 13: each image with one image of its identity and one of another."""
         maps, new = self.module.apply(
             variables,

@@ -33,6 +33,10 @@ parts  uint8 [B, H, W], part classes of the source, 0 background, 255 unlabelled
 mask   bool [B], False for rows that pad the last evaluation batch
 """
 
+Outcome = tuple[jax.Array, dict[str, jax.Array], Variables]
+"""Of a training step: the loss (float32 scalar), scalar metrics by name, and the
+collections other than `params` after the step."""
+
 Embedding = dict[str, jax.Array]
 """Small per-image arrays with a leading batch axis, stored for every gallery image:
 `vector` [B, D] of unit norm, or `parts` [B, K, D] with `visibility` [B, K]; more where
@@ -135,6 +139,9 @@ class Method:
     `image_size` (height, width) and the fields of `config.model`; it sets `module`
     and implements `objective`, `embed` and, where the default does not fit, the rest.
     A method is stateless: everything that changes lives in `variables`.
+
+    What the arguments are and what comes back is said here; a paper's docstrings say
+    only what is particular to the paper.
     """
 
     module: nn.Module
@@ -188,7 +195,7 @@ class Method:
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], Variables]:
+    ) -> Outcome:
         """The training loss of one batch.
 
         Args:
@@ -197,10 +204,6 @@ class Method:
           rng: key for this step; draw from it at global shapes only.
           epoch: float scalar, epochs completed in this stage; may be traced.
           stage: one of `stages`; static.
-
-        Returns:
-          loss (float32 scalar), scalar metrics by name, and the collections other
-          than `params` after the step.
         """
         raise NotImplementedError
 
