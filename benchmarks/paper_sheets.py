@@ -50,10 +50,13 @@ Written by `python -m benchmarks.paper_sheets` from
 ## Rows
 
 Parameters include the classifiers of the data set's identities, at {size} pixels
-(height × width). GFLOPs are those of embedding one image{pairs}: matrix products and
-convolutions, two per multiplication and addition. Fields are those of `config.model`
-where no other is named. The last column is the paper's, rank-1 / mAP in percent, not
-measured here; what was measured here is in [docs/results.md](../results.md#{anchor}).
+(height × width). GFLOPs are those of embedding one image{pairs}:
+matrix products and convolutions, two per multiplication and addition. Fields are those
+of `config.model` where no other is named.
+
+The last column is what the paper reports, rank-1 / mAP in percent: none of it was
+measured here. What was measured here is in
+[docs/results.md](../results.md#{anchor}).
 
 """
 
@@ -107,9 +110,13 @@ def _rows(file: Any, sizes: Callable[[Any], Sizes], *, has_pairs: bool) -> list[
     columns = ["row", "fields", "data set", "parameters", "GFLOPs"]
     columns += ["a pair"] * has_pairs + ["the paper reports"]
     lines = [_line(columns), "|---" * len(columns) + "|"]
+    known: dict[str, Sizes] = {}  # of rows that are one network under several names
     for row, fields in {"": {}, **file.ROWS}.items():
         config = file.get_config(f"row={row}")
-        parameters, image, pair = sizes(config)
+        network = f"{config.data}\n{config.model}"
+        if network not in known:
+            known[network] = sizes(config)
+        parameters, image, pair = known[network]
         cells = [f"`{row}`" if row else "the paper's system", _fields(fields)]
         cells += [f"`{config.data.dataset}`", f"{parameters:,}", f"{image / 1e9:.2f}"]
         cells += [f"{pair / 1e9:.3f}" if pair else ""] * has_pairs
