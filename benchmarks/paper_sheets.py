@@ -15,6 +15,7 @@ import argparse
 import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -22,12 +23,11 @@ from typing import Any
 
 import jax
 
+import configs
 from data_pipelines.readers.datasets import DATASETS
 from reid_jax import experiment
 from reid_jax.benchmark.flops import count_flops
 from reid_jax.models.method import Method, PairScorer, parameter_count
-
-PAPERS = ("aaformer", "cacenet", "cpacol", "drop", "sanet")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -66,18 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--papers", default=",".join(PAPERS), help="comma-separated")
+    parser.add_argument("--papers", default=",".join(papers()), help="comma-separated")
     parser.add_argument("--out", default=ROOT / "docs" / "papers", type=pathlib.Path)
     options = parser.parse_args(argv)
     names = options.papers.split(",")
-    if unknown := set(names) - set(PAPERS):
-        parser.error(f"unknown papers {sorted(unknown)}; known: {', '.join(PAPERS)}")
+    if unknown := set(names) - set(papers()):
+        parser.error(f"unknown papers {sorted(unknown)}; known: {', '.join(papers())}")
     options.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = options.out / f"{name}.md"
         path.write_text(sheet(name, measure))
         print(path, flush=True)
     return 0
+
+
+def papers() -> list[str]:
+    """Names of the configs that say what their paper reports."""
+    names = sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
+    return [name for name in names if hasattr(_config_file(name), "REPORTED")]
+
+
+def _config_file(name: str) -> Any:
+    return importlib.import_module(f"configs.{name}")
 
 
 def sheet(name: str, sizes: Callable[[Any], Sizes]) -> str:
@@ -88,7 +98,7 @@ def sheet(name: str, sizes: Callable[[Any], Sizes]) -> str:
       sizes: `measure`, or what stands in for it.
     """
     module = importlib.import_module(f"reid_jax.models.{name}")
-    file = importlib.import_module(f"configs.{name}")
+    file = _config_file(name)
     default = file.get_config()
     has_pairs = _scorer(_method(default)) is not None
     title, citation = inspect.cleandoc(module.__doc__).split("\n\n")[:2]
@@ -119,7 +129,7 @@ def _rows(file: Any, sizes: Callable[[Any], Sizes], *, has_pairs: bool) -> list[
         parameters, image, pair = known[network]
         cells = [f"`{row}`" if row else "the paper's system", _fields(fields)]
         cells += [f"`{config.data.dataset}`", f"{parameters:,}", f"{image / 1e9:.2f}"]
-        cells += [f"{pair / 1e9:.3f}" if pair else ""] * has_pairs
+        cells += [f"{pair / 1e9:.3f}" if pair else "–"] * has_pairs
         lines.append(_line([*cells, _reported(file.REPORTED, row)]))
     return lines
 

@@ -519,7 +519,7 @@ class Method(method.Method):
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """The sum of all losses; metrics are its terms and accuracies."""
         del epoch, stage
         options, labels = self.options, batch["label"]

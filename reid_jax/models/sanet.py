@@ -524,7 +524,7 @@ class Method(method.Method):
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """Eq. 6; metrics are its terms, the accuracy and share of visible branches."""
         del epoch, stage
         outputs, collections = self.module.apply(
