@@ -51,12 +51,11 @@ Written by `python -m benchmarks.paper_sheets` from
 
 Parameters include the classifiers of the data set's identities, at {size} pixels
 (height × width). GFLOPs are those of embedding one image{pairs}:
-matrix products and convolutions, two per multiplication and addition. Fields are those
-of `config.model` where no other is named.
+matrix products and convolutions, two per multiplication and addition, with all that an
+image may skip. Fields are those of `config.model` where no other is named.
 
 The last column is what the paper reports, rank-1 / mAP in percent: none of it was
-measured here. What was measured here is in
-[docs/results.md](../results.md#{anchor}).
+measured here. What was is in [docs/results.md](../results.md#{anchor}).
 
 """
 
@@ -142,7 +141,7 @@ def _fields(fields: dict[str, Any]) -> str:
     """Fields as they are written in Python; what is too long for a cell is left out."""
     written = {path: repr(value) for path, value in fields.items()}
     return ", ".join(
-        f"`{path.removeprefix('model.')}={value if len(value) <= 50 else '...'}`"
+        f"`{path.removeprefix('model.')}={value if len(value) <= 100 else '...'}`"
         for path, value in written.items()
     )
 
