@@ -2,11 +2,13 @@
 
     python -m benchmarks.paper_sheets
     python -m benchmarks.paper_sheets --papers=drop,sanet
+    python -m benchmarks.paper_sheets --texts_only
 
 A sheet has the citation and the deviations of the module's docstring, the commands of
 the config's, and each row of the paper's tables with the fields that it changes, its
 size at full size and what the paper reports. Nothing is computed: programs are traced,
-for a few seconds a row.
+for a few seconds a row. With `--texts_only` rows keep the sizes that the sheets have of
+them, for changes that affect no network.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pathlib
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +35,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 Sizes = tuple[int, int, int]
 """Parameters, FLOPs of embedding an image, and of scoring a pair (0: nothing does)."""
+
+SIZES = re.compile(r"\| [\d,]+ \| \d+\.\d\d \|( (\d+\.\d{3}|–) \|)?")
+"""The cells of a row that are traced."""
 
 HEAD = """\
 # {title}
@@ -67,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--papers", default=",".join(papers()), help="comma-separated")
     parser.add_argument("--out", default=ROOT / "docs" / "papers", type=pathlib.Path)
+    parser.add_argument("--texts_only", action="store_true", help="keep known sizes")
     options = parser.parse_args(argv)
     names = options.papers.split(",")
     if unknown := set(names) - set(papers()):
@@ -74,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = options.out / f"{name}.md"
-        path.write_text(sheet(name, measure))
+        known = {}
+        if options.texts_only and path.exists():
+            known = traced_cells(path.read_text())
+        path.write_text(sheet(name, known))
         print(path, flush=True)
     return 0
 
@@ -89,12 +98,18 @@ def _config_file(name: str) -> Any:
     return importlib.import_module(f"configs.{name}")
 
 
-def sheet(name: str, sizes: Callable[[Any], Sizes]) -> str:
+def traced_cells(text: str) -> dict[str, str]:
+    """First cell of each row of a sheet -> the cells with its sizes."""
+    found = ((line.split(" | ")[0], SIZES.search(line)) for line in text.splitlines())
+    return {row.removeprefix("| "): sizes[0] for row, sizes in found if sizes}
+
+
+def sheet(name: str, known: Mapping[str, str]) -> str:
     """The sheet of a paper as Markdown.
 
     Args:
       name: of its module and its config.
-      sizes: `measure`, or what stands in for it.
+      known: `traced_cells` of an earlier sheet; rows that it does not have are traced.
     """
     module = importlib.import_module(f"reid_jax.models.{name}")
     file = _config_file(name)
@@ -110,36 +125,41 @@ def sheet(name: str, sizes: Callable[[Any], Sizes]) -> str:
         pairs=", and of scoring one pair" if has_pairs else "",
         anchor=_anchor(title.partition(":")[0]),
     )
-    rows = "\n".join(_rows(file, sizes, has_pairs=has_pairs))
+    rows = "\n".join(_rows(file, known, has_pairs=has_pairs))
     return f"{head}{rows}\n\n## Deviations\n\n{_deviations(module)}\n"
 
 
-def _rows(file: Any, sizes: Callable[[Any], Sizes], *, has_pairs: bool) -> list[str]:
+def _rows(file: Any, known: Mapping[str, str], *, has_pairs: bool) -> list[str]:
     """Lines of the table; the first row is the config without `:row=`."""
-    columns = ["row", "fields", "data set", "parameters", "GFLOPs"]
-    columns += ["a pair"] * has_pairs + ["the paper reports"]
-    lines = [_line(columns), "|---" * len(columns) + "|"]
-    known: dict[str, Sizes] = {}  # of rows that are one network under several names
+    sizes = "| parameters | GFLOPs |" + " a pair |" * has_pairs
+    lines = [f"| row | fields | data set {sizes} the paper reports |"]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    traced: dict[str, str] = {}  # of rows that are one network under several names
     for row, fields in {"": {}, **file.ROWS}.items():
         config = file.get_config(f"row={row}")
+        name = f"`{row}`" if row else "the paper's system"
         network = f"{config.data}\n{config.model}"
-        if network not in known:
-            known[network] = sizes(config)
-        parameters, image, pair = known[network]
-        cells = [f"`{row}`" if row else "the paper's system", _fields(fields)]
-        cells += [f"`{config.data.dataset}`", f"{parameters:,}", f"{image / 1e9:.2f}"]
-        cells += [f"{pair / 1e9:.3f}" if pair else "–"] * has_pairs
-        lines.append(_line([*cells, _reported(file.REPORTED, row)]))
+        if name not in known and network not in traced:
+            traced[network] = _size_cells(measure(config), has_pairs=has_pairs)
+        sizes = known[name] if name in known else traced[network]
+        lines.append(
+            f"| {name} | {_fields(fields)} | `{config.data.dataset}` {sizes} "
+            f"{_reported(file.REPORTED, row)} |"
+        )
     return lines
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _size_cells(sizes: Sizes, *, has_pairs: bool) -> str:
+    parameters, image, pair = sizes
+    cells = f"| {parameters:,} | {image / 1e9:.2f} |"
+    if not has_pairs:
+        return cells
+    return cells + (f" {pair / 1e9:.3f} |" if pair else " – |")
 
 
 def _fields(fields: dict[str, Any]) -> str:
     """Fields as they are written in Python; what is too long for a cell is left out."""
-    written = {path: repr(value) for path, value in fields.items()}
+    written = {path: repr(value).replace("|", "\\|") for path, value in fields.items()}
     return ", ".join(
         f"`{path.removeprefix('model.')}={value if len(value) <= 100 else '...'}`"
         for path, value in written.items()
