@@ -461,7 +461,7 @@ class Method(method.Method):
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """Eqs 6-8; metrics are their terms and the accuracy of CLS."""
         del epoch, stage
         labels = batch["label"]
