@@ -497,7 +497,7 @@ class Method(method.Method):
         rng: jax.Array,
         epoch: jax.Array,
         stage: str,
-    ) -> tuple[jax.Array, dict[str, jax.Array], method.Variables]:
+    ) -> method.Outcome:
         """Eq. 5; metrics are its terms, and the accuracies of Figure 5."""
         del rng, epoch, stage
         labels = batch["label"]

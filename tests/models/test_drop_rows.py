@@ -106,7 +106,7 @@ def traced(method, config):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row):
-    config = configs.get_config(f"dataset=occluded_duke,row={row}")
+    config = configs.get_config(f"row={row}")
     assert config.variant == f"occluded_duke-{row}"
     method = experiment.build_method(config, num_classes=CLASSES)
     variables, collections = traced(method, config)
