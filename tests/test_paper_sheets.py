@@ -38,6 +38,13 @@ def config_file(name):
     return importlib.import_module(f"configs.{name}")
 
 
+def test_every_config_with_rows_has_a_sheet():
+    files = (paper_sheets.ROOT / "configs").glob("*.py")
+    with_rows = {file.stem for file in files if "\nROWS" in file.read_text()}
+    sheets = {file.stem for file in (paper_sheets.ROOT / "docs/papers").glob("*.md")}
+    assert with_rows == sheets == {*paper_sheets.papers()}
+
+
 @pytest.mark.parametrize("name", paper_sheets.papers())
 def test_the_committed_sheet_is_what_the_command_writes(name):
     committed = (paper_sheets.ROOT / "docs" / "papers" / f"{name}.md").read_text()
