@@ -57,7 +57,9 @@ def measure(run: pathlib.Path) -> dict[str, np.ndarray]:
     method, variables = experiment.restore(config, folder, sharding.make_mesh())
     variables = sharding.fetch(variables)
     protocol = experiment.build_protocols(config)[0]
-    query = experiment.open_split(config, protocol.dataset, protocol.query_split)
+    query = experiment.open_split(
+        config.data.data_dir, protocol.dataset, protocol.query_split
+    )
     experiment.check_parts(method, query, ("parts",))
     regions = groupings.grouping(REGIONS, query.parts_kind)
     tables: dict[str, np.ndarray] = {}
