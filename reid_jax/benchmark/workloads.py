@@ -28,8 +28,8 @@ from reid_jax.models.method import Batch, Method, PairScorer, Variables
 from reid_jax.retrieval.labels import Labels
 from reid_jax.retrieval.ranking import Ranker
 from reid_jax.runtime import sharding
-from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.runtime.progress import said
+from reid_jax.runtime.state import TrainState
 from reid_jax.training.step import StageProgram, init_state, make_step, stage_optimizer
 
 MEASURES = ("train", "embed", "pairs", "ranking")

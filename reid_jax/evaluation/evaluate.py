@@ -83,14 +83,10 @@ class Evaluator:
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery, self._spec.pictured)
         finite.check_variables(sharding.fetch(variables))
-        embeddings = (
-            self._embed(variables, query, "query"),
-            self._embed(variables, gallery, "gallery"),
+        embeddings = tuple(
+            self._embedded(variables, split, what)
+            for split, what in ((query, "query"), (gallery, "gallery"))
         )
-        for embedding, split, what in zip(
-            embeddings, (query, gallery), ("query", "gallery"), strict=True
-        ):
-            finite.check_embedding(embedding, split, what)
         entry = results.describe(protocol, query, gallery, step)
         if jax.process_index() != 0:
             return entry
@@ -106,16 +102,33 @@ class Evaluator:
             seen = Visibility.of(*embeddings, self._method.visibility_titles)
             size = self._spec.image_size
             drawing = Drawing(picture_dir, entry, query, gallery, size, seen)
-            drawing.lists(ranking.lists)
-            rows = ranking.lists.some(PICTURED_MAPS)
-            drawing.method(self._method, _local(variables), rows)
-            if seen:
-                chosen = ranking.lists.examples(answers.QUERIES, answers.ANSWERS)
-                answers.draw(drawing, self._method, _local(variables), chosen)
-            if look and before:
-                drawing.lists_beside(before.lists, ranking.lists)
-                drawing.pairs(ranking.lists, look)
+            self._draw(drawing, variables, ranking, before, look)
         return entry
+
+    def _embedded(self, variables: Variables, split: Records, what: str) -> Embedding:
+        """The embedding of a split, all of it finite."""
+        embedding = self._embed(variables, split, what)
+        finite.check_embedding(embedding, split, what)
+        return embedding
+
+    def _draw(
+        self,
+        drawing: Drawing,
+        variables: Variables,
+        ranking: Ranking,
+        before: Ranking | None,
+        look: SecondLook | None,
+    ) -> None:
+        """All pictures of an evaluation."""
+        lists, local = ranking.lists, _local(variables)
+        drawing.lists(lists)
+        drawing.method(self._method, local, lists.some(PICTURED_MAPS))
+        if drawing.visibility:
+            chosen = lists.examples(answers.QUERIES, answers.ANSWERS)
+            answers.draw(drawing, self._method, local, chosen)
+        if look and before:
+            drawing.lists_beside(before.lists, lists)
+            drawing.pairs(lists, look)
 
     def check(self, protocol: Protocol, stages: Iterable[str] | None = None) -> None:
         """Raises UserError for a protocol that cannot be evaluated.

@@ -14,7 +14,7 @@ from reid_jax.models.method import (
     Variables,
     parameter_count,
 )
-from reid_jax.runtime.checkpoint import Meta
+from reid_jax.runtime.state import Meta
 
 
 def describe(

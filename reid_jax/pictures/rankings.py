@@ -72,15 +72,8 @@ def ranking_lists(
         rows.append(row)
     legend = ANSWERS if query_visibility is None else ANSWERS + _parts(part_titles)
     headers = ["query", *(str(rank + 1) for rank in range(present.shape[1]))]
-    sheet.write(
-        path,
-        rows,
-        headers,
-        legend=legend,
-        title=title,
-        about=about,
-        row_group=row_group,
-    )
+    heading = {"title": title, "about": about}
+    sheet.write(path, rows, headers, legend=legend, row_group=row_group, **heading)
 
 
 def _parts(titles: Sequence[str]) -> Legend:

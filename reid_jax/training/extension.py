@@ -13,7 +13,7 @@ from typing import Any
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.runtime.checkpoint import Meta
+from reid_jax.runtime.state import Meta
 from reid_jax.training.batches import TrainingBatches
 
 

@@ -19,8 +19,9 @@ from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.runtime.checkpoint import Checkpoints, Meta, TrainState
+from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.metrics import MetricWriter
+from reid_jax.runtime.state import Meta, TrainState
 from reid_jax.training import extension, sources
 from reid_jax.training.batches import TrainingBatches
 
@@ -59,45 +60,26 @@ class Run:
         cls, config: Any, workdir: str, records: Records, *, extend: bool = False
     ) -> Run:
         """Checks all that can be checked before anything is computed or written."""
-        mesh = sharding.make_mesh()
-        num_classes = len(np.unique(records.person[records.person > 0]))
-        method = experiment.build_method(config, num_classes=num_classes)
-        stages = _checked_stages(config, method, mesh)
-        batches = _batches(config, records, method, stages, mesh)
-        evaluator = evaluate.Evaluator(
-            method, mesh, experiment.build_evaluation(config)
-        )
-        protocols = experiment.build_protocols(config)
-        for protocol in protocols:
-            evaluator.check(protocol)
-        first = jax.process_index() == 0
+        described = _described(config, records)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-        resumed = checkpoints.latest_step() is not None
-        meta = checkpoints.meta() if resumed else {}
+        meta = checkpoints.meta() if checkpoints.latest_step() is not None else {}
         start = Position(*(meta.get(f.name, 0) for f in dataclasses.fields(Position)))
-        fields, about = config.to_dict(), {}
+        fields, extended = config.to_dict(), {}
         if extend:
+            stages, batches = described["stages"], described["batches"]
             extended = extension.accepted(
                 *(workdir, fields, meta), stages=stages, batches=batches
             )
-            about["extended"] = {"from_step": start.global_step, "fields": extended}
+        first = jax.process_index() == 0
         if first:
-            workdirs.claim(workdir, fields, extended=extended if extend else ())
+            workdirs.claim(workdir, fields, extended=extended)
         sources.check_unchanged(records, meta.get("data"), workdir=workdir)
         if first:
-            workdirs.write_manifest(workdir, fields, **about)
-        if resumed and first:
-            print(f"resuming {workdir} at step {start.global_step}")
+            _begin(workdir, fields, start, extended if extend else None)
         return cls(
+            **described,
             config=config,
             workdir=workdir,
-            num_classes=num_classes,
-            mesh=mesh,
-            method=method,
-            stages=stages,
-            batches=batches,
-            protocols=protocols,
-            evaluator=evaluator,
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,
@@ -106,7 +88,7 @@ class Run:
                 enabled=first,
             ),
             start=start,
-            resumed=resumed,
+            resumed=bool(meta),
             best=_standing(meta.get("best"), checkpoints.best_step()),
             data=records.fingerprint,
         )
@@ -193,6 +175,39 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.callback(self.writer.close)
             stack.callback(self.checkpoints.close)
+
+
+def _described(config: Any, records: Records) -> dict[str, Any]:
+    """What the config describes, checked; by the names that `Run` has for it."""
+    mesh = sharding.make_mesh()
+    num_classes = len(np.unique(records.person[records.person > 0]))
+    method = experiment.build_method(config, num_classes=num_classes)
+    stages = _checked_stages(config, method, mesh)
+    evaluator = evaluate.Evaluator(method, mesh, experiment.build_evaluation(config))
+    protocols = experiment.build_protocols(config)
+    for protocol in protocols:
+        evaluator.check(protocol)
+    return {
+        "mesh": mesh,
+        "num_classes": num_classes,
+        "method": method,
+        "stages": stages,
+        "batches": _batches(config, records, method, stages, mesh),
+        "protocols": protocols,
+        "evaluator": evaluator,
+    }
+
+
+def _begin(
+    workdir: str, config: dict[str, Any], start: Position, extended: Any | None
+) -> None:
+    """Writes down that the run starts here, and with which fields it goes on."""
+    about = {}
+    if extended is not None:
+        about["extended"] = {"from_step": start.global_step, "fields": extended}
+    workdirs.write_manifest(workdir, config, **about)
+    if start != Position():
+        print(f"resuming {workdir} at step {start.global_step}")
 
 
 def _checked_stages(

@@ -13,8 +13,8 @@ import optax
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Batch, Method
 from reid_jax.runtime import sharding
-from reid_jax.runtime.checkpoint import AVERAGED, TrainState
 from reid_jax.runtime.optimizer import make_optimizer, schedule
+from reid_jax.runtime.state import AVERAGED, TrainState
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

@@ -12,10 +12,10 @@ from reid_jax import checks, experiment
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.runtime.checkpoint import TrainState
 from reid_jax.runtime.metrics import StepLog
 from reid_jax.runtime.preemption import PreemptionNotice
 from reid_jax.runtime.progress import said
+from reid_jax.runtime.state import TrainState
 from reid_jax.training import report, sources
 from reid_jax.training.batches import Loader
 from reid_jax.training.run import Position, Run

@@ -8,7 +8,8 @@ import pytest
 
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint, digests, workdir
-from reid_jax.runtime.checkpoint import Checkpoints, TrainState
+from reid_jax.runtime.checkpoint import Checkpoints
+from reid_jax.runtime.state import TrainState
 from reid_jax.weights import files, folders
 
 # Written when all else is done; they hold the time.

@@ -15,7 +15,8 @@ import pytest
 import safetensors.numpy
 
 from reid_jax.errors import UserError
-from reid_jax.runtime.checkpoint import Checkpoints, TrainState
+from reid_jax.runtime.checkpoint import Checkpoints
+from reid_jax.runtime.state import TrainState
 from reid_jax.weights import damage, files, folders
 from tests.weights import torch_writer
 

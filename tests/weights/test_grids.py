@@ -8,7 +8,8 @@ import pytest
 from reid_jax import weights
 from reid_jax.errors import UserError
 from reid_jax.models import aaformer
-from reid_jax.runtime.checkpoint import Checkpoints, TrainState
+from reid_jax.runtime.checkpoint import Checkpoints
+from reid_jax.runtime.state import TrainState
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import fetch, files, folders, grids
 from tests.variables import random_variables
