@@ -26,7 +26,7 @@ Listing = dict[str, list[int]]
 def cache_folder() -> pathlib.Path:
     """Where copies lie: $REID_JAX_DATA_CACHE, or ~/.cache/reid_jax/data."""
     chosen = os.environ.get("REID_JAX_DATA_CACHE")
-    return pathlib.Path(chosen or "~/.cache/reid_jax/data").expanduser()
+    return storage.expanded(chosen or "~/.cache/reid_jax/data")
 
 
 def local_copy(folder: epath.Path) -> epath.Path:

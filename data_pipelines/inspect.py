@@ -27,7 +27,7 @@ def _beside(dataset: str, data_dir: str) -> pathlib.Path:
         raise UserError(
             "Name the contact sheet, since the data set is in a bucket: --out"
         )
-    return pathlib.Path(data_dir).expanduser() / f"{dataset.replace('/', '-')}.png"
+    return storage.expanded(data_dir) / f"{dataset.replace('/', '-')}.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

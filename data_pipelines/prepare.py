@@ -117,7 +117,7 @@ def _on_disk(data_dir: str | os.PathLike) -> pathlib.Path:
             f"--data_dir={data_dir}: data sets are prepared on a disk, then copied: "
             f"gcloud storage cp --recursive data/NAME {data_dir}"
         )
-    return pathlib.Path(data_dir).expanduser()
+    return storage.expanded(data_dir)
 
 
 def _parser() -> argparse.ArgumentParser:

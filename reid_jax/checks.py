@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reid_jax.errors import UserError
+from reid_jax.retrieval.ranking import APS
 from reid_jax.runtime import workdir
 
 _MANY = 2**31 - 1
@@ -39,6 +42,7 @@ LIMITS_OF_STAGE: dict[str, tuple[float, float]] = {
     "epochs": (1e-6, _MOST_EPOCHS),
     "optimizer.learning_rate": (0, 1e6),
     "optimizer.weight_decay": (0, 1e6),
+    "optimizer.momentum": (0, 1),
     "optimizer.warmup_epochs": (0, _MOST_EPOCHS),
     "optimizer.warmup_from": (0, 1e6),
     "optimizer.final_factor": (0, 1e6),
@@ -46,9 +50,12 @@ LIMITS_OF_STAGE: dict[str, tuple[float, float]] = {
     "optimizer.clip_norm": (0, 1e9),
 }
 
-_SIZES = ("width", "depth", "heads", "patch_size", "stride", "blocks")
+_SIZES = ("width", "depth", "heads", "patch_size", "stride", "blocks", "mlp_ratio")
 _GROUPS = ("bn_groups", "mining_groups")
 """Fields of a model that are numbers of things of which there is at least one."""
+
+_LARGEST = 2**16
+"""More than the widest, deepest network that there is."""
 
 
 def check_config(config: Any) -> None:
@@ -61,6 +68,7 @@ def check_config(config: Any) -> None:
         *_outside(fields, limits),
         *_unreadable(fields),
         *_no_protocols(fields["evaluate_on"]),
+        *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
         *_too_small(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
     ]
@@ -75,6 +83,8 @@ def _outside(
     fields: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]
 ) -> Iterator[str]:
     for name, (least, greatest) in limits.items():
+        if name not in fields:  # a run of an earlier version has fewer
+            continue
         value = fields[name]
         if _is_number(value) and least <= value <= greatest:
             continue
@@ -102,12 +112,20 @@ def _no_protocols(names: Any) -> Iterator[str]:
         )
 
 
+def _no_choice(name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
+    if value not in known:
+        yield f"config.{name} is {value!r}; it is one of {', '.join(known)}"
+
+
 def _too_small(model: Mapping[str, Any]) -> Iterator[str]:
     for name, value in model.items():
         if name in _SIZES + _GROUPS or name.endswith("_width"):
             numbers = value if isinstance(value, tuple) else (value,)
-            if any(_is_number(n) and n < 1 for n in numbers):
-                yield f"config.model.{name} is {value}; it must be at least 1"
+            if any(_is_number(n) and not 1 <= n <= _LARGEST for n in numbers):
+                yield (
+                    f"config.model.{name} is {value}; it must be at least 1 and at "
+                    f"most {_LARGEST:,}"
+                )
 
 
 def _of_stage(config: Any, name: str) -> Iterator[str]:
@@ -122,3 +140,47 @@ def _of_stage(config: Any, name: str) -> Iterator[str]:
                 f"{field}.optimizer.groups.{group} is {given!r}; it has a `pattern` "
                 "and multipliers, as OptimizerSpec.groups has them"
             )
+
+
+def check_kinds(model: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raises UserError for fields of `config.model` that are not of their type.
+
+    Args:
+      model: the fields.
+      hints: types by name; one that is not there, or that is no plain type, is not
+        looked at.
+    """
+    wrong = [
+        f"config.model.{name} is {value!r}; it is {_said(hints[name])}"
+        for name, value in model.items()
+        if name in hints and not _is_of(value, hints[name])
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type; numbers are finite, and a float may be whole."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, one) for one in inner)
+    if hint in (bool, str, types.NoneType):
+        return isinstance(value, hint)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return _is_number(value) and math.isfinite(value)
+    if origin not in (tuple, Sequence):
+        return True
+    if not isinstance(value, tuple | list):
+        return False
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return len(value) == len(inner) and all(map(_is_of, value, inner))
+    return all(_is_of(one, inner[0]) for one in value)
+
+
+def _said(hint: Any) -> str:
+    """A type in words: `Sequence[int]`, `float | None`."""
+    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else ""
+    text = text or str(hint).replace("collections.abc.", "").replace("typing.", "")
+    return f"of type {text}" + (", finite" if "float" in text else "")

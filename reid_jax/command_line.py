@@ -38,6 +38,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         print(flags.FLAGS.main_module_help())
         sys.exit(0)
     argv = [argv[0], *_of_the_run(argv), *argv[1:]]
+    _check_once(argv)
     try:
         rest = flags.FLAGS(argv)
         if config.value is not None:
@@ -60,6 +61,14 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         raise UserError(f"--config: {error}") from error
     except flags.Error as error:
         raise UserError(str(error)) from error
+
+
+def _check_once(argv: list[str]) -> None:
+    """Raises UserError for a field that is given twice: tuples would be joined."""
+    given = [arg.partition("=")[0] for arg in argv if arg.startswith("--config")]
+    for name in given:
+        if given.count(name) > 1:
+            raise UserError(f"{name} is given {given.count(name)} times; keep one")
 
 
 def _of_the_run(argv: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 
 import reid_jax.models
 from data_pipelines import prepare, prepared, protocols, records, transforms
-from reid_jax import storage
+from reid_jax import checks, storage
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
 from reid_jax.runtime import checkpoint, sharding, workdir
@@ -95,7 +96,16 @@ def build_method(config: Any, *, num_classes: int) -> Method:
         inspect.signature(made).bind(**given)
     except TypeError as error:
         raise UserError(f"config.model does not fit {config.method}: {error}") from None
+    checks.check_kinds(config.model.to_dict(), _types_of_fields(made))
     return made(**given)
+
+
+def _types_of_fields(made: type[Method]) -> dict[str, Any]:
+    """Types of a method's fields: of its dataclass of options, or its arguments."""
+    options = getattr(
+        importlib.import_module(made.__module__), "Options", made.__init__
+    )
+    return typing.get_type_hints(options)
 
 
 def _method_class(name: str) -> type[Method]:
@@ -252,6 +262,11 @@ def restore(
             trained = meta["config"].get(field)
             print(f"note: config.{field} is {value}; it was trained with {trained}")
     method = build_method(config, num_classes=meta["num_classes"])
+    if meta["stage"] not in method.stages:
+        raise UserError(
+            f"{folder} was saved in a stage {meta['stage']!r}, which is none of "
+            f"{meta['method']}'s: {', '.join(method.stages)}"
+        )
     shapes = jax.eval_shape(method.init, jax.random.key(0), example_batch(config, 2))
     abstract = checkpoint.place(without_rows(method, shapes), sharding.replicated(mesh))
     variables = checkpoint.read_variables(

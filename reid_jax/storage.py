@@ -68,7 +68,19 @@ def absolute(path: PathLike) -> epath.Path:
     """The path from its root, `~` expanded; what is in a bucket is that already."""
     if in_bucket(path):
         return _LiteralPath(path)
-    return _LiteralPath(pathlib.Path(path).expanduser().resolve())
+    return _LiteralPath(expanded(path).resolve())
+
+
+def expanded(path: PathLike) -> pathlib.Path:
+    """A path on a disk with `~` and `~user` expanded.
+
+    Raises:
+      UserError: if there is no such user.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{os.fspath(path)}: there is no such user's home") from error
 
 
 def check_reachable(path: PathLike) -> None:

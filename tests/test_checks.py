@@ -1,12 +1,15 @@
 """Values of a config that make no sense end in one message that names the field."""
 
+import importlib
 import math
+import typing
 
 import pytest
 
 from configs import aaformer, common
 from reid_jax import checks, experiment
 from reid_jax.errors import UserError
+from reid_jax.runtime import workdir
 
 
 def _set(config, field, value):
@@ -40,6 +43,8 @@ def _set(config, field, value):
         ("model.width", 0),
         ("model.stride", (16, 0)),
         ("model.bn_groups", 0),
+        ("model.depth", 2**40),
+        ("stages.train.optimizer.momentum", math.nan),
     ],
 )
 def test_a_value_without_sense_is_named(field, value):
@@ -66,11 +71,10 @@ def test_all_are_named_at_once():
 
 
 def test_every_limit_is_a_field():
-    config = common.base("x", common.parse("demo"))
-    checks.check_config(config)
-    del config.stages.train.optimizer.final_factor
-    with pytest.raises(KeyError):
-        checks.check_config(config)
+    fields = workdir.flatten(common.base("x", common.parse("demo")).to_dict())
+    assert fields.keys() >= checks.LIMITS.keys()
+    of_stage = {f"stages.train.{name}" for name in checks.LIMITS_OF_STAGE}
+    assert fields.keys() >= of_stage
 
 
 @pytest.mark.parametrize(
@@ -93,3 +97,43 @@ def test_fields_that_a_method_lacks_are_named():
     config.model = {}
     with pytest.raises(UserError, match="'width'"):
         experiment.build_method(config, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("granularities", None),
+        ("granularities", ("a",)),
+        ("part_groups", 5),
+        ("part_groups", (1, 2)),
+        ("stride", ("a",)),
+        ("drop_path", math.nan),
+        ("margin", math.inf),
+        ("label_smoothing", "0.1"),
+        ("normalise_scores", 1),
+        ("sinkhorn_iterations", 2.5),
+    ],
+)
+def test_a_field_of_the_model_of_another_type_is_named(field, value):
+    config = aaformer.get_config("demo")
+    _set(config, f"model.{field}", value)
+    with pytest.raises(UserError, match=rf"^config\.model\.{field} is "):
+        experiment.build_method(config, num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["aaformer", "cacenet", "cpacol", "drop", "sanet"])
+def test_all_rows_pass(name):
+    module = importlib.import_module(f"configs.{name}")
+    for row in module.ROWS:
+        config = module.get_config(f"demo,row={row}")
+        checks.check_config(config)
+        method = importlib.import_module(config.method)
+        types = typing.get_type_hints(method.Options)
+        checks.check_kinds(config.model.to_dict(), types)
+
+
+def test_average_precisions_are_few():
+    config = aaformer.get_config("demo")
+    config.evaluation.ap = "foo"
+    with pytest.raises(UserError, match=r"config\.evaluation\.ap is 'foo'; it is one"):
+        checks.check_config(config)

@@ -37,6 +37,11 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
         ((DEMO, "--config.model.widht=3"), "width"),
         ((*DEMO.split("="), "--config.model.widht=3"), "did you mean model.width?"),
         ((DEMO, "--config.model.width=wide"), "width"),
+        (
+            (DEMO, "--config.model.stride=(8,8)", "--config.model.stride=(8,)"),
+            "2 times",
+        ),
+        ((DEMO, "--workdir=~nobodyx/run"), "~nobodyx/run: there is no such user"),
         ((DEMO, "--mode=trian"), "train"),
         ((DEMO, "--nosuchflag"), "nosuchflag"),
         ((DEMO, "--compilation_cache=README.md/cache"), "cannot write to README.md"),

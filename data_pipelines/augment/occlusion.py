@@ -15,6 +15,7 @@ from data_pipelines.augment.base import (
     require_probability,
     require_range,
 )
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 _ERASING_TRIES = 100
@@ -187,7 +188,7 @@ def _scaled(patch: np.ndarray, area: float, limit: tuple[int, int]) -> np.ndarra
 @functools.lru_cache(maxsize=4)
 def _read_bank(bank: str) -> tuple[np.ndarray, ...]:
     where = "config.augment.paste_occluder.bank"
-    folder = pathlib.Path(bank).expanduser()
+    folder = storage.expanded(bank)
     if not bank or not folder.is_dir():
         raise UserError(
             f"{where}={bank!r} is no folder: give one with pictures of occluders, or "

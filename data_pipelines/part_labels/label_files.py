@@ -26,6 +26,7 @@ import PIL.Image
 
 from data_pipelines.entries import Entry, Split, bad_file, shown
 from data_pipelines.part_labels.kinds import CLASS_NAMES, KINDS, UNLABELLED, check_kind
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 THRESHOLD = 0.5
@@ -124,7 +125,7 @@ def attach(
     _check_arguments(folder, kind, own)
     if folder is None:
         return {n: _map(s, lambda e: _of_kind(e, kind)) for n, s in splits.items()}
-    found = _find(pathlib.Path(folder).expanduser(), kind)
+    found = _find(storage.expanded(folder), kind)
     matcher = _Matcher(found, kind)
     attached = {name: _map(split, matcher) for name, split in splits.items()}
     if not matcher.used:

@@ -122,7 +122,10 @@ class _FromSource:
         requests.compare(stored, asked, name=self.name, path=path)
         if not there:
             return "Its source is not there any more and was not compared."
-        return "Its source holds the same images; they were not read again."
+        return (
+            "Its source has the same names, persons and cameras; no image was read "
+            "again."
+        )
 
     @property
     def _content(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.entries import Split
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 Place = str | os.PathLike | None
@@ -40,7 +41,7 @@ class Request:
         asked = dataclasses.asdict(self)
         for name in _PATHS:
             if asked[name] is not None:
-                asked[name] = os.path.abspath(os.path.expanduser(asked[name]))
+                asked[name] = os.path.abspath(storage.expanded(asked[name]))
         # Neither changes what is stored.
         del asked["allow_other_counts"], asked["name"]
         return asked

@@ -13,6 +13,7 @@ from data_pipelines.entries import SPLITS, Counts, Entry, Split, bad_file, read_
 from data_pipelines.readers import market1501, sources
 from data_pipelines.readers.dukemtmc import WITHDRAWN
 from data_pipelines.readers.sources import AnyPath, DataSet
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 LISTS = {split: f"{split}.list" for split in SPLITS}
@@ -46,7 +47,7 @@ def scan(
 
 
 def _lists_folder(lists: str | os.PathLike) -> pathlib.Path:
-    folder = pathlib.Path(lists).expanduser()
+    folder = storage.expanded(lists)
     absent = [name for name in LISTS.values() if not (folder / name).is_file()]
     if absent:
         raise UserError(

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipelines.entries import Counts, Entry, Split, shown
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 JPEG = (".jpg", ".jpeg")
@@ -99,7 +100,7 @@ def open_source(source: str | os.PathLike, *, expected: str) -> AnyPath:
     Raises:
       UserError: it does not exist, or is neither.
     """
-    path = pathlib.Path(source).expanduser()
+    path = storage.expanded(source)
     if not path.exists():
         raise UserError(f"--source={source} does not exist. {expected}")
     return path if path.is_dir() else _open_zip(path)

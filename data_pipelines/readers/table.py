@@ -30,6 +30,7 @@ from data_pipelines.readers import table_checks, table_numbers, table_rows
 from data_pipelines.readers.sources import DataSet
 from data_pipelines.readers.table_numbers import Numbering
 from data_pipelines.readers.table_rows import EXPECTED, USED, Row
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 _CAMERA_OF_SPLIT = {"train": 0, "query": 0, "gallery": 1}
@@ -63,7 +64,7 @@ def scan(source: str | os.PathLike) -> dict[str, Split]:
       UserError: the table cannot be read, lacks a column, or has wrong cells; it says
         which row and column.
     """
-    table = pathlib.Path(source).expanduser()
+    table = storage.expanded(source)
     if not table.is_file():
         raise UserError(f"--source={source} is not a file. {EXPECTED}")
     columns, rows, persons = _checked(table)

@@ -26,6 +26,9 @@ from reid_jax.retrieval.labels import Labels, MatchIndex, why_no_match
 _PADDING = np.iinfo(np.int32).max
 """Stands behind every rank in rows of unequal numbers of matches."""
 
+APS = ("rectangle", "trapezoid")
+"""Names of average precisions."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RankingResult:
@@ -250,8 +253,8 @@ def _count_on_device(
 
 def check_ap(ap: str) -> None:
     """Raises UserError unless `ap` names an average precision."""
-    if ap not in ("rectangle", "trapezoid"):
-        raise UserError(f"ap={ap!r}: choose 'rectangle' or 'trapezoid'")
+    if ap not in APS:
+        raise UserError(f"ap={ap!r}: choose {' or '.join(map(repr, APS))}")
 
 
 def check_defined(rows: np.ndarray, undefined: np.ndarray) -> None:

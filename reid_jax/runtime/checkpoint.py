@@ -26,7 +26,7 @@ from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import digests, exported
 from reid_jax.runtime import workdir as workdirs
-from reid_jax.runtime.state import AVERAGED, Meta, TrainState
+from reid_jax.runtime.state import AVERAGED, Meta, TrainState, wrong_entry
 
 # Orbax writes the time of the rename into it; nothing of the run is in it.
 _UNDIGESTED = ("_CHECKPOINT_METADATA",)
@@ -235,12 +235,13 @@ def read_meta(checkpoint: epath.Path) -> Meta:
       UserError: if it is damaged.
     """
     if exported.holds(checkpoint):
-        return exported.meta(checkpoint)
-    reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    with reader, _readable(checkpoint):
-        meta = reader.restore(checkpoint / "meta")
-    if not isinstance(meta, dict):
-        raise UserError(_damaged(checkpoint, "meta is no JSON object"))
+        meta = exported.meta(checkpoint)
+    else:
+        reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+        with reader, _readable(checkpoint):
+            meta = reader.restore(checkpoint / "meta")
+    if wrong := wrong_entry(meta):
+        raise UserError(_damaged(checkpoint, f"what it says of itself {wrong}"))
     return meta
 
 

@@ -24,14 +24,14 @@ def meta(folder: epath.Path) -> dict[str, Any]:
       UserError: if that file is damaged.
     """
     about = workdir.read_object(folder / "export.json")
-    return {
-        "stage": about["stage"],
-        "stage_index": 0,
-        "step": about["step"],
-        "global_step": about["step"],
-        "method": about["method"],
-        "num_classes": about["training_identities"],
-        "process_count": 1,
-        "best": {"entries": about["results"]},
-        "config": about["config"],
+    names = {
+        "stage": "stage",
+        "step": "step",
+        "global_step": "step",
+        "method": "method",
+        "num_classes": "training_identities",
+        "config": "config",
     }
+    found = {name: about[there] for name, there in names.items() if there in about}
+    best = {"entries": about.get("results", [])}
+    return {"stage_index": 0, "process_count": 1, "best": best} | found

@@ -156,4 +156,7 @@ def _learner(
             return optax.chain(optax.add_decayed_weights(decay), optax.adam(scaled))
         case "adamw":
             return optax.adamw(scaled, weight_decay=decay)
-    raise UserError(f"unknown optimizer {spec.name!r}; known: {', '.join(OPTIMIZERS)}")
+    raise UserError(
+        f"optimizer.name={spec.name!r} of a stage is unknown; known: "
+        f"{', '.join(OPTIMIZERS)}"
+    )

@@ -75,3 +75,22 @@ class Meta(TypedDict):
     process_count: int
     best: dict[str, Any] | None
     config: dict[str, Any]
+
+
+def wrong_entry(meta: Any) -> str:
+    """What is wrong with what should be `Meta`, as in "lacks 'step'"; "" if nothing."""
+    if not isinstance(meta, dict):
+        return "is no JSON object"
+    kinds = {"stage": str, "method": str, "config": dict}
+    kinds |= dict.fromkeys(("stage_index", "step", "global_step"), int)
+    kinds |= dict.fromkeys(("num_classes", "process_count"), int)
+    for name, kind in kinds.items():
+        if name not in meta:
+            return f"lacks {name!r}"
+        value, least = meta[name], 1 if name == "num_classes" else 0
+        if not isinstance(value, kind) or (kind is int and value < least):
+            return f"has {value!r} as {name!r}"
+    best = meta.get("best")
+    if best is not None and not isinstance(best, dict):
+        return f"has {best!r} as 'best'"
+    return ""

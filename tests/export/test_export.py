@@ -143,6 +143,15 @@ def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
     )
     for name in ("metrics", "metrics_before_pairs", "step", "valid_queries"):
         assert entry[name] == wanted[name]
+    about = json.loads((folder / "export.json").read_text())
+    for entry, value in {"stage": "third", "training_identities": "many"}.items():
+        (folder / "export.json").write_text(json.dumps(about | {entry: value}))
+        with pytest.raises(UserError, match=f"'?{value}'?"):
+            evaluate.evaluate_checkpoint(again, str(folder), workdir=str(tmp_path))
+    (folder / "export.json").write_text("{}")
+    with pytest.raises(UserError, match="lacks 'stage'"):
+        config_of_run.get_config(str(folder))
+    (folder / "export.json").write_text(json.dumps(about))
     for damaged in sorted((folder / "params").rglob("d/*"))[:1]:
         data = bytearray(damaged.read_bytes())
         data[len(data) // 2] ^= 1
