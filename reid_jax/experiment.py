@@ -94,6 +94,8 @@ def build_method(config: Any, *, num_classes: int) -> Method:
     given |= config.model.to_dict()
     try:
         inspect.signature(made).bind(**given)
+        if options := _options(made):
+            inspect.signature(options).bind(**config.model.to_dict())
     except TypeError as error:
         raise UserError(f"config.model does not fit {config.method}: {error}") from None
     checks.check_kinds(config.model.to_dict(), _types_of_fields(made))
@@ -102,10 +104,12 @@ def build_method(config: Any, *, num_classes: int) -> Method:
 
 def _types_of_fields(made: type[Method]) -> dict[str, Any]:
     """Types of a method's fields: of its dataclass of options, or its arguments."""
-    options = getattr(
-        importlib.import_module(made.__module__), "Options", made.__init__
-    )
-    return typing.get_type_hints(options)
+    return typing.get_type_hints(_options(made) or made.__init__)
+
+
+def _options(made: type[Method]) -> type | None:
+    """The dataclass of a method's fields, where its module has one."""
+    return getattr(importlib.import_module(made.__module__), "Options", None)
 
 
 def _method_class(name: str) -> type[Method]:

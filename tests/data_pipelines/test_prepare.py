@@ -471,7 +471,7 @@ def test_the_command_reports_and_then_says_that_it_is_done(folder, data_dir):
     again = run(*arguments)
     assert again.returncode == 0
     assert "already prepared" in again.stdout
-    assert "holds the same images" in again.stdout
+    assert "has the same names, persons and cameras" in again.stdout
 
 
 def test_a_mistake_on_the_command_line_is_one_message(data_dir):
