@@ -93,9 +93,11 @@ def build_method(config: Any, *, num_classes: int) -> Method:
     given = {"num_classes": num_classes, "image_size": image_size(config)}
     given |= config.model.to_dict()
     try:
-        inspect.signature(made).bind(**given)
+        arguments = inspect.signature(made).bind(**given).kwargs
         if options := _options(made):
-            inspect.signature(options).bind(**config.model.to_dict())
+            own = inspect.signature(made).parameters
+            rest = {k: v for k, v in arguments.items() if k not in own}
+            inspect.signature(options).bind(**rest)
     except TypeError as error:
         raise UserError(f"config.model does not fit {config.method}: {error}") from None
     checks.check_kinds(config.model.to_dict(), _types_of_fields(made))
