@@ -8,6 +8,9 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import prepared, protocols, records
 
+USUAL_BATCH = 16
+"""Identities of a batch in most configs."""
+
 
 def report(dataset: str, path: str | os.PathLike) -> str:
     """Describes a prepared data set: images, identities, cameras, remarks.
@@ -42,7 +45,7 @@ def next_command(dataset: str, path: str | os.PathLike) -> str:
     ):
         return (
             "Next, with a trained run: python -m reid_jax.main "
-            "--config=configs/aaformer.py:demo --mode=evaluate "
+            "--mode=evaluate --workdir=runs/aaformer-demo "
             f"--config.data.data_dir={_data_dir(dataset, path)} "
             f"--config.evaluate_on=\"('{dataset}',)\""
         )
@@ -52,8 +55,15 @@ def next_command(dataset: str, path: str | os.PathLike) -> str:
         f"--config.data.data_dir={_data_dir(dataset, path)}"
     )
     if train == dataset:
-        return command
+        return command + _smaller_batch(dataset, path)
     return f"{command} --config.evaluate_on=\"('{dataset}',)\""
+
+
+def _smaller_batch(dataset: str, path: str | os.PathLike) -> str:
+    """What a training set of fewer identities than a usual batch needs beside."""
+    stored = prepared.open_records(dataset, "train", _data_dir(dataset, path))
+    count = len(_identities(stored))
+    return f" --config.stages.train.identities={count}" if count < USUAL_BATCH else ""
 
 
 def _data_dir(dataset: str, path: str | os.PathLike) -> pathlib.Path:

@@ -109,6 +109,9 @@ def _remarks(
     if persons.names:
         numbered = [f"{name} = {n}" for n, name in persons.names.items()]
         yield f"Column person: names, numbered in sorted order: {shown(numbered)}."
+        few = [name for name in persons.names.values() if not name.isdecimal()]
+        if 2 * len(few) < len(persons.names):
+            yield f"Most persons are numbers, but not {shown(few)}: is that right?"
     else:
         yield "Column person: whole numbers, kept as they are."
     found = collections.Counter(row["split"] for row in rows)

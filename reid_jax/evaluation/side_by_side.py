@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from data_pipelines import prepared
 from data_pipelines.protocols import protocol
 from data_pipelines.records import Records
-from reid_jax import pictures
+from reid_jax import pictures, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import drawing
 from reid_jax.evaluation.lists import find
@@ -100,7 +99,8 @@ def _draw(
 
 def _first_protocol(run: str) -> str:
     """What the first list of a run is of."""
-    found = sorted(epath.Path(run).glob("pictures/*/ranking.json"))
+    # A protocol's name may be that of a folder in a folder.
+    found = sorted((storage.absolute(run) / "pictures").glob("**/ranking.json"))
     if not found:
         raise UserError(f"{run} has no ranking lists: {_HOW}")
     return workdir.read_object(found[0])["protocol"]
@@ -113,7 +113,7 @@ _HOW = (
 
 
 def _read(run: str, name: str) -> dict[str, Any]:
-    path = epath.Path(run) / "pictures" / name.replace(":", "-") / "ranking.json"
+    path = storage.absolute(run) / "pictures" / name.replace(":", "-") / "ranking.json"
     if not path.exists():
         raise UserError(f"{run} has no ranking lists of {name}: {_HOW}")
     return workdir.read_object(path)
@@ -139,10 +139,10 @@ def _common(
 
 def _open(run: str, name: str) -> list[Records]:
     """Query and gallery, from where the run has its data."""
-    config = workdir.read_object(epath.Path(run) / "config.json")
+    config = workdir.read_object(storage.absolute(run) / "config.json")
     made = protocol(name)
     return [
-        prepared.open_records(made.dataset, split, config["data.data_dir"])
+        prepared.open_records(made.dataset, split, config["data"]["data_dir"])
         for split in (made.query_split, made.gallery_split)
     ]
 

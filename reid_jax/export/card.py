@@ -155,6 +155,7 @@ from jax import export
 
 def load(path):
     image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    assert image is not None, f"cannot read {{path}}"
     return cv2.resize(image, ({width}, {height}))  # bilinear
 
 embed = export.deserialize(pathlib.Path("embed.jaxexport").read_bytes())

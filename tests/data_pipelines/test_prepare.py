@@ -464,7 +464,9 @@ def test_the_command_reports_and_then_says_that_it_is_done(folder, data_dir):
     assert ["gallery", "3", "2", "3"] in lines
     assert "1 gallery images are distractors" in first.stdout
     assert "2 junk images (person -1) were left out" in first.stdout
-    assert "dataset=own" in first.stdout.splitlines()[-1]
+    last = first.stdout.splitlines()[-1]
+    assert "dataset=own" in last
+    assert last.endswith("--config.stages.train.identities=2")
     assert f"Preparing own in {data_dir}" in first.stderr
     assert "3/3" in first.stderr  # The progress bar.
     assert "Traceback" not in first.stderr

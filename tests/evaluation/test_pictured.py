@@ -12,6 +12,7 @@ from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, side_by_side
 from reid_jax.runtime import sharding
+from reid_jax.runtime import workdir as workdirs
 from tests.variables import random_variables
 
 
@@ -32,8 +33,7 @@ def run(config, folder, seed):
         step=7,
         picture_dir=folder / "pictures" / "tiny",
     )
-    config_json = {"data.data_dir": config.data.data_dir}
-    (folder / "config.json").write_text(json.dumps(config_json))
+    workdirs.write_json(folder / "config.json", config.to_dict())
     return method, variables
 
 
@@ -153,3 +153,11 @@ def test_what_cannot_be_set_side_by_side(two_runs, tmp_path, capsys):
     assert side_by_side.main([f"--runs={tmp_path / 'none'}", f"--out={out}"]) == 2
     assert "none has no ranking lists" in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+def test_lists_of_a_data_set_in_a_folder_are_found(tmp_path):
+    folder = tmp_path / "pictures" / "synthetic" / "holistic_demo"
+    workdirs.write_json(
+        folder / "ranking.json", {"protocol": "synthetic/holistic_demo"}
+    )
+    assert side_by_side._first_protocol(str(tmp_path)) == "synthetic/holistic_demo"

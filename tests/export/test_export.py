@@ -143,6 +143,9 @@ def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
     )
     for name in ("metrics", "metrics_before_pairs", "step", "valid_queries"):
         assert entry[name] == wanted[name]
+    # Pictures of another run do not take the place of those that live there.
+    drawn = {p.parent.parent.name for p in tmp_path.rglob("ranking.png")}
+    assert drawn == {"pictures", "of-moved", "of-run"}
     about = json.loads((folder / "export.json").read_text())
     for entry, value in {"stage": "third", "training_identities": "many"}.items():
         (folder / "export.json").write_text(json.dumps(about | {entry: value}))

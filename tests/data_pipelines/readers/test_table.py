@@ -396,6 +396,16 @@ def test_what_was_understood_of_each_column_is_said(folder):
     )
 
 
+def test_one_name_among_numbers_is_asked_about(folder):
+    rows = [
+        (p, {"40": "4O"}.get(person, person), c, s) for p, person, c, s in numbered()
+    ]
+    remarks = table.scan(save(folder, rows))["train"].remarks
+    assert "Most persons are numbers, but not 4O: is that right?" in remarks
+    remarks = table.scan(save(folder, ROWS))["train"].remarks
+    assert not any("is that right" in line for line in remarks)
+
+
 def bomb(path, rows, cell):
     """A few kB that stand for `rows` equal rows: runs of a dictionary."""
     each = 200_000
