@@ -100,10 +100,11 @@ def _draw(
 def _first_protocol(run: str) -> str:
     """What the first list of a run is of."""
     # A protocol's name may be that of a folder in a folder.
-    found = sorted((storage.absolute(run) / "pictures").glob("**/ranking.json"))
+    folder = storage.absolute(run) / "pictures"
+    found = [*folder.glob("*/ranking.json"), *folder.glob("*/*/ranking.json")]
     if not found:
         raise UserError(f"{run} has no ranking lists: {_HOW}")
-    return workdir.read_object(found[0])["protocol"]
+    return workdir.read_object(min(found))["protocol"]
 
 
 _HOW = (
