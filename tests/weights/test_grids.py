@@ -50,7 +50,9 @@ def run(tmp_path):
         collections={k: v for k, v in variables.items() if k != "params"},
         opt_state={},
     )
-    checkpoints.save_best(1, state, {"stage": "train", "config": RUN})
+    meta = {"stage": "train", "method": "reid_jax.models.aaformer", "config": RUN}
+    meta |= {"stage_index": 0, "step": 1, "global_step": 1, "num_classes": 5}
+    checkpoints.save_best(1, state, meta | {"process_count": 1})
     checkpoints.close()
     export = tmp_path / "run" / "export"
     folders.write(export / "params", dict(variables))
