@@ -121,6 +121,7 @@ def main(argv: Sequence[str]) -> None:
         compilation.use_cache(COMPILATION_CACHE.value)
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.name}-{config.variant}"
+    storage.absolute(workdir)  # says at once what is no path
     verb = {
         "train": _train,
         "evaluate": _evaluate,

@@ -97,7 +97,7 @@ def test_ctrl_c_is_left_to_the_run(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows=table9"], "has no row 'table9'; known: full, table4-vit"),
+        (["--rows=table9"], "has no row 'table9'; known: full, table2-vit"),
         (["--config=configs/none.py"], "there is no config file configs/none.py"),
         (["--config=configs/baseline.py"], "configs/baseline.py has no ROWS"),
     ],

@@ -7,9 +7,8 @@ of both splits and one block of queries x gallery distances.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -51,7 +50,7 @@ class Evaluator:
         self._embed = Embedder(
             method, mesh, image_size=spec.image_size, batch_size=spec.batch_size
         )
-        self._distance = jax.jit(functools.partial(_distances, method))
+        self._distance = _distance_function(method)
         scorers = {stage: method.pair_scorer(stage) for stage in method.stages}
         self._pair_networks = {
             stage: PairNetwork(scorer) for stage, scorer in scorers.items() if scorer
@@ -213,12 +212,16 @@ class Evaluator:
             yield rows, distances
 
 
-def _distances(
-    method: Method, query: Embedding, gallery: Embedding
-) -> tuple[jax.Array, jax.Array]:
-    """Distances [Q, G], and which queries' [Q] are all finite."""
-    distances = method.distance(query, gallery)
-    return distances, jnp.isfinite(distances).all(axis=1)
+def _distance_function(
+    method: Method,
+) -> Callable[[Embedding, Embedding], tuple[jax.Array, jax.Array]]:
+    """The jitted (query, gallery) -> distances [Q, G], and which rows are finite."""
+
+    def distance(query: Embedding, gallery: Embedding) -> tuple[jax.Array, jax.Array]:
+        distances = method.distance(query, gallery)
+        return distances, jnp.isfinite(distances).all(axis=1)
+
+    return jax.jit(distance)
 
 
 def evaluate_checkpoint(

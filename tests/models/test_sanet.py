@@ -684,4 +684,6 @@ def test_a_run_is_evaluated_and_pictured(sanet_config, tmp_path):
     assert entry["step"] == 2
     assert 0 <= entry["metrics"]["mAP"] <= 1
     pictures = {path.stem for path in (tmp_path / "pictures" / "tiny").iterdir()}
-    assert pictures == {"ranking", "routes", "relative_activation", "masks"}
+    drawn = {"ranking", "routes", "relative_activation", "masks"}
+    answers = {"relative_activation_answers", "masks_answers"}
+    assert pictures == drawn | answers

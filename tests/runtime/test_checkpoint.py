@@ -11,6 +11,7 @@ from reid_jax.runtime import checkpoint, digests, workdir
 from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.state import TrainState
 from reid_jax.weights import files, folders
+from tests.metas import meta
 
 # Written when all else is done; they hold the time.
 ORBAXS_MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -33,7 +34,7 @@ def _data():
 def _save(folder, *steps):
     checkpoints = Checkpoints(str(folder), keep=len(steps))
     for step in steps:
-        checkpoints.save(step, _state(step), _data(), {"global_step": step})
+        checkpoints.save(step, _state(step), _data(), meta(global_step=step))
     checkpoints.close()
 
 
@@ -147,5 +148,5 @@ def test_a_folder_that_moved_gets_no_second_checkpoint(tmp_path):
 
 
 def _save_and_wait(checkpoints, step):
-    checkpoints.save(step, _state(step), _data(), {"global_step": step})
+    checkpoints.save(step, _state(step), _data(), meta(global_step=step))
     checkpoints.wait()

@@ -169,5 +169,7 @@ def test_schedule_without_warm_up_starts_at_the_learning_rate():
 
 
 def test_unknown_optimizer():
-    with pytest.raises(UserError, match="'lion'; known: sgd, adam, adamw"):
+    with pytest.raises(
+        UserError, match="'lion' of a stage is unknown; known: sgd, adam, adamw"
+    ):
         make_optimizer(OptimizerSpec("lion", 0.1), lambda _: 0.1)

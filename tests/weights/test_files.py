@@ -18,6 +18,7 @@ from reid_jax.errors import UserError
 from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.state import TrainState
 from reid_jax.weights import damage, files, folders
+from tests.metas import meta
 from tests.weights import torch_writer
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -199,7 +200,7 @@ def test_orbax_conversion_export_and_run(tmp_path):
         collections={"batch_stats": statistics},
         opt_state={"trace": params},
     )
-    run.save_best(1, state, {"stage": "train"})
+    run.save_best(1, state, meta())
     run.close()
     for name in ("converted", "export", "run"):
         file = files.read(tmp_path / name)

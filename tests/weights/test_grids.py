@@ -12,6 +12,7 @@ from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.state import TrainState
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import fetch, files, folders, grids
+from tests.metas import meta
 from tests.variables import random_variables
 from tests.weights import state_dicts, torch_writer
 from tests.weights.test_load import TINY, bilinear
@@ -50,9 +51,7 @@ def run(tmp_path):
         collections={k: v for k, v in variables.items() if k != "params"},
         opt_state={},
     )
-    meta = {"stage": "train", "method": "reid_jax.models.aaformer", "config": RUN}
-    meta |= {"stage_index": 0, "step": 1, "global_step": 1, "num_classes": 5}
-    checkpoints.save_best(1, state, meta | {"process_count": 1})
+    checkpoints.save_best(1, state, meta(config=RUN))
     checkpoints.close()
     export = tmp_path / "run" / "export"
     folders.write(export / "params", dict(variables))

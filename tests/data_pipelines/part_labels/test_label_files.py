@@ -246,7 +246,7 @@ def test_no_label_that_fits_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "kind", "own", "words"),
     [
-        (".", None, False, "add --parts_kind=<one of parts, pifpaf, hpnet>"),
+        (".", None, False, "add --parts_kind=<one of parts, pifpaf, hpnet, lip>"),
         (None, "hpnet", False, "add --parts=<folder>"),
         (".", "mhp", False, "Unknown kind of part labels: 'mhp'"),
         (None, None, True, "add --parts_kind"),
