@@ -30,6 +30,7 @@ from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.experiment import EvaluationSpec
 from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.runtime import checkpoint, sharding, trained
+from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.progress import said
 
 
@@ -246,7 +247,7 @@ def evaluate_checkpoint(
     changed = experiment.changed_fields(config, meta["config"])
     pictured = storage.absolute(workdir) / "pictures"
     run = trained.run_folder(folder)
-    if run != storage.absolute(workdir):
+    if run != storage.absolute(workdir) and workdirs.has_checkpoint(workdir):
         pictured = pictured / f"of-{run.name}"  # the run that lives here has its own
     evaluator = Evaluator(method, mesh, experiment.build_evaluation(config))
     protocols = experiment.build_protocols(config)

@@ -135,9 +135,7 @@ def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
     config, run = toy_run
     folder = export.export_checkpoint(config, str(run), directory=tmp_path / "moved")
     again = config_of_run.get_config(str(folder))
-    (entry,) = evaluate.evaluate_checkpoint(
-        again, str(folder), workdir=str(tmp_path / "results")
-    )
+    (entry,) = evaluate.evaluate_checkpoint(again, str(folder), workdir=str(run))
     (wanted,) = evaluate.evaluate_checkpoint(
         config, str(run), workdir=str(tmp_path / "of the run")
     )
@@ -145,7 +143,8 @@ def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
         assert entry[name] == wanted[name]
     # Pictures of another run do not take the place of those that live there.
     drawn = {p.parent.parent.name for p in tmp_path.rglob("ranking.png")}
-    assert drawn == {"pictures", "of-moved", "of-run"}
+    assert drawn == {"pictures", "of-moved"}
+    assert (run / "pictures" / "of-moved" / "tiny" / "ranking.png").exists()
     about = json.loads((folder / "export.json").read_text())
     for entry, value in {"stage": "third", "training_identities": "many"}.items():
         (folder / "export.json").write_text(json.dumps(about | {entry: value}))
