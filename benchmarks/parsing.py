@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from configs import run as config_of_run
 from data_pipelines import loader
 from data_pipelines.records import Records
 from reid_jax import experiment
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(run: pathlib.Path) -> dict[str, Any]:
     """All figures of a run's best checkpoint."""
     folder = checkpoint.find(str(run))
-    config = ConfigDict(workdirs.read_object(run / "config.json"))
+    config = config_of_run.get_config(str(run))
     if "embeddings" not in config.model:
         raise UserError(f"{run} is no run of DROP: it has no config.model.embeddings")
     config.model.embeddings = COMBINATIONS["G+F+P"]
@@ -102,7 +102,7 @@ def measure(run: pathlib.Path) -> dict[str, Any]:
 
 
 def parsing(
-    config: ConfigDict, method: Method, variables: Variables, records: Records
+    config: Any, method: Method, variables: Variables, records: Records
 ) -> dict[str, Any]:
     """Pixel accuracy and IoU of the background and every part, over some images."""
     experiment.check_parts(method, records, ("parts",))

@@ -18,14 +18,13 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from configs import run as config_of_run
 from data_pipelines import loader
 from data_pipelines.part_labels import groupings, kinds
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint, sharding
-from reid_jax.runtime import workdir as workdirs
 
 REGIONS = "three_v"
 
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(run: pathlib.Path) -> dict[str, np.ndarray]:
     """Patches by part (rows) and region (columns), for each granularity."""
     folder = checkpoint.find(str(run))
-    config = ConfigDict(workdirs.read_object(run / "config.json"))
+    config = config_of_run.get_config(str(run))
     method, variables = experiment.restore(config, folder, sharding.make_mesh())
     variables = sharding.fetch(variables)
     protocol = experiment.build_protocols(config)[0]

@@ -74,7 +74,9 @@ def learn(steps: int, rate: float, reduction: str) -> dict[str, Any]:
     state = optimizer.init(params)
 
     @jax.jit
-    def step(params: Any, statistics: Any, state: Any, batch: Batch, key: jax.Array):
+    def step(
+        params: Any, statistics: Any, state: Any, batch: Batch, key: jax.Array
+    ) -> tuple[Any, ...]:
         loss = partial(_loss, statistics=statistics, batch=batch, key=key)
         run = jax.grad(partial(loss, reduction=reduction), has_aux=True)
         gradients, (statistics, entropy, _) = run(params)

@@ -7,13 +7,16 @@ import ctypes
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
+from typing import IO
 
 from reid_jax import storage
 from reid_jax.errors import UserError
 
 _REPLACED = "replaced"
 _LOCK = "lock"
+_TRIES, _PAUSE = 10, 0.05
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' fcntl.h and fs.h
 
 
@@ -32,24 +35,49 @@ def held(staging: pathlib.Path, target: pathlib.Path, *, doing: str) -> Iterator
     Raises:
       UserError: another process holds it.
     """
-    staging.mkdir(parents=True, exist_ok=True)
-    path = staging / _LOCK
-    with path.open("w") as file:
-        try:
-            # Whoever held it before may have removed the folder in between.
-            own = storage.lock(file) and os.path.samestat(
-                os.fstat(file.fileno()), path.stat()
-            )
-        except FileNotFoundError:
-            own = False
-        if not own:
-            raise UserError(f"Another process is {doing} in {staging}. Wait for it.")
+    with locked(staging, doing=doing):
         try:
             _clear(staging, target)
             yield
         finally:
             _clear(staging, target)
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def locked(staging: pathlib.Path, *, doing: str) -> IO:
+    """The lock of a folder, which is made if it is not there; closing gives it back.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    for _ in range(_TRIES):
+        staging.mkdir(parents=True, exist_ok=True)
+        if (lock := try_lock(staging)) is not None:
+            return lock
+        time.sleep(_PAUSE)  # It may be one that only clears away leftovers.
+    raise UserError(f"Another process is {doing} in {staging}. Wait for it.")
+
+
+def try_lock(staging: pathlib.Path, *, certain: bool = False) -> IO | None:
+    """The lock of a folder; None if another process has it, or has just removed it.
+
+    Args:
+      staging: the folder.
+      certain: see `storage.lock`.
+    """
+    path = staging / _LOCK
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(path.open("w"))
+            # Whoever held it before may have removed the folder in between.
+            own = storage.lock(lock, certain=certain) and os.path.samestat(
+                os.fstat(lock.fileno()), path.stat()
+            )
+        except FileNotFoundError:
+            return None
+        if own:
+            stack.pop_all()
+        return lock if own else None
 
 
 def put(built: pathlib.Path, target: pathlib.Path, staging: pathlib.Path) -> None:
@@ -61,12 +89,12 @@ def put(built: pathlib.Path, target: pathlib.Path, staging: pathlib.Path) -> Non
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         built.rename(target)
-    elif not _swap(built, target):
+    elif not swap(built, target):
         target.rename(staging / _REPLACED)
         built.rename(target)
 
 
-def _swap(a: pathlib.Path, b: pathlib.Path) -> bool:
+def swap(a: pathlib.Path, b: pathlib.Path) -> bool:
     """Exchanges two folders in one step; False where that cannot be done."""
     try:
         rename = ctypes.CDLL(None).renameat2

@@ -6,25 +6,21 @@ is being replaced. So what lies in a folder that nobody has locked is a leftover
 """
 
 import contextlib
-import errno
 import io
-import os
 import pathlib
 import shutil
 import sys
-import time
 from collections.abc import Iterator
-from typing import IO
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import prepared
 from data_pipelines.preparation.plan import Plan
+from reid_jax import staging as folders
 from reid_jax import storage
 from reid_jax.errors import UserError
 
 _PREFIX = ".preparing-"
-_TRIES, _PAUSE = 10, 0.05
 
 
 def install(
@@ -46,7 +42,8 @@ def install(
             _put_in_place(_build(plan, staging), target, staging)
             return target, True
     except (OSError, ValueError, RuntimeError) as error:
-        if not _is_disk_error(error):
+        # ArrayRecord reports a disk's fault as a RuntimeError.
+        if not isinstance(error, OSError) and storage.disk_error(error) is None:
             raise
         raise UserError(
             f"Cannot write to {data_dir} ({error}). Make room or choose another "
@@ -56,60 +53,24 @@ def install(
 
 def clear_dead(data_dir: pathlib.Path) -> None:
     """Clears away what killed runs have left, and nothing of those that are alive."""
-    for staging in sorted(data_dir.glob(f"{_PREFIX}*")):
+    for folder in sorted(data_dir.glob(f"{_PREFIX}*")):
         # Another user's leftovers are not ours to clear; where files cannot be locked,
         # nothing tells the dead from the living.
         with contextlib.suppress(OSError):
-            if (held := _hold(staging, certain=True)) is not None:
-                with held:
-                    _clear(staging)
-
-
-def _is_disk_error(error: Exception) -> bool:
-    """Whether it is the disk's fault: ArrayRecord reports it as a RuntimeError."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    reasons = [os.strerror(code) for code in codes]
-    return isinstance(error, OSError) or any(r in str(error) for r in reasons)
+            if (lock := folders.try_lock(folder, certain=True)) is not None:
+                with lock:
+                    _clear(folder)
 
 
 @contextlib.contextmanager
 def _locked(data_dir: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     """Holds the folder in which a data set is built; removes it in the end."""
     staging = data_dir / (_PREFIX + name.replace("/", "-"))
-    with _held(staging):
+    with folders.locked(staging, doing="preparing this data set"):
         try:
             yield staging
         finally:
             _clear(staging)
-
-
-def _held(staging: pathlib.Path) -> IO:
-    """The lock of a folder, which is made."""
-    for _ in range(_TRIES):
-        staging.mkdir(parents=True, exist_ok=True)
-        if (held := _hold(staging)) is not None:
-            return held
-        time.sleep(_PAUSE)  # It may be one that only clears away leftovers.
-    raise UserError(
-        f"Another process is preparing this data set in {staging}. Wait for it."
-    )
-
-
-def _hold(staging: pathlib.Path, *, certain: bool = False) -> IO | None:
-    """The lock of a folder; None if another process has it, or has just removed it."""
-    lock = staging / "lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            held = stack.enter_context(lock.open("w"))
-            if not storage.lock(held, certain=certain):
-                return None
-            own = os.fstat(held.fileno()).st_ino == lock.stat().st_ino
-        except FileNotFoundError:
-            return None
-        if not own:
-            return None
-        stack.pop_all()
-        return held
 
 
 def _clear(staging: pathlib.Path) -> None:
@@ -141,6 +102,8 @@ def _put_in_place(
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
+        if folders.swap(built, target):
+            return
         (staging / "replaced").mkdir()
         target.rename(staging / "replaced" / target.name)
     built.rename(target)

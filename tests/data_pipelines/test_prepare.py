@@ -19,6 +19,7 @@ from data_pipelines import prepare, prepared, report, store
 from data_pipelines.entries import SPLITS
 from data_pipelines.preparation import staging
 from data_pipelines.readers import market1501
+from reid_jax import staging as folders
 from reid_jax import storage
 from reid_jax.errors import UserError
 from tests.data_pipelines.market_folder import jpeg, small_files, write
@@ -361,13 +362,13 @@ def test_a_folder_that_is_just_being_cleared_away_is_waited_for(
 ):
     leftover = data_dir / ".preparing-own"
     leftover.mkdir(parents=True)
-    busy = staging._hold(leftover)
+    busy = folders.try_lock(leftover)
 
     def end(_):
         shutil.rmtree(leftover, ignore_errors=True)
         busy.close()
 
-    monkeypatch.setattr(staging.time, "sleep", end)
+    monkeypatch.setattr(folders.time, "sleep", end)
     own(folder, data_dir)
     assert image_count(data_dir) == 3
 

@@ -4,7 +4,6 @@ The numbers follow from the architecture by hand: D = 768, 12 layers, 16 x 16 pa
 of 256 x 128 pixels (N = 128), 1041 identities (MSMT17).
 """
 
-import ast
 import dataclasses
 import functools
 
@@ -18,6 +17,7 @@ from reid_jax.benchmark.flops import count_flops
 from reid_jax.errors import UserError
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
+from tests.models.headers import rows_of_header
 
 D, LAYERS, N, CLASSES = 768, 12, 128, 1041
 
@@ -120,18 +120,7 @@ def test_every_row_of_the_config_is_here():
 
 
 def test_the_header_lists_every_row_with_its_fields():
-    blocks = aaformer.__doc__.split("\n\n")
-    (table,) = (block for block in blocks if block.lstrip().startswith("row  "))
-    listed = {}
-    for line in table.splitlines()[1:]:
-        name, fields = line.split(maxsplit=1)
-        fields = "" if fields == "the defaults" else fields
-        call = ast.parse(f"row({fields})", mode="eval").body
-        listed[name] = {
-            f"model.{field.arg}": ast.literal_eval(field.value)
-            for field in call.keywords
-        }
-    assert listed == configs.aaformer.ROWS
+    assert rows_of_header(aaformer.__doc__) == configs.aaformer.ROWS
 
 
 def test_rows_are_trained_on_what_the_paper_measures_them_on():

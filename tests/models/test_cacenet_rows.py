@@ -1,7 +1,5 @@
 """Every row of Tables 1 to 3 at the paper's size: shapes, and parameters by hand."""
 
-import ast
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +8,7 @@ import configs.cacenet
 from reid_jax import experiment
 from reid_jax.models import cacenet
 from reid_jax.models.method import parameter_count
+from tests.models.headers import rows_of_header
 
 CLASSES, D, E = 751, 2048, 768
 
@@ -95,17 +94,7 @@ def test_every_row_of_the_config_is_here():
 
 
 def test_the_header_lists_every_row_with_its_fields():
-    blocks = cacenet.__doc__.split("\n\n")
-    (table,) = (block for block in blocks if block.lstrip().startswith("row  "))
-    listed = {}
-    for line in table.splitlines()[1:]:
-        name, fields = line.split(maxsplit=1)
-        call = ast.parse(f"row({fields})", mode="eval").body
-        listed[name] = {
-            f"model.{field.arg}": ast.literal_eval(field.value)
-            for field in call.keywords
-        }
-    assert listed == configs.cacenet.ROWS
+    assert rows_of_header(cacenet.__doc__) == configs.cacenet.ROWS
 
 
 def test_rows_are_trained_on_what_the_paper_measures_them_on():
