@@ -322,9 +322,10 @@ def test_a_failure_between_the_two_renames_loses_nothing(folder, data_dir, monke
         return rename(self, target)
 
     monkeypatch.setattr(pathlib.Path, "rename", fail)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(folders, "swap", lambda *_: False)  # as on other systems
-        own(folder, data_dir, overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            own(folder, data_dir, overwrite=True)
     assert image_count(data_dir) == 3
     assert os.listdir(data_dir) == ["own"]
     if sys.platform == "linux":  # one step, and no rename that could fail
