@@ -38,27 +38,8 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Arrays of that file that the network may lack, as regular expressions.
     config.allow_unexpected = ()
 
-    config.data = ConfigDict()
-    # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
-    config.data.dataset = arguments["dataset"]
-    # A folder, or gs://BUCKET/FOLDER: copied to every machine once.
-    config.data.data_dir = "data"
-    config.data.height = 256
-    config.data.width = 128
-    # Processes that decode; 0 reads in threads, which is best on few cores.
-    config.data.num_workers = 0
-    # Bytes of each device's memory that the decoded training set may take, such as
-    # 4 << 30: for hosts whose cores cannot keep up. 0 decodes for every batch.
-    config.data.resident_bytes = 0
-
-    # Steps are applied in this order to the resized image.
-    config.augment = ConfigDict()
-    config.augment.steps = ("flip", "pad_crop", "random_erasing")
-    config.augment.flip = ConfigDict({"p": 0.5})
-    config.augment.pad_crop = ConfigDict({"pad": 10})
-    config.augment.random_erasing = ConfigDict(
-        {"p": 0.5, "area": (0.02, 0.4), "aspect": (0.3, 3.33), "fill": (124, 116, 104)}
-    )
+    config.data = _data(arguments["dataset"])
+    config.augment = _augment()
 
     # Keyword arguments of the method's constructor.
     config.model = ConfigDict()
@@ -68,26 +49,7 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Protocols by name, such as ("market1501", "partial_reid:single_shot"); () is the
     # training data set's own.
     config.evaluate_on = ()
-    config.evaluation = ConfigDict()
-    # "rectangle" (all tables since about 2018) or "trapezoid" (Market-1501's own code).
-    config.evaluation.ap = "rectangle"
-    # False keeps gallery images of the query's own camera, for data whose cameras are
-    # unknown; a protocol that has no camera filter never gets one.
-    config.evaluation.camera_filter = True
-    # Epochs between evaluations; 0 evaluates at the end only.
-    config.evaluation.every_epochs = 10.0
-    config.evaluation.batch_size = 128
-    # Queries ranked at once: memory is query_block x gallery distances.
-    config.evaluation.query_block = 256
-    # Queries that pictures show, as file names or indices, such as
-    # "('0002_c1s1_000451_03.jpg', 17)"; () spreads them evenly.
-    config.evaluation.pictured = ()
-    # Pair models: candidates scored at once, and disk for the gallery's maps.
-    config.evaluation.pair_block = 32
-    config.evaluation.map_cache_bytes = 8 << 30
-    # Whether the average of `ema_decay`, where there is one, is evaluated and exported
-    # in place of the last step's parameters.
-    config.evaluation.ema = True
+    config.evaluation = _evaluation()
 
     config.checkpoint = ConfigDict()
     # Epochs between checkpoints; the last step is always saved.
@@ -108,6 +70,58 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Stops (and saves) after this many steps over all stages; 0 is no limit.
     config.max_steps = 0
     return config
+
+
+def _data(dataset: str) -> ConfigDict:
+    data = ConfigDict()
+    # `name` or `name/config`, as prepared by `python -m data_pipelines.prepare`.
+    data.dataset = dataset
+    # A folder, or gs://BUCKET/FOLDER: copied to every machine once.
+    data.data_dir = "data"
+    data.height = 256
+    data.width = 128
+    # Processes that decode; 0 reads in threads, which is best on few cores.
+    data.num_workers = 0
+    # Bytes of each device's memory that the decoded training set may take, such as
+    # 4 << 30: for hosts whose cores cannot keep up. 0 decodes for every batch.
+    data.resident_bytes = 0
+    return data
+
+
+def _augment() -> ConfigDict:
+    augment = ConfigDict()
+    # Steps are applied in this order to the resized image.
+    augment.steps = ("flip", "pad_crop", "random_erasing")
+    augment.flip = ConfigDict({"p": 0.5})
+    augment.pad_crop = ConfigDict({"pad": 10})
+    augment.random_erasing = ConfigDict(
+        {"p": 0.5, "area": (0.02, 0.4), "aspect": (0.3, 3.33), "fill": (124, 116, 104)}
+    )
+    return augment
+
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    # "rectangle" (all tables since about 2018) or "trapezoid" (Market-1501's own code).
+    evaluation.ap = "rectangle"
+    # False keeps gallery images of the query's own camera, for data whose cameras are
+    # unknown; a protocol that has no camera filter never gets one.
+    evaluation.camera_filter = True
+    # Epochs between evaluations; 0 evaluates at the end only.
+    evaluation.every_epochs = 10.0
+    evaluation.batch_size = 128
+    # Queries ranked at once: memory is query_block x gallery distances.
+    evaluation.query_block = 256
+    # Queries that pictures show, as file names or indices, such as
+    # "('0002_c1s1_000451_03.jpg', 17)"; () spreads them evenly.
+    evaluation.pictured = ()
+    # Pair models: candidates scored at once, and disk for the gallery's maps.
+    evaluation.pair_block = 32
+    evaluation.map_cache_bytes = 8 << 30
+    # Whether the average of `ema_decay`, where there is one, is evaluated and exported
+    # in place of the last step's parameters.
+    evaluation.ema = True
+    return evaluation
 
 
 def stage() -> ConfigDict:
