@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from reid_jax import command_line, storage
 from reid_jax.errors import UserError
-from reid_jax.runtime import compilation, processes
+from reid_jax.runtime import compilation, interrupts, processes
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         "export": _export,
         "benchmark": _benchmark,
     }[MODE.value]
-    with storage.written(workdir):
+    with storage.written(workdir), interrupts.acknowledged():
         verb(config, workdir)
 
 

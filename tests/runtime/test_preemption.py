@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from reid_jax.runtime.preemption import PreemptionNotice
 from tests.conftest import CHECKOUT
 from tests.waiting import PATIENCE
@@ -11,16 +13,27 @@ from tests.waiting import PATIENCE
 # One call into C that takes minutes, in which no handler of Python's is run.
 BUSY = """
 import hashlib
-from reid_jax.runtime.preemption import PreemptionNotice
-with PreemptionNotice():
+from reid_jax.runtime import interrupts, preemption
+with {}():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)
 """
 
 
-def test_ctrl_c_is_acknowledged_at_once_and_the_second_ends():
+@pytest.mark.parametrize(
+    ("within", "first", "last"),
+    [
+        (
+            "preemption.PreemptionNotice",
+            "stopping: saves after this",
+            "interrupted; the last checkpoint stands",
+        ),
+        ("interrupts.acknowledged", "stopping after what is", "interrupted"),
+    ],
+)
+def test_ctrl_c_is_acknowledged_at_once_and_the_second_ends(within, first, last):
     with subprocess.Popen(
-        [sys.executable, "-c", BUSY],
+        [sys.executable, "-c", BUSY.format(within)],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -29,13 +42,13 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_ends():
         try:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
-            assert process.stderr.readline().startswith("stopping: saves after this")
+            assert process.stderr.readline().startswith(first)
             process.send_signal(signal.SIGINT)
             _, rest = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 130
-    assert rest == "interrupted; the last checkpoint stands\n"
+    assert rest == f"{last}\n"
 
 
 def test_a_notice_is_received_and_handlers_are_given_back(capsys):
