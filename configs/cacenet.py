@@ -125,10 +125,13 @@ _CODE = {
 """Fields of `config.model` that are the authors' published code."""
 
 
+MEASURED_ON = dict.fromkeys(("table1", "table2"), "dukemtmc")
+"""What the paper measures rows on that are not of Market-1501."""
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     """`:demo`, `:mode=code`, `:dataset=NAME`, `:row=NAME` of the tables."""
-    row = common.parse(arg, row="", mode="paper")["row"]
-    arguments = common.parse(arg, row="", mode="paper", dataset=_dataset(row))
+    arguments = common.parse(arg, row="", mode="paper", measured_on=MEASURED_ON)
     mode = common.choice(arguments, "mode", ("paper", "code"))
     config = common.base("cacenet", arguments)
     config.pretrained = "resnet50"
@@ -152,11 +155,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         _shrink(config)
     common.apply_row(config, ROWS, arguments)
     return config
-
-
-def _dataset(row: str) -> str:
-    """What the paper measures a row on."""
-    return "dukemtmc" if row.startswith(("table1", "table2")) else "market1501"
 
 
 def _shrink(config: ConfigDict) -> None:

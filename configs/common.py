@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -173,11 +173,15 @@ def model(options: type) -> ConfigDict:
     return fields
 
 
-def parse(arg: str | None, **defaults: Any) -> dict[str, Any]:
+def parse(
+    arg: str | None, *, measured_on: Mapping[str, str] | None = None, **defaults: Any
+) -> dict[str, Any]:
     """Arguments after a config's colon, such as `demo` or `dataset=msmt17`.
 
     Args:
       arg: the text after the colon, comma-separated; a bare name means True.
+      measured_on: beginning of a row's name -> the data set that the paper measures
+        such rows on, for where no `dataset` is given.
       **defaults: the arguments that the config knows; `demo` and `dataset` always are.
 
     Raises:
@@ -193,7 +197,12 @@ def parse(arg: str | None, **defaults: Any) -> dict[str, Any]:
             )
             raise UserError(f"unknown config argument ':{item}'; known: {known}")
         values[key] = value if has_value else True
-    if values["demo"] and "dataset=" not in (arg or ""):
+    if "dataset=" in (arg or ""):
+        return values
+    for beginning, dataset in (measured_on or {}).items():
+        if values["row"].startswith(beginning):
+            values["dataset"] = dataset
+    if values["demo"]:
         values["dataset"] = DEMO_DATASET
     return values
 

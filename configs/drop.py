@@ -215,15 +215,17 @@ LADDER = ("table4-baseline", "table4-decouple", "table4-ppf", "table4-pct", "")
 """Rows that `benchmarks/ladder.py` trains; the empty name is the paper's system."""
 
 
+MEASURED_ON = {"table": "occluded_duke"}
+"""What the paper's ablations are measured on."""
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     """`:demo`, `:dataset=NAME`, `:row=NAME` of the tables.
 
     `:part_kind=NAME` says which numbers the classes of the part labels have; without
     it `parts` on the synthetic data sets and `pifpaf` on all others.
     """
-    row = common.parse(arg, row="", part_kind="")["row"]
-    dataset = "occluded_duke" if row else "market1501"
-    arguments = common.parse(arg, row="", part_kind="", dataset=dataset)
+    arguments = common.parse(arg, row="", part_kind="", measured_on=MEASURED_ON)
     config = common.base("drop", arguments)
     config.pretrained = "hrnet_w32"
     config.model = common.model(Options)

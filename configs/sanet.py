@@ -31,7 +31,8 @@ from configs import common
 from data_pipelines.part_labels.groupings import group_names, grouping
 from reid_jax.models.sanet import Options
 
-GROUPINGS = {"pifpaf": "four_v", "hpnet": "four_hpnet", "parts": "four_v"}
+GROUPINGS = {"hpnet": "four_hpnet"}
+GROUPINGS |= dict.fromkeys(("parts", "pifpaf", "lip"), "four_v")
 """Kind of part labels: how they make up head, upper body, lower body and feet."""
 
 PARTIAL = ("partial_reid", "partial_ilids_o", "partial_ilids_p")

@@ -254,19 +254,21 @@ def evaluate_checkpoint(
     for protocol in protocols:
         evaluator.check(protocol, (meta["stage"],))
     storage.check_writable(workdir)
-    entries = evaluate_protocols(
-        evaluator,
-        protocols,
-        variables,
-        stage=meta["stage"],
-        step=meta["global_step"],
-        picture_root=pictured / "changed" if changed else pictured,
-    )
     about = {"checkpoint": str(folder)} | ({"changed": changed} if changed else {})
     if experiment.takes_average(config, meta["config"]):
         about["averaged"] = True
-    entries = [entry | about for entry in entries]
-    results.write(workdir, entries)
+    entries = []
+    for protocol in protocols:
+        (entry,) = evaluate_protocols(
+            evaluator,
+            (protocol,),
+            variables,
+            stage=meta["stage"],
+            step=meta["global_step"],
+            picture_root=pictured / "changed" if changed else pictured,
+        )
+        entries.append(entry | about)
+        results.write(workdir, entries[-1:])  # kept, whatever becomes of the next one
     return entries
 
 

@@ -69,6 +69,7 @@ def export_checkpoint(config: Any, path: str, *, directory: epath.Path) -> epath
         workdirs.write_json(folder / "export.json", about)
         text = card.text(about, image_size=image_size)
         workdirs.write_text(folder / "README.md", text)
+        digests.write(folder, without=("README.md",))  # a card may be added to
     return directory
 
 

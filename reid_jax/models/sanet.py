@@ -630,7 +630,8 @@ class Method(method.Method):
             names = ("before AFE", "after AFE", *names)
             pictures["routes"] = self._routes(outputs["routes"], batch.get("parts"))
         values = relative(jnp.concatenate(maps, axis=1))
-        pictures["relative_activation"] = method.Maps(values, names)
+        scale = "each map's smallest to its largest value"
+        pictures["relative_activation"] = method.Maps(values, names, scale=scale)
         return pictures
 
     def _routes(

@@ -198,7 +198,7 @@ def find(path: str) -> epath.Path:
     storage.check_reachable(path)
     root = storage.absolute(path)
     if exported.holds(root):
-        _check_whole(root / exported.PARAMETERS)
+        _check_whole(exported.sealed(root))
         return root
     found = [root] if (root / "state").is_dir() else []
     for kind in ("checkpoints/best", "checkpoints/last", "."):

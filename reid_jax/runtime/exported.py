@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from reid_jax.runtime import workdir
+from reid_jax.runtime import digests, workdir
 
 PARAMETERS = "params"
 """Folder of the network's variables, as `--mode=export` writes it."""
@@ -15,6 +15,15 @@ PARAMETERS = "params"
 def holds(folder: epath.Path) -> bool:
     """Whether a folder is what `--mode=export` leaves."""
     return (folder / "export.json").exists() and (folder / PARAMETERS).is_dir()
+
+
+def sealed(folder: epath.Path) -> epath.Path:
+    """The folder whose digests say whether an export is whole.
+
+    Older versions kept those of the parameters alone.
+    """
+    whole = (folder / digests.NAME).exists()
+    return folder if whole else folder / PARAMETERS
 
 
 def meta(folder: epath.Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_pair_model(toy_run, tmp_path):
     assert about["trained_on"] == "tiny"
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        *("params", "export.json", "README.md", "embed.jaxexport"),
+        *("params", "export.json", "README.md", "SHA256SUMS", "embed.jaxexport"),
         *("distance.jaxexport", "pair_maps.jaxexport", "score_pairs.jaxexport"),
     }
     stored = ocp.StandardCheckpointer().restore((folder / "params").resolve())
@@ -146,6 +146,11 @@ def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
     assert drawn == {"pictures", "of-moved"}
     assert (run / "pictures" / "of-moved" / "tiny" / "ranking.png").exists()
     about = json.loads((folder / "export.json").read_text())
+    (folder / "README.md").write_text("An export of mine.")  # a card may be added to
+    (folder / "export.json").write_text(json.dumps(about | {"stage": "first"}))
+    with pytest.raises(UserError, match=r"export\.json has changed"):
+        checkpoint.find(str(folder))
+    (folder / "SHA256SUMS").unlink()  # as an older version left it
     for entry, value in {"stage": "third", "training_identities": "many"}.items():
         (folder / "export.json").write_text(json.dumps(about | {entry: value}))
         with pytest.raises(UserError, match=f"'?{value}'?"):
