@@ -32,7 +32,8 @@ def _layers(*layers: int) -> dict[str, tuple]:
     }
 
 
-# Noise of N(0, 1) behind the normalisation, as timm's.
+# timm's noise of N(0, 1), which the authors draw in front of the normalisation, where
+# black is 0 and white is 1; what is beyond them is clipped here.
 _NOISE = ConfigDict(
     {
         "p": 0.5,
@@ -40,8 +41,8 @@ _NOISE = ConfigDict(
         "aspect": (0.3, 1 / 0.3),
         "log_aspect": True,
         "mode": "pixel",
-        "fill": (127.5, 127.5, 127.5),
-        "deviation": (127.5, 127.5, 127.5),
+        "fill": (0, 0, 0),
+        "deviation": (255, 255, 255),
     }
 )
 

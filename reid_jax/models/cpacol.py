@@ -83,13 +83,14 @@ Section IV:
 epoch (`contrast_from`), and in stage two a margin between logits
 (`verification_margin`), hard pairs by the CLS feature after 20 epochs (`mining`) and
 batches of 128; two GPUs' statistics, pairs and mining (`bn_groups`, `mining_groups`);
-camera embeddings on the Duke sets (`cameras`), and the noise of its erasing. It leaves
-out: occluders pasted over images (the bank is not published; a step of the config),
-bicubic resizing, half precision (`dtype`), images as their own positives, a w that
-grows once more in stage two, a schedule in whole epochs whose cosine begins with the
-warm-up, decay and statistics of the heads that go on in stage two, running statistics
-of the first GPU alone, PyTorch's start of CorreL's MLP and of biases, and what is named
-above as a deviation from the code (stripes, w and alpha at test, similarity).
+camera embeddings on the Duke sets (`cameras`), and the noise of its erasing, clipped to
+what a pixel can be. It leaves out: occluders pasted over images (the bank is not
+published; a step of the config), bicubic resizing, half precision (`dtype`), images as
+their own positives, a w that grows once more in stage two, a schedule in whole epochs
+whose cosine begins with the warm-up, decay and statistics of the heads that go on in
+stage two, running statistics of the first GPU alone, PyTorch's start of CorreL's MLP
+and of biases, and what is named above as a deviation from the code (stripes, w and
+alpha at test, similarity).
 """
 
 from __future__ import annotations

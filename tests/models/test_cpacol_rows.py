@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import configs.cpacol
@@ -368,6 +369,19 @@ def test_the_authors_augmentation_can_be_built():
     assert (erasing.mode, erasing.log_aspect) == ("pixel", True)
     with pytest.raises(UserError, match="bank"):
         transforms.build((*steps, "paste_occluder"), fields)
+
+
+def test_the_authors_noise_is_drawn_in_front_of_the_normalisation():
+    """N(0, 1) where black is 0 and white is 1: half of it is black, a sixth white."""
+    fields = configs.cpacol.get_config("row=authors-code").augment.to_dict()
+    erasing = transforms.build(fields.pop("steps"), fields).steps[-1]
+    always = dataclasses.replace(erasing, p=1.0, area=(0.3, 1 / 3))
+    image, labels = np.full((256, 128, 3), 7, np.uint8), np.ones((256, 128), np.uint8)
+    image, labels = always(image, labels, np.random.default_rng(0))
+    noise = image[labels == 0]
+    assert len(noise) > 0.29 * labels.size
+    assert (noise == 0).mean() == pytest.approx(0.5, abs=0.015)
+    assert (noise == 255).mean() == pytest.approx(0.1587, abs=0.015)
 
 
 def test_every_field_of_the_method_can_be_set_by_the_config():
