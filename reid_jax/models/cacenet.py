@@ -56,8 +56,9 @@ Deviations from the text, and what it leaves open:
   Three fields change that: weights of both signs (`start="normal"`, which cuts 40 % of
   the edges there; as all places have much in common, which share is cut is the draw's),
   features less their mean over the image's places (`centred`, 58 %), and a `threshold`
-  in place of 0. The text names none of them and none was better in the one seed that
-  was measured, so its form is the default; benchmarks/look_alikes.py compares them.
+  in place of 0 (0.8 cuts all). The text names none of them and none was better in the
+  one seed that was measured, so its form is the default; benchmarks/look_alikes.py
+  compares them.
 - Eqs 5 to 7 write D^-1/2 A D^1/2, which is not symmetric; the Laplacian they name has
   D^-1/2 on both sides, and so has the code. A degree below 1e-3 counts as 1.
 - theta of Eq. 7 is a 1 x 1 map without bias, activation or shortcut. The average of
@@ -94,7 +95,9 @@ all pairs twice; ReLU and dropout before the classifiers (`dropout`); Eq. 8 for 
 image of every ordered pair, which is twice its mean (`mixup_weight`); triplet losses of
 unit features (`unit_triplet`) with margin 0.5; label smoothing 0.1 for individual
 features; and test features averaged over the image and its mirror image (`flip_test`).
-Left out: a second dropout mask for f(u|v) as the other image of the pair; that training
+Left out: a second dropout mask for f(u|v) as the other image of the pair; that the ReLU
+of the PyTorch version works in place, so that its triplet losses compare features
+behind it; the learnt power mean that its file for MSMT17 pools with; that training
 discards identities with fewer than four images; order and colour of its augmentation.
 """
 

@@ -59,6 +59,8 @@ Section III-D:
   the last block and norm puts out; classifiers stand behind BNNecks, whose outputs are
   what is tested with; the triplet loss has the soft margin, and the identity loss no
   smoothing (the code, after TransReID).
+- Both partners of an image are in its batch (the code); the text does not say where
+  they are from.
 - Eq. 10 has no sum, so a batch's is the mean over its pairs (`verification_reduction`),
   at the text's rate of 0.01; with the sum it would learn nothing at that rate
   (`benchmarks/verification.py`). The code has a tenth of the rate and the sum over the
@@ -73,7 +75,9 @@ Section IV:
   (the code; `row=text-rates`). Epochs, the warm-up of 5 of them from a hundredth of the
   rate, the cosine's end at 0.002 of it, twice the rate for biases, drop path of 0.1 and
   a stride of 11 are the code's; padding of 10 and the erasing are BoT's. Stage two has
-  batches of 64, too.
+  batches of 64, too. Channels have mean and deviation 0.5 (the code, as the weights).
+- What is trained on for Occluded-ReID is not said: Market-1501 (the code), as the text
+  has it for the partial sets.
 - The baseline of IV-D, "the TransReID model", is this one without ContrastAttn, which
   Table VI's figures fit: it has no camera embedding and no jigsaw. End to end (Table
   V), Eqs 12 and 13 are added.
