@@ -90,11 +90,15 @@ class Drawing:
         Of the two, one may be occluded or partial where the other is whole.
         """
         beside = spread(np.arange(len(self.gallery)), len(rows))
+        chosen = (self.query, rows), (self.gallery, beside)
+        captions = [
+            f"{what}: {name}"
+            for what, pair in zip(("query", "gallery"), chosen, strict=True)
+            for name in captions_of(*pair)
+        ]
         batches = [
-            loader.image_batch(
-                split, chosen, image_size=self.image_size, with_parts=True
-            )
-            for split, chosen in ((self.query, rows), (self.gallery, beside))
+            loader.image_batch(split, some, image_size=self.image_size, with_parts=True)
+            for split, some in chosen
         ]
         batch = {
             name: np.concatenate([part[name] for part in batches])
@@ -103,7 +107,7 @@ class Drawing:
         for name, item in method.pictures(variables, batch).items():
             title = f"{name.replace('_', ' ')}: {self._heading}"
             path = self.folder / f"{name}.png"
-            pictures.draw(path, batch["image"], item, title=title)
+            pictures.draw(path, batch["image"], item, title=title, captions=captions)
 
     def pairs(self, lists: Lists, look: SecondLook) -> None:
         """The pair scorer's pictures, over the first candidates of some queries."""

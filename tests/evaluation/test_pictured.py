@@ -67,13 +67,18 @@ def test_chosen_queries_are_drawn_and_written(chosen, tmp_path, monkeypatch):
     drawn = {}
     for name in ("ranking_lists", "draw"):
         monkeypatch.setattr(
-            pictures, name, lambda *args, name=name, **_: drawn.update({name: args})
+            pictures,
+            name,
+            lambda *args, name=name, **given: drawn.update({name: (*args, given)}),
         )
     keys, found, splits, batches = nearest(config, *run(config, tmp_path, 0), rows)
     np.testing.assert_array_equal(drawn["ranking_lists"][1], batches[0]["image"][rows])
     np.testing.assert_array_equal(drawn["ranking_lists"][2], batches[1]["image"][found])
     # The method's own pictures begin with the same queries.
     np.testing.assert_array_equal(drawn["draw"][1][:2], batches[0]["image"][rows])
+    names = [line.split("\n")[0] for line in drawn["draw"][-1]["captions"]]
+    assert names[:2] == [f"query: {splits[0].filename(row)}" for row in rows]
+    assert names[2] == f"gallery: {splits[1].filename(0)}"
     path = tmp_path / "pictures" / "tiny" / "ranking.json"
     written = json.loads(path.read_text())
     assert (written["protocol"], written["step"]) == ("tiny", 7)
