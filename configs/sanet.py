@@ -9,8 +9,8 @@ data_pipelines.prepare --dataset=market1501 --source=FOLDER --parts=FOLDER
 --parts_kind=pifpaf --data_dir=data`) and tests on
 Partial-REID and Partial-iLIDS: ResNet-50 with last stride 1 at 384 x 128, five
 branches, batches of 16 x 4, SGD, 150 epochs. `labels` says whose part labels the data
-set has: "pifpaf", "hpnet", or "parts", the library's own, as the synthetic pedestrians
-have.
+set has: "pifpaf", "hpnet", "lip", or "parts", the library's own, as the synthetic
+pedestrians have.
 `:dataset=NAME` trains on another data set and tests on its own protocol.
 
 `:demo` is a small network on `synthetic/partial_demo`; it takes 2 to 4 minutes of CPU

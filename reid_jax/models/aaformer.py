@@ -90,7 +90,8 @@ IV-C
   Their labels are a parser's of LIP's twenty classes (`part_kind="lip"`); which class
   is in which region is our choice.
 - Pooling is the mean of the last layer's patches; a region that is absent gives zeros.
-- Stripes of a granularity are equal and do not overlap, MGN's neither.
+- Stripes of a granularity are equal and do not overlap. Section II-A has MGN's overlap,
+  but not by how much.
 """
 
 from __future__ import annotations

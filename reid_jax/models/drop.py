@@ -45,10 +45,12 @@ stands for anything:
   table9-none             position="none"
   table9-2d               position="2d"
 
-Table 4's baseline is BPBreID's scheme, both tasks on P_reid. Tables 5 and 9 repeat
-figures of Table 4, where SS is off. Table 6 is of testing alone. The code below is in
-the order of the paper: options, 3.2, 3.3, the network, and the method with 3.4, the
-inference of 3.3 and the pictures of 4.4.
+Table 4's baseline is "HRNet-W32" in the text. It parses, too (section 4.3): it is taken
+for the scheme of Figure 1 (a), both tasks on P_reid. Tables 5 and 9 repeat figures of
+Table 4, where SS is off; those of Table 5 show that the rows without PCT have the
+part-average loss. Table 6 is of testing alone. The code below is in the order of the
+paper: options, 3.2, 3.3, the network, and the method with 3.4, the inference of 3.3 and
+the pictures of 4.4.
 
 Deviations from the text, and what it leaves open.
 
@@ -70,9 +72,9 @@ Section 3.2:
 
 Section 3.3:
 
-- WAMP adds weighted average and weighted maximum, then comes the fully connected
-  layer: to 512 channels, batch normalisation, ReLU, as BPBreID; parts share theirs.
-  The global embedding has such a layer, too.
+- WAMP (section 7) adds weighted average and weighted maximum, then comes the fully
+  connected layer: to 512 channels, batch normalisation, ReLU, as BPBreID; parts share
+  theirs. The global embedding has such a layer, too.
 - The bank counts the current batch as one of its M. Rows that no batch has filled yet
   do not exist.
 - Tested are the foreground (and global) embedding after BNNeck, the parts before it,
@@ -97,6 +99,7 @@ Section 3.4:
 
 Section 4.1:
 
+- The backbone starts from ImageNet's weights, of which the text says nothing.
 - Weight decay (5e-4), warm-up (from a hundredth of the rate, over 10 epochs), 16 x 4
   images in a batch and a tenth of the rate at each of the two epochs are BPBreID's; the
   numbers of random erasing are BoT's. A flipped image's left parts become right ones.
@@ -104,6 +107,12 @@ Section 4.1:
 - The groups of 3 to 8 parts are BPBreID's three_v, four_v, five_v, six_new, seven_new
   and eight (`data_pipelines/part_labels/groupings.py`).
 - The batch is normalised as one; the paper's two GPUs are `bn_groups=2`.
+
+Section 4.3:
+
+- PCB* (Table 5), "our framework without parsing branch", has PCB's ResNet-50 and six
+  stripes in place of the parts, and is tested by the stripes alone. The global and the
+  foreground embedding, then one of the whole image, keep their identity losses.
 
 Figure 3 is `probabilities_answers.png`; Figure 5's accuracies are the metrics
 `parsing_accuracy` and `accuracy` (of the foreground embedding) of the training images,

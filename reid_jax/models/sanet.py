@@ -52,6 +52,7 @@ Deviations from the text, and what it leaves open. Section 3.1:
 
 Section 3.2:
 
+- The fourth stages have stride 1, as HPNet's.
 - "The global branch is utilized as a residual path" says no more here than that it is
   a fifth branch, with the union of the parts as its label.
 - The part labels' source, [12], is OpenPifPaf in the list of references and dynamic
@@ -76,9 +77,12 @@ Section 3.3:
 
 Section 4:
 
-- Momentum, weight decay, margin and "color improvement" are HPNet's, and the rate falls
-  at the same share of the epochs. HPNet's first epochs of parsing alone, if "before the
-  training stage" means them, its alternate steps and its COCO batches are left out.
+- Momentum, weight decay, margin, 16 x 4 images in a batch, "color improvement" and the
+  random crop are HPNet's, and the rate falls at the same share of the epochs. HPNet's
+  first epochs of parsing alone, if "before the training stage" means them, its
+  alternate steps, its COCO batches and its double rate for new layers are left out.
+- The baseline of Table 3, "HPNet", is here SANet without AFE and global branch. HPNet's
+  own pooling, identity and triplet losses are the switches above.
 - The batch is normalised as one; the paper's two GPUs are `bn_groups=2` and
   `mining_groups=2`.
 - Figure 4 (b) compares two models; here it is one, before and after AFE.
