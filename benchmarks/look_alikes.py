@@ -8,8 +8,9 @@ build. The test has other people than the training, each of them a query in turn
 
 With every seed a small ResNet learns individual features. It is then frozen, and each
 alignment learns conditional features from its maps, in the same batches. All of them
-re-rank the same lists ("none"), so that mAP differs by the alignment alone. Prints a
-line of JSON for each; started again, it goes on with what is missing.
+re-rank the same lists ("none"), so that mAP differs by the alignment alone, by both
+distances of conditional features. Prints a line of JSON for each; started again, it
+goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.3},
 }
 """Fields of `config.model` by name; from "ones" on, correspondence attention."""
+
+METRICS = ("euclidean", "cosine")
+"""Of conditional features, by which the nearest are sorted anew."""
 
 ALIKE, CAMERAS, SHOTS = 5, 4, 2
 """People of a group; cameras, and pictures of each person from each of them."""
@@ -224,11 +228,14 @@ class Conditional:
             losses = method.pair_losses(outputs, labels)
             return sum(losses.values()), {**rest, **new["batch_stats"]}
 
-        def apply(name: str) -> Any:
-            return jax.jit(partial(method.module.apply, method=name))
+        def distance(metric: str) -> Any:
+            options = dataclasses.replace(method.options, pair_metric=metric)
+            network = method.module.clone(options=options)
+            return jax.jit(partial(network.apply, method="pair_distance"))
 
         self._learn = Learner(objective, steps)
-        self._nodes, self._distance = apply("nodes"), apply("pair_distance")
+        self._nodes = jax.jit(partial(method.module.apply, method="nodes"))
+        self._distances = {metric: distance(metric) for metric in METRICS}
         self._select = jax.jit(partial(selection, method.module.pairs))
 
     def __call__(self, base: Base, seed: int) -> Any:
@@ -248,12 +255,14 @@ class Conditional:
         )
         return {"params": {**known, **params}, "batch_stats": rest}
 
-    def keys(self, variables: Any, base: Base, *, top_k: int) -> np.ndarray:
+    def keys(
+        self, variables: Any, base: Base, *, top_k: int, metric: str
+    ) -> np.ndarray:
         """The test's list after its nearest `top_k` were compared in pairs."""
         nodes = self._nodes(variables, base.test, None)
         near = candidates(base.distances, top_k)
         scores = [
-            self._distance(
+            self._distances[metric](
                 variables,
                 jax.tree.map(lambda x, r=row: x[r : r + 1], nodes),
                 jax.tree.map(lambda x, r=row: x[near[r : r + 1]], nodes),
@@ -326,7 +335,7 @@ class Record:
         """Those of the names that have no line yet."""
         return [name for name in names if (seed, name) not in self._done]
 
-    def add(self, seed: int, name: str, figures: dict[str, float]) -> None:
+    def add(self, seed: int, name: str, figures: dict[str, Any]) -> None:
         """Writes and prints a line."""
         line = json.dumps({"seed": seed, "name": name, **figures})
         print(line, flush=True)
@@ -359,10 +368,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 record.add(seed, name, scored(base.distances, test))
                 continue
             learner = learners[name]
-            variables = learner(base, seed)
-            keys = learner.keys(variables, base, top_k=options.top_k)
+            variables, figures = learner(base, seed), {}
+            for metric in METRICS:
+                keys = learner.keys(variables, base, top_k=options.top_k, metric=metric)
+                figures[metric] = scored(keys, test)
             found = learner.selection(variables, base)
-            record.add(seed, name, scored(keys, test) | found)
+            record.add(seed, name, figures | found)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
