@@ -42,7 +42,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model = config.model
     model.backbone = "vit" if name in ("vit_small", "vit_large") else name
     model.label_smoothing = 0.1
-    model.margin = 0.3
+    # Of the triplet loss; None is the soft margin.
+    model.margin = common.or_none(float, 0.3)
     model.triplet_weight = 0.0 if name == "pcb" else 1.0
     model.feature = "after"
     model.bn_groups = 1
@@ -76,8 +77,9 @@ def _vit(size: str) -> ConfigDict:
     options.stride = (16, 16)
     options.mlp_ratio = 4
     options.drop_path = 0.1
-    # TransReID's camera embedding: the data set's cameras, or 0 for none.
+    # TransReID's camera embedding: the data set's cameras, or 0 for none; its lambda.
     options.cameras = 0
+    options.camera_scale = 3.0
     return options
 
 

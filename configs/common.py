@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference
 
 from reid_jax.errors import UserError
 
@@ -34,7 +35,7 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Rows and columns of the file's position embedding, such as (14, 14), where it does
     # not say them. Runs, exports, converted files, Hugging Face's folders, known names
     # and classifiers of ImageNet do.
-    config.pretrained_grid = placeholder(tuple)
+    config.pretrained_grid = or_none(tuple)
     # Arrays of that file that the network may lack, as regular expressions.
     config.allow_unexpected = ()
 
@@ -149,7 +150,8 @@ def stage() -> ConfigDict:
                 # Instead of the cosine: epochs at which the rate falls by the factor.
                 "milestones": (),
                 "decay_factor": 0.1,
-                # Groups of parameters with multipliers; see `OptimizerSpec.groups`.
+                # Groups of parameters with multipliers, by names of your own; see
+                # `OptimizerSpec.groups`.
                 "groups": {},
                 # Largest global norm of a step's gradients; 0 does not clip.
                 "clip_norm": 0.0,
@@ -161,16 +163,21 @@ def stage() -> ConfigDict:
 def model(options: type) -> ConfigDict:
     """A method's dataclass of options as `config.model`: its fields and defaults.
 
-    One that is None may be set to what else its type allows.
+    One whose type allows None may be set to it and back.
     """
     fields = ConfigDict()
-    types = typing.get_type_hints(options)
+    hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
-        value = field.default
-        if value is None:
-            value = placeholder(typing.get_args(types[field.name])[0])
+        value, allowed = field.default, typing.get_args(hints[field.name])
+        if types.NoneType in allowed:
+            value = or_none(allowed[0], value)
         fields[field.name] = value
     return fields
+
+
+def or_none(kind: type, value: Any = None) -> FieldReference:
+    """A field of a kind, or None: it may be set to either, whatever it is now."""
+    return FieldReference(value, field_type=kind)
 
 
 def parse(

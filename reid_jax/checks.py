@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ _LARGEST = 2**16
 def check_config(config: Any) -> None:
     """Raises UserError for values that make no sense; names all of them."""
     fields = workdir.flatten(config.to_dict())
+    if absent := list(_without_value(fields)):
+        raise UserError("\n".join(absent))
     limits = dict(LIMITS)
     for stage in config.stages:
         limits |= {f"stages.{stage}.{name}": x for name, x in LIMITS_OF_STAGE.items()}
@@ -96,6 +99,13 @@ def _outside(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _without_value(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What is None; of the model's own fields that is for `check_kinds` to judge."""
+    for name, value in fields.items():
+        if value is None and not re.fullmatch(r"model\.[^.]+|pretrained_grid", name):
+            yield f"config.{name} is None; it needs a value"
 
 
 def _unreadable(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -134,12 +144,25 @@ def _of_stage(config: Any, name: str) -> Iterator[str]:
     milestones = tuple(stage.optimizer.milestones)
     if not all(_is_number(m) and 0 < m < math.inf for m in milestones):
         yield f"{field}.optimizer.milestones is {milestones}; they are epochs, above 0"
-    for group, given in stage.optimizer.groups.items():
-        if not isinstance(given, Mapping) and not hasattr(given, "items"):
+    for group, given in stage.optimizer.groups.to_dict().items():
+        if not _is_group(given):
             yield (
                 f"{field}.optimizer.groups.{group} is {given!r}; it has a `pattern` "
                 "and multipliers, as OptimizerSpec.groups has them"
             )
+
+
+def _is_group(given: Any) -> bool:
+    """Whether a group of parameters has a pattern, and beside it multipliers alone."""
+    if not isinstance(given, Mapping):
+        return False
+    rest = dict(given)
+    try:
+        re.compile(rest.pop("pattern", None))
+    except (TypeError, re.error):
+        return False
+    known = rest.keys() <= {"learning_rate", "weight_decay"}
+    return known and all(_is_number(x) and 0 <= x < math.inf for x in rest.values())
 
 
 def check_kinds(model: Mapping[str, Any], hints: Mapping[str, Any]) -> None:

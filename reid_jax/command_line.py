@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import pathlib
+import re
 import runpy
 import sys
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
 
 _PLACES = ("checkpoint", "workdir")
 """Flags that name a run's folder."""
+
+_GROUP = re.compile(
+    r"--config\.stages\.(\w+)\.optimizer\.groups\.(\w+)\.(\w+)=(.*)", re.DOTALL
+)
+"""A field of a group of parameters, which the config need not have."""
+
+
+class _OrNone(flags.ArgumentParser):
+    """Reads None, which a field of any kind may be given, and else what `parser` does.
+
+    `checks` says which fields need a value.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+_PARSERS = {
+    float: _OrNone(flags.FloatParser()),
+    int: _OrNone(flags.IntegerParser()),
+    tuple: _OrNone(tuple_parser.TupleParser()),
+}
+"""Of the fields of a config, by their type."""
 
 
 def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]:
@@ -39,7 +72,12 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         sys.exit(0)
     argv = [argv[0], *_of_the_run(argv), *argv[1:]]
     _check_once(argv)
+    for kind, parser in _PARSERS.items():
+        config_flags.register_flag_parser_for_type(kind, parser)
     try:
+        argv = _with_whole_groups(argv)
+        _check_once(argv)
+        sys.argv = argv  # ml_collections looks there for the fields that are given.
         rest = flags.FLAGS(argv)
         if config.value is not None:
             _ = config.value.name  # A file that cannot be read shows when it is used.
@@ -106,6 +144,34 @@ def _named(argv: list[str]) -> tuple[str, str]:
 def _describes_a_config(argv: list[str]) -> bool:
     path = _named(argv)[0]
     return not path or "get_config" in runpy.run_path(path)
+
+
+def _with_whole_groups(argv: list[str]) -> list[str]:
+    """Single fields of `optimizer.groups` as one flag with all groups of their stage.
+
+    A flag can be given for fields alone that the config has, and groups have any name.
+    """
+    given = [match for match in map(_GROUP.fullmatch, argv) if match]
+    if not given:
+        return argv
+    stages = _without_overrides(argv)["stages"]
+    changed: dict[str, dict[str, Any]] = {}
+    for match in given:
+        stage, group, field, value = match.groups()
+        if stage in stages:
+            changed[stage] = stages[stage]["optimizer"]["groups"]
+            changed[stage].setdefault(group, {})[field] = _literal(value)
+            argv = [arg for arg in argv if arg != match[0]]
+    fields = {f"stages.{stage}.optimizer.groups": x for stage, x in changed.items()}
+    return [*argv, *(f"--config.{field}={groups}" for field, groups in fields.items())]
+
+
+def _literal(text: str) -> Any:
+    """A number, or else the text itself: a pattern needs no quotes of its own."""
+    try:
+        return float(ast.literal_eval(text))
+    except (SyntaxError, TypeError, ValueError):
+        return text
 
 
 def _absent(argv: list[str]) -> str:

@@ -100,12 +100,13 @@ def build_method(config: Any, *, num_classes: int) -> Method:
             inspect.signature(options).bind(**rest)
     except TypeError as error:
         raise UserError(f"config.model does not fit {config.method}: {error}") from None
-    checks.check_kinds(config.model.to_dict(), _types_of_fields(made))
+    checks.check_kinds(config.model.to_dict(), types_of_fields(config.method))
     return made(**given)
 
 
-def _types_of_fields(made: type[Method]) -> dict[str, Any]:
+def types_of_fields(method: str) -> dict[str, Any]:
     """Types of a method's fields: of its dataclass of options, or its arguments."""
+    made = _method_class(method)
     return typing.get_type_hints(_options(made) or made.__init__)
 
 

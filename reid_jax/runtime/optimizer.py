@@ -35,7 +35,9 @@ class OptimizerSpec:
       groups: parameters with a learning rate or decay of their own, by name:
         `pattern`, a regular expression of their paths, and the multipliers
         `learning_rate` and `weight_decay`. The first pattern that fits counts.
-        Paths read `a/b/kernel`; patterns match from their start.
+        Paths read `a/b/kernel`; patterns match from their start. On the command line
+        `--config.stages.train.optimizer.groups.biases.pattern=".*bias$"` makes a group
+        `biases`, and `...groups.biases.learning_rate=2` gives it a multiplier.
       clip_norm: gradients whose global norm (of all that learns, of the whole batch) is
         larger are scaled down to it, before weight decay is added, which is what
         `clip_grad_norm_` before a step of PyTorch's means; 0 leaves them as they are.
