@@ -8,7 +8,7 @@ import pytest
 
 import configs
 from configs import aaformer, baseline, common
-from reid_jax import experiment
+from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 
 NAMES = sorted(
@@ -40,6 +40,23 @@ def test_every_config_builds_its_method(name, arg):
     assert shapes["params"]
     for stage in experiment.build_stages(config, method):
         assert stage.batch_size == BATCH.get((name, arg), 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [
+        *((name, None) for name in NAMES),
+        *(("aaformer", f"backbone={backbone}") for backbone in aaformer.BACKBONES),
+        *(("baseline", f"backbone={backbone}") for backbone in baseline.PRETRAINED),
+    ],
+)
+def test_images_are_standardised_as_the_weights_want(name, arg):
+    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    if config.pretrained in weights.KNOWN:
+        statistics = config.model.mean, config.model.std
+        assert not weights.other_statistics(config.pretrained, *statistics)
+    else:
+        assert config.pretrained.startswith("runs/")
 
 
 def test_aaformer_is_the_papers_section_4a():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from data_pipelines import prepared, protocols, records
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
@@ -83,6 +85,8 @@ def check_pretrained(config: Any) -> None:
 def load_pretrained(config: Any, method: Method, variables: Variables) -> Variables:
     """Fresh variables with the pretrained values in their places; prints a report.
 
+    Says so where the weights are known to want images that are standardised otherwise.
+
     Raises:
       UserError: if the weights do not fit the method's backbone.
     """
@@ -94,6 +98,10 @@ def load_pretrained(config: Any, method: Method, variables: Variables) -> Variab
         copies=method.pretrained_copies,
         allow_unexpected=config.allow_unexpected,
     )
+    if jax.process_index() == 0 and "mean" in config.model:
+        statistics = config.model.mean, config.model.std
+        if note := weights.other_statistics(config.pretrained, *statistics):
+            print(note)
     return loaded
 
 

@@ -6,7 +6,7 @@ converts a file once; `config.pretrained` takes the file, the converted folder, 
 known name.
 """
 
-from reid_jax.weights.fetch import KNOWN, locate
+from reid_jax.weights.fetch import KNOWN, locate, other_statistics
 from reid_jax.weights.load import Report, load_pretrained
 
-__all__ = ["KNOWN", "Report", "load_pretrained", "locate"]
+__all__ = ["KNOWN", "Report", "load_pretrained", "locate", "other_statistics"]

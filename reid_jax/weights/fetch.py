@@ -10,6 +10,7 @@ import pathlib
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from etils import epath
@@ -34,11 +35,15 @@ class Source:
       url: its address.
       digest: algorithm and leading hex digits of the file's checksum.
       grid: rows and columns of its position embedding.
+      mean, std: of the channels of the images that it was trained with, in units of
+        the full range.
     """
 
     url: str
     digest: tuple[str, str]
     grid: tuple[int, int] | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @property
     def file_name(self) -> str:
@@ -51,6 +56,7 @@ _DEIT = "https://dl.fbaipublicfiles.com/deit"
 _IBN = "https://github.com/XingangPan/IBN-Net/releases/download"
 
 _VIT = (14, 14)  # patches of 16 in 224 x 224
+_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of Google's ViTs
 
 # PyTorch's convention: the file's name ends with the start of its SHA-256.
 KNOWN = {
@@ -58,11 +64,13 @@ KNOWN = {
         f"{_TIMM}/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth",
         ("sha256", "80ecf9dd"),
         _VIT,
+        **_HALF,
     ),
     "vit_large_patch16_224": Source(
         f"{_TIMM}/v0.1-vitjx/jx_vit_large_p16_224-4ee7a4dc.pth",
         ("sha256", "4ee7a4dc"),
         _VIT,
+        **_HALF,
     ),
     "deit_small_patch16_224": Source(
         f"{_DEIT}/deit_small_patch16_224-cd65a155.pth", ("sha256", "cd65a155"), _VIT
@@ -83,7 +91,7 @@ KNOWN = {
         ("md5", "58ea12b0420aa3adaa2f74114c9f9721"),
     ),
 }
-"""Public weights by name. The DeiT files want ImageNet's mean and deviation."""
+"""Public weights by name."""
 
 
 def cache_folder() -> pathlib.Path:
@@ -124,9 +132,41 @@ def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
+def known_source(path_or_name: str | os.PathLike[str]) -> Source | None:
+    """Of a known name, or a public file, whose own name holds its checksum."""
+    text = os.fspath(path_or_name)
+    file_name = text.rstrip("/").rsplit("/", 1)[-1]
+    return KNOWN.get(text) or next(
+        (source for source in KNOWN.values() if source.file_name == file_name), None
+    )
+
+
 def known_grid(path: pathlib.Path) -> tuple[int, int] | None:
-    """The grid of a public file, told by its name, which holds its checksum."""
-    return next((s.grid for s in KNOWN.values() if s.file_name == path.name), None)
+    """Rows and columns of a public file's position embedding."""
+    source = known_source(path)
+    return source.grid if source else None
+
+
+def other_statistics(
+    path_or_name: str | os.PathLike[str], mean: Sequence[float], std: Sequence[float]
+) -> str:
+    """What is said of images that are standardised otherwise than a file wants.
+
+    Args:
+      path_or_name: see `known_source`; of other files nothing is known.
+      mean, std: what the images are standardised with.
+
+    Returns:
+      a note of one line, "" where there is nothing to say.
+    """
+    source = known_source(path_or_name)
+    if source is None or (tuple(mean), tuple(std)) == (source.mean, source.std):
+        return ""
+    return (
+        f"note: {source.file_name} was trained with mean {source.mean} and deviation "
+        f"{source.std} of the channels, but config.model.mean is {tuple(mean)} and "
+        f"config.model.std {tuple(std)}"
+    )
 
 
 def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:

@@ -223,3 +223,19 @@ def test_checksums_are_those_of_the_names():
         assert source.url.startswith("https://")
         if algorithm == "sha256":
             assert source.file_name.endswith(f"-{digits}.pth")
+
+
+def test_public_files_say_what_images_they_want():
+    """Google's ViTs 0.5 (big_vision: `value_range(-1, 1)`); all others ImageNet's."""
+    half, imagenet = (0.5,) * 3, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for name, source in fetch.KNOWN.items():
+        wanted = (half, half) if name.startswith("vit_") else imagenet
+        assert (source.mean, source.std) == wanted
+        assert not fetch.other_statistics(name, *wanted)
+        assert not fetch.other_statistics(f"~/downloads/{source.file_name}", *wanted)
+    deit = fetch.KNOWN["deit_base_patch16_224"].file_name
+    for name in ("deit_base_patch16_224", f"gs://bucket/{deit}"):
+        note = fetch.other_statistics(name, half, half)
+        assert note.startswith(f"note: {deit} was trained with mean (0.485, 0.456")
+        assert "config.model.std (0.5, 0.5, 0.5)" in note
+    assert not fetch.other_statistics("runs/mine", half, half)

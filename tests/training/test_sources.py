@@ -1,0 +1,21 @@
+"""Where a run's data and weights come from."""
+
+import pytest
+
+from configs import aaformer
+from reid_jax import experiment, weights
+from reid_jax.training import sources
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.485, 0.456, 0.406)])
+def test_weights_that_want_other_statistics_say_so(mean, monkeypatch, capsys):
+    monkeypatch.setattr(weights, "load_pretrained", lambda *_, **__: ({}, None))
+    config = aaformer.get_config("demo")
+    config.pretrained = "deit_base_patch16_224"
+    config.model.mean, config.model.std = mean, (0.229, 0.224, 0.225)
+    method = experiment.build_method(config, num_classes=3)
+    sources.load_pretrained(config, method, {})
+    said = "note: deit_base_patch16_224-b5f2ef4d.pth was trained with mean" in (
+        capsys.readouterr().out
+    )
+    assert said == (mean == (0.5, 0.5, 0.5))
