@@ -105,9 +105,10 @@ def build_method(config: Any, *, num_classes: int) -> Method:
 
 
 def types_of_fields(method: str) -> dict[str, Any]:
-    """Types of a method's fields: of its dataclass of options, or its arguments."""
+    """Types of a method's fields: its arguments, and its dataclass of options."""
     made = _method_class(method)
-    return typing.get_type_hints(_options(made) or made.__init__)
+    hints, options = typing.get_type_hints(made.__init__), _options(made)
+    return hints | typing.get_type_hints(options) if options else hints
 
 
 def _options(made: type[Method]) -> type | None:

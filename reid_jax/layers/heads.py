@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.layers.graph import inverse_norms
 from reid_jax.layers.norm import BatchNorm
 
 
@@ -20,11 +21,14 @@ class BNNeck(nn.Module):
       num_classes: training identities.
       bn_groups: see `BatchNorm.groups`.
       use_bias: whether the classifier has one, after all.
+      cosine: whether the logits are the cosines of feature and class, for a loss with
+        a margin (`losses/angular.py`); without bias.
     """
 
     num_classes: int
     bn_groups: int = 1
     use_bias: bool = False
+    cosine: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -38,13 +42,35 @@ class BNNeck(nn.Module):
         before = features.astype(jnp.float32)
         norm = BatchNorm(groups=self.bn_groups, use_bias=False, name="bn")
         after = norm(before, train=train)
-        logits = nn.Dense(
+        return {"before": before, "after": after, "logits": self._classifier()(after)}
+
+    def _classifier(self) -> nn.Module:
+        if self.cosine:
+            return CosineClassifier(self.num_classes, name="classifier")
+        return nn.Dense(
             self.num_classes,
             use_bias=self.use_bias,
             kernel_init=nn.initializers.normal(0.001),
             name="classifier",
-        )(after)
-        return {"before": before, "after": after, "logits": logits}
+        )
+
+
+class CosineClassifier(nn.Module):
+    """Cosines of features and of a learned direction for each class.
+
+    Attributes:
+      num_classes: training identities.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Maps float32 [B, D] to [B, num_classes]."""
+        shape = (features.shape[-1], self.num_classes)
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
+        norms = inverse_norms(features)[:, None] * inverse_norms(kernel.T)
+        return (features @ kernel) * norms
 
 
 class DropoutClassifier(nn.Module):

@@ -3,19 +3,38 @@
 vit, resnet50, resnet50_ibn_a, hrnet_w32: one global feature, BNNeck, identity loss
 with label smoothing after it and batch-hard triplet before it. Recipe of Luo et al.,
 "Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", 2019 (BoT);
-with a ViT it is the ViT-baseline of AAformer's section IV-B. HRNet's feature joins
-the means of its four widened streams over all places, which is what averaging their
-joint map would give.
+with a ViT it is the ViT-baseline of AAformer's section IV-B. The ResNets train as the
+authors' code does with all tricks (michuanhaohao/reid-strong-baseline,
+`softmax_triplet_with_center`): with the centre loss (row `no-center`: without), and
+erasing by the colour (152, 142, 127), which is ImageNet's mean taken for a standardised
+one. Deviation: the rate changes with every step, not every epoch, which begins the
+first epoch at 1 % of it, not at 11 %, and ends the 40th and not the 39th with a fall.
+
+HRNet's feature joins the means of its four widened streams over all places. It is the
+mean of their joint map where the streams are enlarged bilinearly with half-pixel
+centres. With `align_corners=True`, as re-ID systems on HRNet enlarge them (ISP,
+BPBReID), it is not: that weighs the border less than the middle.
 
 transreid: He et al., "TransReID: Transformer-based Object Re-Identification", 2021.
 The CLS token, and four parts from a second copy of the last block over shifted and
-shuffled patches (jigsaw patch module, section 3.3). Its losses are those of Eq. 4: the
-global ones plus the means over the parts. The camera embedding is off by default.
+shuffled patches (jigsaw patch module, section 3.3), by the configuration that the
+authors' code (damo-cv/TransReID) has for people: half of the global feature's losses
+and half of the parts' mean (`part_weights`; Eq. 4 has the sum of both), the soft
+margin, no label smoothing, erasing by noise, warm-up of 5 epochs, biases at twice the
+rate, the camera embedding times 3.0, and a test with the features before BNNeck. Rows:
+`baseline` (ViT alone), `jpm` and `sie` (one of its two modules each), `stride12` (its
+asterisk; on Occluded-Duke the authors take `stride11`), `384` and `stride12-384` (384 x
+128). Deviations: the noise ends at black and white, beyond which a third of N(0, 1)
+would lie; training images are resized bilinearly, not bicubically; float32 in place of
+mixed precision; the rate changes with every step, its cosine begins after the warm-up,
+not under it, and that of biases begins and ends at twice the others'.
 
 pcb: Sun et al., "Beyond Part Models", 2018. Six horizontal stripes of a ResNet-50 with
 last stride 1, each averaged and reduced to 256 channels, with a classifier of its own
-and the identity loss only. Deviation: BNNeck in place of PCB's plain classifier, and
-the mean over stripes in place of the sum, so that one recipe trains all baselines.
+and the identity loss only, at 384 x 128, where each stripe is four rows; row `256` is
+256 x 128, with stripes of two and of three rows. Deviations: BNNeck in place of PCB's
+plain classifier, the mean over stripes in place of the sum, and the batches, schedule
+and augmentation of BoT, so that one recipe trains all baselines.
 """
 
 from __future__ import annotations
@@ -40,8 +59,7 @@ from reid_jax.layers.heads import BNNeck, token_heads
 from reid_jax.layers.heat_maps import activation, relative, rollout
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
-from reid_jax.losses.identity import accuracy, cross_entropy
-from reid_jax.losses.triplet import batch_hard_triplet
+from reid_jax.losses.features import FeatureLosses
 from reid_jax.models import method
 from reid_jax.retrieval.distances import euclidean, normalise
 
@@ -52,6 +70,9 @@ TRANSREID_GROUPS = 2
 PCB_STRIPES = 6
 PCB_WIDTH = 256
 
+Options = FeatureLosses
+"""The fields of `config.model` that are not `Method`'s own arguments."""
+
 
 class Network(nn.Module):
     """Features of a backbone, each with a re-ID head of its own."""
@@ -59,6 +80,7 @@ class Network(nn.Module):
     backbone: nn.Module
     num_classes: int
     bn_groups: int
+    cosine: bool = False
 
     @nn.compact
     def __call__(
@@ -70,7 +92,9 @@ class Network(nn.Module):
           before, after [B, T, D] and logits [B, T, num_classes] of T features.
         """
         features = self.features(images, camera, train)
-        head = BNNeck(self.num_classes, self.bn_groups, name="heads")
+        head = BNNeck(
+            self.num_classes, self.bn_groups, cosine=self.cosine, name="heads"
+        )
         return token_heads(head, features, train=train)
 
     def features(
@@ -145,13 +169,7 @@ class StripeNetwork(Network):
         """[B, stripes, PCB_WIDTH], from top to bottom."""
         del camera
         maps = self.backbone(images, train=train)["layer4"].astype(jnp.float32)
-        rows = maps.shape[1]
-        if rows < PCB_STRIPES:
-            raise UserError(
-                f"a map of {rows} rows cannot be cut into {PCB_STRIPES} stripes: "
-                "enlarge image_size (config.data.height)"
-            )
-        borders = [rows * i // PCB_STRIPES for i in range(PCB_STRIPES + 1)]
+        borders = stripe_borders(maps.shape[1])
         stripes = [
             maps[:, top:bottom].mean((1, 2)) for top, bottom in pairwise(borders)
         ]
@@ -160,6 +178,20 @@ class StripeNetwork(Network):
         )
         norm = BatchNorm(self.bn_groups, name="reduce_bn")
         return jax.nn.relu(norm(reduced, train=train))
+
+
+def stripe_borders(rows: int) -> list[int]:
+    """The rows between which PCB's stripes lie, from 0 to all; equal where possible.
+
+    Raises:
+      UserError: if there are fewer rows than stripes.
+    """
+    if rows < PCB_STRIPES:
+        raise UserError(
+            f"a map of {rows} rows cannot be cut into {PCB_STRIPES} stripes: "
+            "enlarge image_size (config.data.height)"
+        )
+    return [rows * i // PCB_STRIPES for i in range(PCB_STRIPES + 1)]
 
 
 BACKBONES: dict[str, tuple[type[Network], type[nn.Module], dict[str, Any]]] = {
@@ -181,16 +213,14 @@ class Method(method.Method):
       image_size: height and width.
       backbone: one of `BACKBONES`.
       options: arguments of the backbone's module, see there.
-      label_smoothing: share of the target that is spread over all identities.
-      margin: of the triplet loss; None is the soft margin.
-      triplet_weight: of the triplet loss; 0 leaves it away.
       feature: the feature to test with: "after" or "before" BNNeck's normalisation.
-      bn_groups, mining_groups: statistics and mining per group of rows, as on that
-        many GPUs.
+      bn_groups: statistics per group of rows, as on that many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the matrix products and convolutions.
       attention_implementation: of a ViT, see there.
       remat: compute the backbone's blocks again for their gradients.
+      **losses: of `Options`, the losses; a centre loss adds the collection `centers`,
+        float32 [num_classes, T, D].
     """
 
     def __init__(
@@ -200,18 +230,16 @@ class Method(method.Method):
         *,
         backbone: str = "vit",
         options: Mapping[str, Any] | None = None,
-        label_smoothing: float = 0.1,
-        margin: float | None = 0.3,
-        triplet_weight: float = 1.0,
         feature: str = "after",
         bn_groups: int = 1,
-        mining_groups: int = 1,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         dtype: str = "float32",
         attention_implementation: str = "einsum",
         remat: bool = False,
+        **losses: Any,
     ):
+        self.losses = Options(**losses)
         _check(backbone, feature, attention_implementation)
         network, trunk, fixed = BACKBONES[backbone]
         given = {**fixed, **(options or {}), "dtype": dtype, "remat": remat}
@@ -222,7 +250,9 @@ class Method(method.Method):
                 self.embed_inputs = ("camera",)
         else:
             given["bn_groups"] = bn_groups
-        self.module = network(trunk(**given), num_classes, bn_groups)
+        self.module = network(
+            trunk(**given), num_classes, bn_groups, self.losses.cosine
+        )
         if trunk is VisionTransformer:
             vit = self.module.backbone
             self.position_grid = grid_size(vit.image_size, vit.patch_size, vit.stride)
@@ -232,16 +262,18 @@ class Method(method.Method):
                     "local/norm": "backbone/norm",
                 }
         self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
-        self.label_smoothing = label_smoothing
-        self.margin = margin
-        self.triplet_weight = triplet_weight
         self.feature = feature
-        self.mining_groups = mining_groups
 
     def init(self, rng: jax.Array, batch: method.Batch) -> method.Variables:
         """Fresh variables; the pretrained backbone is loaded over them."""
         images = jnp.zeros((1, *batch["image"].shape[1:]))
-        return self.module.init(rng, images, train=False)
+        variables = self.module.init(rng, images, train=False)
+        if not self.losses.center_weight:
+            return variables
+        kernels = variables["params"]["heads"]["classifier"]["kernel"]  # [T, D, C]
+        key = jax.random.fold_in(rng, 1)
+        centers = jax.random.normal(key, jnp.moveaxis(kernels, 2, 0).shape)
+        return {**variables, "centers": {"heads": centers}}
 
     def objective(
         self,
@@ -252,7 +284,7 @@ class Method(method.Method):
         epoch: jax.Array,
         stage: str,
     ) -> method.Outcome:
-        """Identity loss plus triplet loss; metrics are both and the accuracy."""
+        """The losses of `Options`; metrics are each of them and the accuracy."""
         del epoch, stage
         labels = batch["label"]
         outputs, collections = self.module.apply(
@@ -263,31 +295,13 @@ class Method(method.Method):
             mutable=["batch_stats"],
             rngs={"drop_path": rng},
         )
-        identity = self._joined(
-            partial(cross_entropy, smoothing=self.label_smoothing),
-            outputs["logits"],
-            labels,
-        )
-        metrics = {
-            "loss_id": identity,
-            "accuracy": accuracy(outputs["logits"][:, 0], labels),
-        }
-        if not self.triplet_weight:
-            return identity, metrics, collections
-        triplet = self._joined(
-            partial(batch_hard_triplet, margin=self.margin, groups=self.mining_groups),
-            outputs["before"],
-            labels,
-        )
-        metrics["loss_triplet"] = triplet
-        return identity + self.triplet_weight * triplet, metrics, collections
-
-    def _joined(self, loss: Any, values: jax.Array, labels: jax.Array) -> jax.Array:
-        """The loss of the global feature plus the mean over parts: [B, T, ...]."""
-        losses = jax.vmap(loss, in_axes=(1, None))(values, labels)
-        if isinstance(self.module, JigsawNetwork):
-            return losses[0] + losses[1:].mean()  # TransReID, Eq. 4
-        return losses.mean()
+        centers = variables.get("centers", {}).get("heads")
+        parts = isinstance(self.module, JigsawNetwork)
+        loss, metrics = self.losses(outputs, labels, centers, with_parts=parts)
+        if centers is not None:
+            moved = self.losses.moved(outputs, labels, centers)
+            collections = {**collections, "centers": {"heads": moved}}
+        return loss, metrics, collections
 
     def embed(
         self,

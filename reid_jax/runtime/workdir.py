@@ -42,7 +42,20 @@ _SCHEDULE = re.compile(
 
 # Last parts of fields that older runs do not have, and the values that are as if they
 # were not there.
-NEWER_FIELDS = {"ema_decay": 0.0, "clip_norm": 0.0}
+NEWER_FIELDS = {
+    "ema_decay": 0.0,
+    "clip_norm": 0.0,
+    "camera_scale": 3.0,
+    "classifier": "linear",
+    "classifier_margin": 0.3,
+    "classifier_scale": 30.0,
+    "circle_weight": 0.0,
+    "circle_margin": 0.25,
+    "circle_scale": 128.0,
+    "center_weight": 0.0,
+    "center_rate": 0.5,
+    "part_weights": [1.0, 1.0],
+}
 
 
 def write_text(path: PathLike, text: str) -> None:
