@@ -3,17 +3,29 @@
     python -m reid_jax.main --config=configs/baseline.py
     python -m reid_jax.main --config=configs/baseline.py:backbone=resnet50
     python -m reid_jax.main --config=configs/baseline.py:demo,backbone=pcb
+    python -m reid_jax.main --config=configs/baseline.py:backbone=transreid,row=stride12
 
 Backbones: `vit` (ViT-B/16, the ViT-baseline of AAformer's Tables II to IV, on its
 schedule), `vit_small`, `vit_large`, `transreid` (ViT-B/16 with jigsaw parts),
-`resnet50` and `resnet50_ibn_a` (BoT), `hrnet_w32`, and `pcb` (stripes on ResNet-50).
-See `reid_jax/models/baseline.py`.
+`resnet50` and `resnet50_ibn_a` (BoT), `hrnet_w32` (BoT without the centre loss), and
+`pcb` (stripes on ResNet-50). Each trains by the recipe of the authors' code; what is
+left of it, and what a row of `VARIANTS` below is, is said in
+`reid_jax/models/baseline.py`.
+
+A demo is none of these recipes. It trains a small network from scratch with AdamW, and
+from scratch BoT's losses learn faster than TransReID's: all demos have those, without
+the centre loss.
+
+Other losses are fields: `--config.model.classifier=arcface`, `cosface` or `circle` for
+the identity loss, `--config.model.circle_weight=1 --config.model.triplet_weight=0` for
+the circle loss on pairs; `reid_jax/losses/features.py` has all of them.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 from reid_jax.backbones.vit import SIZES
+from reid_jax.models.baseline import Options
 
 VITS = {"vit": "base", "vit_small": "small", "vit_large": "large", "transreid": "base"}
 PRETRAINED = {
@@ -29,25 +41,66 @@ PRETRAINED = {
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Statistics of the channels with which all weights but Google's ViTs were trained."""
 
+CAMERAS = {
+    "market1501": 6,
+    "dukemtmc": 8,
+    "occluded_duke": 8,
+    "msmt17": 15,
+    "msmt17_noval": 15,
+}
+"""Cameras of the training sets on which `transreid` embeds them."""
+
+_TRANSREID: common.Rows = {
+    "baseline": {"model.backbone": "vit", "model.options.cameras": 0},
+    "jpm": {"model.options.cameras": 0},
+    "sie": {"model.backbone": "vit"},
+    "stride12": {"model.options.stride": (12, 12)},
+    "stride11": {"model.options.stride": (11, 11)},
+    "384": {"data.height": 384},
+    "stride12-384": {"model.options.stride": (12, 12), "data.height": 384},
+}
+_BOT: common.Rows = {"no-center": {"model.center_weight": 0.0}}
+
+VARIANTS: dict[str, common.Rows] = {
+    "transreid": _TRANSREID,
+    "resnet50": _BOT,
+    "resnet50_ibn_a": _BOT,
+    "pcb": {"256": {"data.height": 256}},
+}
+"""Backbone -> `:row=NAME` -> fields that it changes."""
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`:demo`, `:dataset=NAME` for another training set, `:backbone=NAME`."""
-    arguments = common.parse(arg, backbone="vit")
+    """`:demo`, `:dataset=NAME`, `:backbone=NAME`, `:row=NAME` of `VARIANTS`."""
+    arguments = common.parse(arg, backbone="vit", row="")
     name = common.choice(arguments, "backbone", PRETRAINED)
     config = common.base("baseline", arguments)
     if name != "vit":
         config.variant = f"{name}-{config.variant}"
     config.pretrained = PRETRAINED[name]
+    config.model = _model(name)
+    if name not in VITS:
+        _set_adam(config.stages.train.optimizer)
+    if arguments["demo"]:
+        config.pretrained = "none"
+        _shrink(config)
+        common.shrink_for_demo(config)
+    elif name == "transreid":
+        _as_transreid(config, arguments["dataset"])
+    elif name == "pcb":
+        config.data.height = 384
+    elif name in ("resnet50", "resnet50_ibn_a"):
+        _as_bot(config)
+    common.apply_row(config, VARIANTS.get(name, {}), arguments)
+    return config
 
-    model = config.model
+
+def _model(name: str) -> ConfigDict:
+    model = common.model(Options)
     model.backbone = "vit" if name in ("vit_small", "vit_large") else name
-    model.label_smoothing = 0.1
-    # Of the triplet loss; None is the soft margin.
-    model.margin = common.or_none(float, 0.3)
     model.triplet_weight = 0.0 if name == "pcb" else 1.0
     model.feature = "after"
     model.bn_groups = 1
-    model.mining_groups = 1
     model.dtype = "float32"
     # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
     # (NVIDIA GPUs, bfloat16).
@@ -59,15 +112,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.mean, model.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     if name not in ("vit", "vit_large", "transreid"):
         model.update(IMAGENET)
-    if name in VITS:
-        model.options = _vit(VITS[name])
-    else:
-        _bot(config)
-    if arguments["demo"]:
-        config.pretrained = "none"
-        _shrink(config)
-        common.shrink_for_demo(config)
-    return config
+    model.options = _vit(VITS[name]) if name in VITS else _cnn(name)
+    return model
 
 
 def _vit(size: str) -> ConfigDict:
@@ -83,23 +129,47 @@ def _vit(size: str) -> ConfigDict:
     return options
 
 
-def _bot(config: ConfigDict) -> None:
-    """The recipe of BoT for convolutional networks (Luo et al., 2019)."""
-    model = config.model
-    if model.backbone == "hrnet_w32":
-        model.options = ConfigDict(
+def _cnn(name: str) -> ConfigDict:
+    if name == "hrnet_w32":
+        return ConfigDict(
             {"width": 32, "modules": (1, 4, 3), "blocks": 4, "stem": 64, "incre": 32}
         )
-    else:
-        model.options = ConfigDict(
-            {"blocks": (3, 4, 6, 3), "width": 64, "last_stride": 1}
-        )
-    optimizer = config.stages.train.optimizer
+    return ConfigDict({"blocks": (3, 4, 6, 3), "width": 64, "last_stride": 1})
+
+
+def _set_adam(optimizer: ConfigDict) -> None:
+    """The schedule of BoT (Luo et al., 2019)."""
     optimizer.name = "adam"
     optimizer.learning_rate = 3.5e-4
     optimizer.weight_decay = 5e-4
     optimizer.warmup_from = 3.5e-6
     optimizer.milestones = (40.0, 70.0)
+
+
+def _as_bot(config: ConfigDict) -> None:
+    """What else the last recipe of BoT's code has."""
+    config.model.center_weight = 5e-4
+    # The code erases standardised images, with the numbers of ImageNet's mean.
+    both = zip(IMAGENET["mean"], IMAGENET["std"], strict=True)
+    fill = tuple(round(255 * (mean + std * mean)) for mean, std in both)
+    config.augment.random_erasing.fill = fill
+
+
+def _as_transreid(config: ConfigDict, dataset: str) -> None:
+    """The authors' configuration for people, at their smaller size."""
+    model = config.model
+    model.label_smoothing = 0.0
+    model.margin = None
+    model.part_weights = (0.5, 0.5)
+    model.feature = "before"
+    model.options.cameras = CAMERAS.get(dataset, 0)
+    optimizer = config.stages.train.optimizer
+    optimizer.warmup_epochs = 5.0
+    optimizer.warmup_from = 8e-5
+    optimizer.groups = {"biases": {"pattern": ".*bias$", "learning_rate": 2.0}}
+    # N(0, 1) behind a standardisation by 0.5 and 0.5.
+    half = (127.5, 127.5, 127.5)
+    config.augment.random_erasing = common.noise_erasing(fill=half, deviation=half)
 
 
 def _shrink(config: ConfigDict) -> None:

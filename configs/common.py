@@ -101,6 +101,25 @@ def _augment() -> ConfigDict:
     return augment
 
 
+def noise_erasing(*, fill: tuple, deviation: tuple) -> ConfigDict:
+    """Random erasing as timm's `RandomErasing(mode="pixel")`: noise, all aspects even.
+
+    Args:
+      fill, deviation: of the noise, by channel, in 0..255.
+    """
+    return ConfigDict(
+        {
+            "p": 0.5,
+            "area": (0.02, 1 / 3),
+            "aspect": (0.3, 1 / 0.3),
+            "log_aspect": True,
+            "mode": "pixel",
+            "fill": fill,
+            "deviation": deviation,
+        }
+    )
+
+
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
     # "rectangle" (all tables since about 2018) or "trapezoid" (Market-1501's own code).
@@ -221,7 +240,8 @@ def choice(arguments: dict[str, Any], name: str, known: Iterable[str]) -> str:
       UserError: if it is another.
     """
     if arguments[name] not in known:
-        raise UserError(f"unknown :{name}={arguments[name]}; known: {', '.join(known)}")
+        listed = ", ".join(known) or "none"
+        raise UserError(f"unknown :{name}={arguments[name]}; known: {listed}")
     return arguments[name]
 
 

@@ -34,17 +34,7 @@ def _layers(*layers: int) -> dict[str, tuple]:
 
 # timm's noise of N(0, 1), which the authors draw in front of the normalisation, where
 # black is 0 and white is 1; what is beyond them is clipped here.
-_NOISE = ConfigDict(
-    {
-        "p": 0.5,
-        "area": (0.02, 1 / 3),
-        "aspect": (0.3, 1 / 0.3),
-        "log_aspect": True,
-        "mode": "pixel",
-        "fill": (0, 0, 0),
-        "deviation": (255, 255, 255),
-    }
-)
+_NOISE = common.noise_erasing(fill=(0, 0, 0), deviation=(255, 255, 255))
 
 
 # Table VI has the rows table4-baseline, table4-intra and the paper's system. Fig. 7 and

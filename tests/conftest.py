@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import aaformer, cacenet, common, drop, sanet
+from configs import aaformer, baseline, cacenet, common, drop, sanet
 from data_pipelines import prepare
 from reid_jax.runtime import sharding
 
@@ -134,6 +134,17 @@ def aaformer_config(tiny_data):
     config = aaformer.get_config("demo")
     _shrink(config, tiny_data)
     config.model.update(width=24, depth=2, heads=2, patch_size=8, stride=(8, 8))
+    config.stages.train.epochs = 1.0
+    return config
+
+
+@pytest.fixture
+def baseline_config(tiny_data):
+    """The ViT baseline's demo, smaller still, with the centre loss."""
+    config = baseline.get_config("demo")
+    _shrink(config, tiny_data)
+    config.model.center_weight = 5e-4
+    config.model.options.update(width=12, depth=1, heads=2, patch_size=8, stride=(8, 8))
     config.stages.train.epochs = 1.0
     return config
 

@@ -1,5 +1,6 @@
 """Configs against the papers' text, and their arguments."""
 
+import functools
 import importlib
 import pathlib
 
@@ -78,17 +79,121 @@ def test_aaformer_is_the_papers_section_4a():
     assert config.pretrained == "vit_base_patch16_224"
 
 
-def test_resnet_is_bots_recipe():
-    """Luo et al., 2019: Adam, warm-up, a tenth at 40 and at 70 of 120 epochs."""
-    config = baseline.get_config("backbone=resnet50")
+@pytest.mark.parametrize("name", ["resnet50", "resnet50_ibn_a"])
+def test_resnets_train_by_bots_last_recipe(name):
+    """`softmax_triplet_with_center.yml` of their code, and what it leaves out."""
+    config = baseline.get_config(f"backbone={name}")
     optimizer = config.stages.train.optimizer
     assert (optimizer.name, optimizer.learning_rate) == ("adam", 3.5e-4)
+    assert optimizer.weight_decay == 5e-4
     assert (optimizer.warmup_epochs, optimizer.warmup_from) == (10, 3.5e-6)
-    assert optimizer.milestones == (40, 70)
+    assert (optimizer.milestones, optimizer.decay_factor) == ((40, 70), 0.1)
+    assert not optimizer.groups
     assert config.stages.train.epochs == 120
-    assert config.model.options.last_stride == 1
+    model = config.model
+    assert (model.center_weight, model.center_rate) == (0.0005, 0.5)
+    assert (model.triplet_weight, model.margin, model.label_smoothing) == (1, 0.3, 0.1)
+    assert (model.feature, model.options.last_stride) == ("after", 1)
     assert config.model.mean == (0.485, 0.456, 0.406)
-    assert config.variant == "resnet50-market1501"
+    erasing = config.augment.random_erasing
+    assert (erasing.p, erasing.area, erasing.aspect) == (0.5, (0.02, 0.4), (0.3, 3.33))
+    columns = zip(erasing.fill, model.mean, model.std, strict=True)
+    filled = [(fill / 255 - mean) / std for fill, mean, std in columns]
+    assert filled == pytest.approx(model.mean, abs=0.5 / 255 / 0.224)
+    assert config.variant == f"{name}-market1501"
+    without = baseline.get_config(f"backbone={name},row=no-center")
+    assert without.model.center_weight == 0
+    assert without.variant == f"{name}-market1501-no-center"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "cameras"),
+    [("market1501", 6), ("msmt17", 15), ("dukemtmc", 8), ("occluded_duke", 8)],
+)
+def test_transreid_is_the_authors_configuration(dataset, cameras):
+    """`vit_transreid.yml` of their code for these sets, and what it leaves out."""
+    config = baseline.get_config(f"backbone=transreid,dataset={dataset}")
+    assert config.pretrained == "vit_base_patch16_224"
+    assert (config.data.height, config.data.width) == (256, 128)
+    model, options = config.model, config.model.options
+    assert (model.margin, model.label_smoothing) == (None, 0)
+    assert (model.part_weights, model.feature) == ((0.5, 0.5), "before")
+    assert (options.cameras, options.camera_scale) == (cameras, 3.0)
+    assert (options.stride, options.drop_path) == ((16, 16), 0.1)
+    train = config.stages.train
+    assert (train.identities, train.images_per_identity, train.epochs) == (16, 4, 120)
+    optimizer = train.optimizer
+    assert (optimizer.name, optimizer.momentum) == ("sgd", 0.9)
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (0.008, 1e-4)
+    assert (optimizer.warmup_epochs, optimizer.warmup_from) == (5, 0.01 * 0.008)
+    assert (optimizer.final_factor, optimizer.milestones) == (0.002, ())
+    assert optimizer.groups.biases.learning_rate == 2
+    assert config.augment.steps == ("flip", "pad_crop", "random_erasing")
+    erasing = config.augment.random_erasing
+    assert (erasing.mode, erasing.p, erasing.log_aspect) == ("pixel", 0.5, True)
+    assert (erasing.area, erasing.aspect) == ((0.02, 1 / 3), (0.3, 1 / 0.3))
+    assert erasing.fill == erasing.deviation == (127.5, 127.5, 127.5)
+
+
+@pytest.mark.parametrize(
+    ("arg", "features", "also"),
+    [
+        ("backbone=resnet50", 1, {"loss_triplet", "loss_center"}),
+        ("backbone=transreid,row=stride12-384", 5, {"loss_triplet"}),
+        ("backbone=transreid,row=sie", 1, {"loss_triplet"}),
+        ("backbone=pcb", 6, set()),
+        ("backbone=pcb,row=256", 6, set()),
+    ],
+)
+def test_a_step_at_full_size_can_be_traced(arg, features, also):
+    config = baseline.get_config(arg)
+    method = experiment.build_method(config, num_classes=751)
+    batch = experiment.example_batch(config, 4)
+    variables = jax.eval_shape(method.init, jax.random.key(0), batch)
+    assert len(variables["params"]["heads"]["bn"]["scale"].shape) == 2
+    assert variables["params"]["heads"]["bn"]["scale"].shape[0] == features
+    step = functools.partial(method.objective, stage="train")
+    loss, metrics, rest = jax.eval_shape(
+        lambda v, b, rng: step(v, b, rng=rng, epoch=0.0),
+        *(variables, batch, jax.random.key(0)),
+    )
+    assert loss.shape == ()
+    assert set(metrics) == {"loss_id", "accuracy"} | also
+    assert ("centers" in rest) == ("loss_center" in also)
+
+
+def test_transreids_rows():
+    rows = {
+        row: baseline.get_config(f"backbone=transreid,row={row}")
+        for row in baseline.VARIANTS["transreid"]
+    }
+    assert rows["stride12"].model.options.stride == (12, 12)
+    assert rows["stride11"].model.options.stride == (11, 11)
+    assert rows["384"].data.height == rows["stride12-384"].data.height == 384
+    modules = {"baseline": ("vit", 0), "jpm": ("transreid", 0), "sie": ("vit", 6)}
+    for row, wanted in modules.items():
+        model = rows[row].model
+        assert (model.backbone, model.options.cameras) == wanted
+        assert model.margin is None
+    for config in rows.values():
+        assert experiment.build_method(config, num_classes=3)
+    other = baseline.get_config("backbone=transreid,dataset=cuhk03np_labeled")
+    assert other.model.options.cameras == 0
+    with pytest.raises(UserError, match="unknown :row=jpm; known: none"):
+        baseline.get_config("row=jpm")
+
+
+@pytest.mark.parametrize("name", ["transreid", "resnet50", "resnet50_ibn_a"])
+def test_demos_have_one_recipe(name):
+    """BoT's losses; what was measured of them is in docs/results.md."""
+    config = baseline.get_config(f"demo,backbone={name}")
+    model = config.model
+    assert (model.margin, model.label_smoothing, model.triplet_weight) == (0.3, 0.1, 1)
+    assert (model.center_weight, model.part_weights) == (0, (1, 1))
+    assert model.feature == "after"
+    assert config.stages.train.optimizer.name == "adamw"
+    assert not config.stages.train.optimizer.groups
+    assert config.augment.random_erasing.fill == (124, 116, 104)
 
 
 class TestArguments:
