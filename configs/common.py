@@ -102,7 +102,7 @@ def _augment() -> ConfigDict:
 
 
 def noise_erasing(*, fill: tuple, deviation: tuple) -> ConfigDict:
-    """Random erasing as timm's `RandomErasing(mode="pixel")`: noise, all aspects even.
+    """Random erasing by noise, as timm's `RandomErasing(mode="pixel")` has it.
 
     Args:
       fill, deviation: of the noise, by channel, in 0..255.

@@ -167,24 +167,23 @@ def parse_sweep(text: str, config: Any) -> tuple[str, tuple[Any, ...]]:
         raise UserError(f"--sweep={text}: write --sweep={name}=VALUE,VALUE")
     place, field = _place(config, name)
     pieces = re.split(r",(?![^(\[]*[)\]])", values)
-    return name, tuple(_value(piece, place[field], name) for piece in pieces)
+    kind = place.get_type(field)
+    return name, tuple(_value(piece, kind, name) for piece in pieces)
 
 
-def _value(text: str, old: Any, name: str) -> Any:
-    """The text as a value of the type of `old`."""
-    if isinstance(old, str):
+def _value(text: str, kind: type, name: str) -> Any:
+    """The text as a value of a field's type, or None, which `checks` judges."""
+    if kind is str:
         return text
     try:
         value = ast.literal_eval(text)
-        if isinstance(old, float) and type(value) is int:
+        if kind is float and type(value) is int:
             value = float(value)
-        fits = type(value) is type(old)
+        fits = value is None or type(value) is kind
     except (SyntaxError, ValueError):
         fits = False
     if not fits:
-        raise UserError(
-            f"--sweep={name}: {text!r} is no {type(old).__name__}, as {old!r} is"
-        )
+        raise UserError(f"--sweep={name}: {text!r} is no {kind.__name__}")
     return value
 
 

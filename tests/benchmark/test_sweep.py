@@ -29,6 +29,7 @@ def config():
         ("model.stride=(16,16),(12,12)", ((16, 16), (12, 12))),
         ("model.parts_visible=True,False", (True, False)),
         ("stages.train.optimizer.name=sgd", ("sgd",)),
+        ("pretrained_grid=None,(14,14)", (None, (14, 14))),
     ],
 )
 def test_values_have_the_type_of_their_field(config, text, values):
