@@ -251,7 +251,7 @@ def restore(
 ) -> tuple[Method, Variables]:
     """The method of a checkpoint's folder with its variables, replicated on `mesh`.
 
-    Collections of `Method.row_axes` are left out: only training reads them.
+    Collections that only training reads are left out.
 
     The number of training identities comes from the checkpoint, so that the training
     data need not be there.
@@ -280,7 +280,7 @@ def restore(
     variables = checkpoint.read_variables(
         folder,
         abstract,
-        unwanted=method.row_axes,
+        unwanted=_of_training(method),
         averaged=takes_average(config, meta["config"]),
     )
     return method, variables
@@ -297,10 +297,13 @@ def takes_average(config: Any, trained: Mapping[str, Any]) -> bool:
 
 
 def without_rows(method: Method, variables: Variables) -> Variables:
-    """What evaluation needs: all but what the method keeps of training batches."""
-    return {
-        name: value for name, value in variables.items() if name not in method.row_axes
-    }
+    """What evaluation needs: all but what only training reads."""
+    unwanted = _of_training(method)
+    return {name: value for name, value in variables.items() if name not in unwanted}
+
+
+def _of_training(method: Method) -> tuple[str, ...]:
+    return (*method.row_axes, *method.training_only)
 
 
 def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:

@@ -223,6 +223,8 @@ class Method(method.Method):
         float32 [num_classes, T, D].
     """
 
+    training_only = ("centers",)
+
     def __init__(
         self,
         num_classes: int,

@@ -166,6 +166,10 @@ class Method:
     """Collections beside `params` whose arrays have an axis of batch rows, and which
     axis, such as {"bank": 1}: it is sharded over the devices as the batch is."""
 
+    training_only: tuple[str, ...] = ()
+    """Further collections that evaluation and export do without, as they do without
+    those of `row_axes`."""
+
     visibility_titles: tuple[str, ...] = ()
     """What pictures call the parts of an Embedding's `visibility`, in its order; ""
     for one that is always visible, which is not drawn."""
