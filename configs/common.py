@@ -1,4 +1,8 @@
-"""Fields that every config has, and what they mean; the arguments after a colon."""
+"""Fields that every config has, and what they mean; the arguments after a colon.
+
+On the command line a field is `--config.NAME=VALUE`, and None where that is a value of
+it: `--config.model.margin=None` is the soft margin.
+"""
 
 from __future__ import annotations
 

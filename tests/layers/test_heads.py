@@ -16,6 +16,17 @@ def test_bnneck_normalises_between_feature_and_logits():
     np.testing.assert_allclose(outputs["logits"], after @ kernel, atol=1e-5)
 
 
+def test_bnneck_may_return_cosines():
+    features = np.random.default_rng(0).normal(3, 2, (16, 6)).astype(np.float32)
+    head = BNNeck(4, cosine=True)
+    variables = head.init(jax.random.key(0), features, train=False)
+    outputs, _ = head.apply(variables, features, train=True, mutable=["batch_stats"])
+    kernel = np.asarray(variables["params"]["classifier"]["kernel"], np.float64)
+    after = np.asarray(outputs["after"], np.float64)
+    norms = np.linalg.norm(after, axis=1)[:, None] * np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(outputs["logits"], after @ kernel / norms, atol=1e-6)
+
+
 def test_bnneck_has_no_bias_and_a_small_classifier():
     features = np.zeros((2, 64), np.float32)
     params = BNNeck(500).init(jax.random.key(0), features, train=False)["params"]

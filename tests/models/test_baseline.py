@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from reid_jax.errors import UserError
-from reid_jax.losses.circle import circle_loss
 from reid_jax.models import aaformer, baseline
 from reid_jax.models.method import parameter_count
 from tests.backbones import vit_in_numpy
@@ -202,59 +201,6 @@ def test_losses_of_transreid_from_its_outputs():
     np.testing.assert_allclose(
         loss, metrics["loss_id"] + metrics["loss_triplet"], rtol=1e-6
     )
-
-
-def unit(rows, axis):
-    rows = np.asarray(rows, np.float64)
-    return rows / np.linalg.norm(rows, axis=axis, keepdims=True)
-
-
-def test_every_loss_from_the_outputs():
-    """Weighted by their fields; the centres are those before the batch, then move."""
-    chosen = {"classifier": "cosface", "classifier_margin": 0.2, "center_weight": 0.1}
-    chosen |= {"classifier_scale": 8.0, "circle_weight": 0.5, "circle_scale": 8.0}
-    method, data = make("vit", **chosen, center_rate=0.25), setting("vit")[2]
-    variables = random_variables(method.init, data)
-    images = method.standardise(data["image"])
-    outputs, _ = jax.jit(
-        functools.partial(method.module.apply, train=True, mutable=["batch_stats"])
-    )(variables, images)
-    (loss, (metrics, rest)), _ = training_step(method)(variables, data)
-
-    kernel = variables["params"]["heads"]["classifier"]["kernel"][0]
-    cosines = unit(outputs["after"][:, 0], 1) @ unit(kernel, 0)
-    np.testing.assert_allclose(outputs["logits"][:, 0], cosines, atol=1e-5)
-    logits = 8 * (cosines - 0.2 * np.eye(CLASSES)[data["label"]])
-    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    target = np.eye(CLASSES)[data["label"]] * 0.9 + 0.1 / CLASSES
-    identity = -(target * log).sum(-1).mean()
-    np.testing.assert_allclose(metrics["loss_id"], identity, rtol=1e-5)
-
-    features = np.asarray(outputs["before"], np.float64)[:, 0]
-    centers = np.array(variables["centers"]["heads"], np.float64)
-    assert centers.shape == (CLASSES, 1, 12)
-    apart = centers[data["label"], 0] - features
-    np.testing.assert_allclose(metrics["loss_center"], (apart**2).sum(1).mean(), 1e-5)
-    for row, label in zip(apart, data["label"], strict=True):
-        centers[label, 0] -= 0.25 * 2 / len(features) * row
-    np.testing.assert_allclose(rest["centers"]["heads"], centers, atol=1e-5)
-
-    circle = circle_loss(features, data["label"], margin=0.25, scale=8.0)
-    np.testing.assert_allclose(metrics["loss_circle"], circle, rtol=1e-4)
-    weights = {"id": 1, "triplet": 1, "circle": 0.5, "center": 0.1}
-    total = sum(weight * metrics[f"loss_{name}"] for name, weight in weights.items())
-    np.testing.assert_allclose(loss, total, rtol=1e-6)
-
-
-def test_parts_of_transreid_weigh_what_the_field_says():
-    """Of the authors' code, 0.5 and 0.5; of the same batch half of Eq. 4's losses."""
-    _, variables, data = setting("transreid")
-    (loss, _), _ = stepped("transreid")
-    halves = make("transreid", part_weights=(0.5, 0.5))
-    half, *_ = halves.objective(
-        variables, data, rng=jax.random.key(0), epoch=0.0, stage="train"
-    )
-    np.testing.assert_allclose(half, loss / 2, rtol=1e-5)
 
 
 def test_hrnets_feature_is_the_mean_of_the_streams_enlarged_with_half_pixels():
