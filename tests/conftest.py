@@ -5,6 +5,7 @@ JAX_PLATFORMS=cuda,cpu in the environment is for the tests that are marked `gpu`
 
 import os
 import pathlib
+import tempfile
 
 # Tests compile much and compute little: half the time is saved. Processes that they
 # start inherit it; what is marked `gpu` is compiled as users compile it.
@@ -16,6 +17,13 @@ if (
     # flags the last one counts: what the user asks for.
     mine = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{mine} {os.environ.get('XLA_FLAGS', '')}"
+# What one test has compiled the others read, those of other workers and the processes
+# that tests start included; it goes with the process that made it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import cv2
 import jax
@@ -107,6 +115,7 @@ def _shrink(config, data_dir) -> None:
     config.evaluation.query_block = 8
     config.evaluation.pair_block = 4
     config.evaluation.every_epochs = 0.0
+    config.evaluation.pictured = (0, 7)  # each takes time to draw
     config.checkpoint.every_epochs = 0.0
     config.log_every_steps = 1
     for stage in config.stages.values():

@@ -72,7 +72,8 @@ def write(
     """
     sheet = _compose(rows, headers, legend, (title, about), breaks, row_group)
     file = io.BytesIO()
-    sheet.save(file, format="PNG")
+    # Quick: a quarter of the time of the usual level, for a tenth more bytes.
+    sheet.save(file, format="PNG", compress_level=1)
     storage.write_bytes(path, file.getvalue())
 
 

@@ -20,6 +20,13 @@ from tests.variables import random_variables
 
 
 @pytest.fixture
+def toy_config(toy_config):
+    """With as many queries in pictures as users get."""
+    toy_config.evaluation.pictured = ()
+    return toy_config
+
+
+@pytest.fixture
 def toy(toy_config):
     method = experiment.build_method(toy_config, num_classes=9)
     batch = {"image": np.zeros((8, 32, 16, 3), np.uint8)}

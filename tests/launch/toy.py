@@ -12,6 +12,7 @@ def get_config(arg=None):
     config.augment.pad_crop.pad = 2
     config.evaluation.batch_size = 8
     config.evaluation.every_epochs = 0.0
+    config.evaluation.pictured = (0, 7)
     config.checkpoint.every_epochs = 1 / 6  # every step
     config.log_every_steps = 1
     config.stages = {"first": common.stage(), "second": common.stage()}

@@ -84,9 +84,11 @@ def test_places_without_neighbours_stay_as_they_are():
     rows, _ = graph.convolve(edges, u, v, sign=-1.0, detach=True)
     np.testing.assert_allclose(rows[0], 0, atol=1e-3)  # the authors' Laplacian
     empty = jax.tree.map(np.zeros_like, edges)
-    gradient = jax.grad(
-        lambda edges, u, v: graph.convolve_mean(edges, u, v, sign=-1.0)[0].sum(),
-        argnums=(0, 1, 2),
+    gradient = jax.jit(
+        jax.grad(
+            lambda edges, u, v: graph.convolve_mean(edges, u, v, sign=-1.0)[0].sum(),
+            argnums=(0, 1, 2),
+        )
     )(empty, u, v)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 
@@ -29,9 +31,9 @@ def test_distances_of_the_two_conditional_features():
         for u in range(4)
     ]
     np.testing.assert_allclose(pair_distances(features), expected, atol=2e-6)
-    gradient = jax.grad(lambda x: pair_distances(x).sum())(features)
-    assert np.isfinite(gradient).all()
-    same = jax.grad(lambda x: pair_distances(x).sum())(np.ones((4, 4, 5), np.float32))
+    slope = jax.jit(jax.grad(lambda x: pair_distances(x).sum()))
+    assert np.isfinite(slope(features)).all()
+    same = slope(np.ones((4, 4, 5), np.float32))
     assert (np.asarray(same) == 0).all()
 
 
@@ -53,18 +55,18 @@ def triplet_by_loops(distances, labels, margin):
 
 def test_triplet_equals_loops():
     distances = np.abs(draw(6, 6, seed=1))
+    loss = jax.jit(functools.partial(pair_triplet, margin=0.3))
     for labels in (LABELS, np.array([0, 0, 1, 2, 3, 3], np.int32)):
-        found = pair_triplet(distances, labels, margin=0.3)
+        found = loss(distances, labels)
         expected = triplet_by_loops(distances, labels, 0.3)
         assert expected > 0.3
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     for labels in (np.zeros(6, np.int32), np.arange(6, dtype=np.int32)):
-        assert pair_triplet(distances, labels, margin=0.3) == 0
+        assert loss(distances, labels) == 0
 
 
 def test_of_equal_distances_one_has_the_gradient():
-    gradient = np.asarray(
-        jax.grad(lambda d: pair_triplet(d, LABELS, margin=0.3))(np.ones((6, 6)))
-    )
+    slope = jax.jit(jax.grad(lambda d: pair_triplet(d, LABELS, margin=0.3)))
+    gradient = np.asarray(slope(np.ones((6, 6))))
     np.testing.assert_allclose(np.sort(gradient, 1)[:, [0, -1]], [[-1 / 6, 1 / 6]] * 6)
     assert (np.count_nonzero(gradient, axis=1) == 2).all()

@@ -107,7 +107,8 @@ def test_rows_that_do_not_exist():
 
 def test_chosen_anchors():
     features, anchors = make(), np.array([7, 2, 3])
-    value = part_average_triplet(features, LABELS, margin=MARGIN, anchors=anchors)
+    loss = jax.jit(functools.partial(part_average_triplet, margin=MARGIN))
+    value = loss(features, LABELS, anchors=anchors)
     expected = average_by_loops(features, LABELS, anchors)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
@@ -115,9 +116,8 @@ def test_chosen_anchors():
 def test_of_equally_hard_rows_the_first_is_taken():
     features = np.array([[0, 0], [1, 0], [-1, 0], [2, 0], [-2, 0]], np.float32)
     labels = np.array([0, 0, 0, 1, 1], np.int32)
-    value, gradient = jax.value_and_grad(part_average_triplet)(
-        features[:, None], labels, margin=3.0, anchors=np.array([0])
-    )
+    loss = functools.partial(part_average_triplet, margin=3.0, anchors=np.array([0]))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(features[:, None], labels)
     assert value == 1 - 2 + 3
     np.testing.assert_allclose(np.asarray(gradient)[:, 0, 0], [0, 1, 0, -1, 0])
 

@@ -102,10 +102,11 @@ def test_nothing_to_mine_gives_zero(labels):
 def test_of_equal_candidates_the_first_is_taken():
     features = np.array([[0, 0], [1, 0], [-1, 0], [2, 0], [-2, 0]], np.float32)
     labels = np.array([0, 0, 0, 1, 1], np.int32)
-    mined = hardest_pairs(features, labels)
+    mined = jax.jit(hardest_pairs)(features, labels)
     np.testing.assert_allclose(mined.positive, [1, 2, 2, 4, 4])
     np.testing.assert_allclose(mined.negative, [2, 1, 1, 1, 1])
-    gradient = jax.grad(lambda x: hardest_pairs(x, labels).negative[0])(features)
+    slope = jax.jit(jax.grad(lambda x: hardest_pairs(x, labels).negative[0]))
+    gradient = slope(features)
     np.testing.assert_allclose(gradient[3], [1, 0])
     np.testing.assert_allclose(gradient[4], [0, 0])
 
@@ -127,8 +128,8 @@ def test_mining_sees_the_whole_batch_on_four_devices(groups):
 
 def test_soft_margin_is_the_softplus_of_the_same_pairs():
     features = make()
-    hardest = hardest_pairs(features, LABELS)
+    hardest = jax.jit(hardest_pairs)(features, LABELS)
     excess = np.asarray(hardest.positive, np.float64) - hardest.negative
     wanted = np.log1p(np.exp(excess)).mean()
-    got = batch_hard_triplet(features, LABELS, margin=None)
+    got = jax.jit(functools.partial(batch_hard_triplet, margin=None))(features, LABELS)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)

@@ -103,7 +103,8 @@ def test_activation_maps_are_sums_of_squares(name):
     item = method.pictures(variables, data)["activation"]
     share = {key: value["backbone"] for key, value in variables.items()}
     images = method.standardise(data["image"])
-    outputs = method.module.backbone.apply(share, images, train=False)
+    apply = functools.partial(method.module.backbone.apply, train=False)
+    outputs = jax.jit(apply)(share, images)
     maps = outputs["incre"] if name == "hrnet_w32" else [outputs["layer4"]]
     assert item.values.shape[:2] == (4, len(maps)) == (4, len(item.titles))
     for image in range(4):
@@ -243,25 +244,29 @@ def test_stripes_of_pcb():
     images = method.standardise(data["image"])
     backbone = method.module.backbone.clone(parent=None)
     trunk = {kind: tree["backbone"] for kind, tree in variables.items()}
-    maps = np.asarray(backbone.apply(trunk, images, train=False)["layer4"], np.float64)
+    apply = jax.jit(functools.partial(backbone.apply, train=False))
+    maps = np.asarray(apply(trunk, images)["layer4"], np.float64)
     assert maps.shape[1] == 6
     params, stats = variables["params"], variables["batch_stats"]["reduce_bn"]
     reduced = maps.mean(2) @ params["reduce"]["kernel"]
     normed = (reduced - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     wanted = normed * params["reduce_bn"]["scale"] + params["reduce_bn"]["bias"]
-    outputs = method.module.apply(variables, images, train=False)
+    apply = jax.jit(functools.partial(method.module.apply, train=False))
+    outputs = apply(variables, images)
     np.testing.assert_allclose(outputs["before"], np.maximum(wanted, 0), atol=1e-4)
 
 
 def test_parts_of_transreid_weigh_a_quarter():
     method, variables, data = setting("transreid")
     images = method.standardise(data["image"])
-    tokens = method.module.apply(variables, images, data["camera"], train=False)
+    apply = jax.jit(functools.partial(method.module.apply, train=False))
+    tokens = apply(variables, images, data["camera"])
     tokens = np.array(tokens["after"], np.float64)
     tokens[:, 1:] /= 4
     wanted = tokens.reshape(4, -1)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    got = method.embed(variables, data["image"], data["camera"])["vector"]
+    embed = jax.jit(method.embed)
+    got = embed(variables, data["image"], data["camera"])["vector"]
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 

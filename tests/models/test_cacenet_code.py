@@ -95,7 +95,7 @@ def test_mixup_counts_both_images_of_a_pair():
             {"pair_logits": logits, "pair_feature": jnp.ones((B, B, 2))}, LABELS
         )["loss_pair_id"]
 
-    found, gradient = jax.value_and_grad(loss)(np.float32(logits))
+    found, gradient = jax.jit(jax.value_and_grad(loss))(np.float32(logits))
     expected = mixup_of_both_images(logits)
     agree(found, expected, gradient, logits, mixup_of_both_images)
 
@@ -109,7 +109,7 @@ def test_triplet_of_unit_conditional_features():
             LABELS,
         )["loss_pair_triplet"]
 
-    found, gradient = jax.value_and_grad(loss)(np.float32(features))
+    found, gradient = jax.jit(jax.value_and_grad(loss))(np.float32(features))
     expected = triplet_of_pairs(features)
     agree(found, expected, gradient, features, triplet_of_pairs)
 

@@ -80,7 +80,8 @@ def test_upsampling_adds_each_stage_to_the_next_finer_one():
         variables = random_variables(
             functools.partial(module.init, train=False), stages
         )
-        found = module.apply(variables, stages, train=False)
+        apply = functools.partial(module.apply, train=False)
+        found = jax.jit(apply)(variables, stages)
         reduced = [
             reduce_by_hand(stage, variables, f"reduce{number}")
             for number, stage in enumerate(stages, start=1)

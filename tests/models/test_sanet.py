@@ -348,7 +348,8 @@ def test_mask_pooling_and_visibility_equal_loops(binary):
     see_half(variables["params"], run(variables, maps)["mask_logits"])
     outputs = run(variables, maps)
     stage = {name: variables[name]["stage"] for name in variables}
-    features = Stage(blocks=1, width=8).apply(stage, maps, train=False)
+    apply = functools.partial(Stage(blocks=1, width=8).apply, train=False)
+    features = jax.jit(apply)(stage, maps)
     seen = []
     for image, logits in enumerate(np.asarray(outputs["mask_logits"], np.float64)):
         mask = 1 / (1 + np.exp(-logits))

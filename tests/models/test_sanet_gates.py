@@ -75,7 +75,8 @@ def test_other_decisions_take_other_routes():
     taken = {}
     for name, decide in {"random": at_random(0), "soft": jax.nn.softmax}.items():
         afe = routing.rerouted(method, decide).module.enhancement
-        _, routes = afe.apply(variables, maps, train=False)
+        apply = functools.partial(afe.apply, train=False)
+        _, routes = jax.jit(apply)(variables, maps)
         taken[name] = np.nan_to_num(routes["activity"])
     assert set(taken["random"].ravel()) == {0, 1}
     assert len(np.unique(taken["random"].reshape(9, -1), axis=0)) > 1

@@ -19,6 +19,7 @@ from reid_jax.runtime.optimizer import OptimizerSpec
 from reid_jax.training import train
 from reid_jax.training.step import StageProgram, make_step, next_state
 from tests import toy_method
+from tests.models.steps import training_step
 from tests.training.test_train import _assert_bitwise_equal, _losses, _state
 
 STAGE = Stage(
@@ -91,7 +92,7 @@ def test_with_coupling_it_is_a_loop_over_the_parts(toy_config):
     found, metrics = _one_step(toy, STAGE, batch, devices=2)
     rate = 0.1
     state = next_state(
-        toy.init(
+        jax.jit(toy.init)(
             jax.random.fold_in(jax.random.key(0), 2**31 - 1),
             {"image": jnp.zeros((4, 32, 16, 3))},
         ),
@@ -101,22 +102,14 @@ def test_with_coupling_it_is_a_loop_over_the_parts(toy_config):
     )
     gradients, losses, distances = [], [], []
     collections, key = state.collections, jax.random.fold_in(state.rng, 0)
+    step = training_step(toy, "first")
     for index in range(4):
         rows = {name: x[4 * index :][:4] for name, x in batch.items()}
-
-        def objective(params, rows=rows, index=index, collections=collections):
-            loss, metrics, new = toy.objective(
-                {"params": params, **collections},
-                rows,
-                rng=jax.random.fold_in(key, index),
-                epoch=0.0,
-                stage="first",
-            )
-            return loss, (metrics, new)
-
-        (loss, (kept, collections)), gradient = jax.value_and_grad(
-            objective, has_aux=True
-        )(state.params)
+        (loss, (kept, collections)), gradient = step(
+            {"params": state.params, **collections},
+            rows,
+            jax.random.fold_in(key, index),
+        )
         gradients.append(gradient)
         losses.append(loss)
         distances.append(kept["distance"])
