@@ -1,4 +1,4 @@
-"""Encoded images: decoding them, and which files can be used as one.
+"""Encoded images: decoding and resizing them, and which files can be used as one.
 
 Preparing, training and inspecting decode by the same function, so that what was stored
 can be read.
@@ -98,6 +98,16 @@ def decode_parts(encoded: bytes) -> np.ndarray:
     if parts.ndim != 2 or parts.dtype != np.uint8:
         raise ValueError(f"part labels of shape {parts.shape}, type {parts.dtype}")
     return parts
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear resize of uint8 [H, W, 3] to (height, width)."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_parts(parts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest resize of uint8 [H, W] labels to (height, width)."""
+    return cv2.resize(parts, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _decode(encoded: bytes, flags: int) -> np.ndarray:

@@ -78,7 +78,7 @@ class _Reader:
         record = self.records[index]
         try:
             image = images.decode(record["image"])
-            image = transforms.resize(image, self.image_size)
+            image = images.resize(image, self.image_size)
             if not self.with_parts or "parts" not in record:
                 return image, None
             parts = images.decode_parts(record["parts"])
@@ -90,7 +90,7 @@ class _Reader:
         if (parts == UNLABELLED).all():
             # As where there are no labels: erased pixels are not background either.
             return image, None
-        return image, transforms.resize_parts(parts, self.image_size)
+        return image, images.resize_parts(parts, self.image_size)
 
     def _unlabelled(self) -> np.ndarray:
         return np.full(self.image_size, UNLABELLED, np.uint8)

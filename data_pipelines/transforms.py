@@ -1,4 +1,4 @@
-"""Resizing and augmentation of single images, all in uint8 on the host.
+"""Augmentation of single images, all in uint8 on the host.
 
 An augmentation is a list of named steps, so that each config can spell out its own.
 Every step draws the same random numbers whether or not part labels come along.
@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from data_pipelines.augment.base import Pair
@@ -18,17 +17,6 @@ from data_pipelines.augment.colour import Colour
 from data_pipelines.augment.geometry import Flip, PadCrop, RandomCrop
 from data_pipelines.augment.occlusion import PasteOccluder, RandomErasing
 from reid_jax.errors import UserError
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of uint8 [H, W, 3] to (height, width)."""
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def resize_parts(parts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest resize of uint8 [H, W] labels to (height, width)."""
-    return cv2.resize(parts, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-
 
 STEPS: dict[str, Callable[..., Any]] = {
     "flip": Flip,

@@ -1,0 +1,44 @@
+"""Person re-identification in JAX: the Python API.
+
+    import reid_jax
+
+    extractor = reid_jax.load("runs/aaformer-demo")
+    print(extractor.rank("someone.jpg", "photos", k=10))
+
+Importing this is instant; JAX and the rest are loaded on use. More is in
+`docs/python.md`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from reid_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+    from reid_jax.extractor.extractor import Extractor
+
+__all__ = ["UserError", "load"]
+
+
+def load(
+    place: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+) -> Extractor:
+    """A trained network, ready to embed, compare and rank images.
+
+    Args:
+      place: a run's folder (its best checkpoint), one step of it, or an export, on a
+        disk or in a bucket (`gs://BUCKET/FOLDER`). An export needs only JAX, and what
+        reads image files: opencv-python-headless, pillow and tqdm.
+      devices: to run on; all of this process unless given.
+
+    Raises:
+      UserError: if there is no network, or it is damaged; the message says what to do.
+    """
+    from reid_jax.extractor import load as loading
+
+    return loading.load(place, devices=devices)

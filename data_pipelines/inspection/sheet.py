@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from data_pipelines import images, transforms
+from data_pipelines import images
 from data_pipelines.inspection.reading import Inspected
 from data_pipelines.part_labels.kinds import UNLABELLED
 from reid_jax import storage
@@ -65,10 +65,10 @@ def _tile(split: Inspected, index: int) -> np.ndarray:
         drawn = np.zeros((*_TILE, 3), np.uint8)
     else:
         record = stored[index]
-        drawn = transforms.resize(images.decode(record["image"]), _TILE)
+        drawn = images.resize(images.decode(record["image"]), _TILE)
         if image.labelled:
             parts = images.decode_parts(record["parts"])
-            drawn = _painted(drawn, transforms.resize_parts(parts, _TILE))
+            drawn = _painted(drawn, images.resize_parts(parts, _TILE))
     person = stored.person_name(stored.person[index])
     text = f"{person} c{stored.camera_name(stored.camera[index])}"
     framed = np.full((_TILE[0] + _CAPTION, _TILE[1] + _GAP, 3), 255, np.uint8)

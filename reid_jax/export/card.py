@@ -14,6 +14,7 @@ from reid_jax.models.method import (
     Variables,
     parameter_count,
 )
+from reid_jax.runtime.fingerprint import fingerprint
 from reid_jax.runtime.state import Meta
 
 
@@ -39,6 +40,7 @@ def describe(
     """
     height, width = image_size
     best = meta["best"] or {"entries": []}
+    config = meta["config"] | changed
     kinds = {
         "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
         "camera": "int32 [b], the training set's number of the camera",
@@ -48,6 +50,7 @@ def describe(
         "method": meta["method"],
         "stage": meta["stage"],
         "step": meta["global_step"],
+        "fingerprint": fingerprint(meta["method"], config, variables),
         "parameters": parameter_count(variables),
         "trained_on": meta["config"]["data.dataset"],
         "training_identities": meta["num_classes"],
@@ -64,7 +67,7 @@ def describe(
             and "metrics" in entry
             and not changed
         ],
-        "config": meta["config"] | changed,
+        "config": config,
     }
 
 

@@ -100,8 +100,8 @@ def test_a_batch_is_its_rows_put_together_by_hand():
                 np.frombuffer(stored.parts[index], np.uint8), cv2.IMREAD_GRAYSCALE
             )
             image, parts = augment(
-                transforms.resize(np.ascontiguousarray(image), SIZE),
-                transforms.resize_parts(parts, SIZE),
+                images.resize(np.ascontiguousarray(image), SIZE),
+                images.resize_parts(parts, SIZE),
                 np.random.default_rng([7, 3, step * 12 + row]),
             )
             np.testing.assert_array_equal(batch["image"][row], image)
@@ -344,7 +344,7 @@ def test_evaluation_shows_every_image_once_and_in_order(count):
     np.testing.assert_array_equal(joined["person"][mask], stored.person)
     np.testing.assert_array_equal(joined["camera"][mask], stored.camera)
     for index in range(count):
-        image = transforms.resize(images.decode(stored.images[index]), SIZE)
+        image = images.resize(images.decode(stored.images[index]), SIZE)
         np.testing.assert_array_equal(joined["image"][index], image)
     assert not joined["image"][~mask].any()
     assert (joined["index"][~mask] == -1).all()

@@ -66,7 +66,7 @@ def test_decode_parts_keeps_labels_and_refuses_colour():
 
 def test_resize_is_bilinear_with_half_pixel_centres():
     image = np.random.default_rng(0).integers(0, 256, (8, 4, 3), np.uint8)
-    got = transforms.resize(image, (16, 12))
+    got = images.resize(image, (16, 12))
     assert got.shape == (16, 12, 3)
     y = np.clip((np.arange(16) + 0.5) * 8 / 16 - 0.5, 0, 7)
     x = np.clip((np.arange(12) + 0.5) * 4 / 12 - 0.5, 0, 3)
@@ -81,7 +81,7 @@ def test_resize_is_bilinear_with_half_pixel_centres():
 
 def test_resize_of_parts_invents_no_label():
     parts = np.array([[1, 8], [255, 4]], np.uint8)
-    got = transforms.resize_parts(parts, (6, 4))
+    got = images.resize_parts(parts, (6, 4))
     np.testing.assert_array_equal(got, parts.repeat(3, 0).repeat(2, 1))
 
 

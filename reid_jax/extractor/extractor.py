@@ -1,0 +1,289 @@
+"""One network on this machine's devices: embedding, comparing and ranking images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from reid_jax.errors import UserError
+from reid_jax.extractor import batches, mirrored
+from reid_jax.extractor import images as imaging
+from reid_jax.extractor.images import BadImage, Images, Source
+from reid_jax.extractor.network import Arrays, Network
+from reid_jax.extractor.ranking import Ranking
+from reid_jax.retrieval.lists import smallest
+from reid_jax.runtime import sharding
+
+Embedding = dict[str, np.ndarray]
+"""Arrays by name whose leading axis is that of the images. Most methods give `vector`,
+float32 [N, D] of unit norm; those that compare parts `parts` [N, K, D] and `visibility`
+[N, K]."""
+
+BATCH_PER_CPU, BATCH_PER_ACCELERATOR = 8, 128
+QUERY_BLOCK = 64
+"""Queries that are compared with the whole gallery at once."""
+
+
+class Extractor:
+    """Embeds, compares and ranks images with one network; see `reid_jax.load`.
+
+    Attributes:
+      network: what was loaded: its method, fingerprint, image size and inputs.
+    """
+
+    def __init__(self, network: Network, mesh: jax.sharding.Mesh):
+        """Runs `network` on the devices of `mesh`."""
+        self.network = network
+        self._mesh = mesh
+        self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
+        self._distance = jax.jit(network.distance)
+        self._run = jax.jit(
+            self._embedded,
+            static_argnames="flip",
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.network.image_size
+        return (
+            f"Extractor({self.network.method}, {height} x {width}, fingerprint "
+            f"{self.network.fingerprint}, devices: {self._mesh.size})"
+        )
+
+    def embed(
+        self,
+        images: Images,
+        *,
+        flip: bool = False,
+        batch_size: int | None = None,
+        cameras: Sequence[int] | None = None,
+        progress: bool = True,
+    ) -> Embedding:
+        """Embeds images.
+
+        They are resized as in training, and batches are padded to one size, so that one
+        program is compiled, at the first call.
+
+        Args:
+          images: a path, a folder (all image files below it, by name), a uint8 RGB
+            array [H, W, 3] of any size or [N, H, W, 3], a Pillow image, or an iterable
+            of single ones.
+          flip: embeds the mirror images too, and averages; twice the work.
+          batch_size: images at once over all devices; 8 for each CPU device and 128 for
+            each accelerator unless given; rounded up to a multiple of the devices.
+          cameras: the training set's number of each image's camera, for the networks
+            that read it.
+          progress: shows a bar on standard error.
+
+        Returns:
+          NumPy arrays by name, the images' axis leading, in their order.
+
+        Raises:
+          UserError: an image that is not there or cannot be read, which is named, no
+            images, or an input that the network needs.
+        """
+        sources = _with_cameras(imaging.sources(images), cameras)
+        options = {"flip": flip, "batch_size": batch_size, "progress": progress}
+        return self._named(sources, **options)[1]
+
+    def distance(
+        self, query: Embedding | Images, gallery: Embedding | Images
+    ) -> np.ndarray:
+        """Distances [Q, G] as the method defines them, float32; smaller is more alike.
+
+        Args:
+          query, gallery: what `embed` has returned, or what it takes.
+
+        Raises:
+          UserError: if they are of different networks.
+        """
+        query, gallery = self._embedding(query)[1], self._embedding(gallery)[1]
+        return np.concatenate(list(self._distances(query, gallery)))
+
+    def rank(
+        self, query: Embedding | Images, gallery: Embedding | Images, k: int = 10
+    ) -> Ranking:
+        """The `k` nearest gallery images of each query.
+
+        Memory is bounded by 64 x gallery. What a pair model learned of image pairs
+        takes no part.
+
+        Args:
+          query, gallery: what `embed` has returned, or what it takes.
+          k: images of a list; all of the gallery, where it has fewer.
+
+        Raises:
+          UserError: if they are of different networks.
+        """
+        names, query = self._embedding(query)
+        gallery_names, gallery = self._embedding(gallery)
+        index, distance = [], []
+        for block in self._distances(query, gallery):
+            nearest = [smallest(row, k) for row in block]
+            index += nearest
+            distance += [row[i] for row, i in zip(block, nearest, strict=True)]
+        return Ranking(np.int32(index), np.float32(distance), names, gallery_names)
+
+    def stream(
+        self,
+        sources: Iterable[Source],
+        *,
+        flip: bool = False,
+        batch_size: int | None = None,
+        skipped: Callable[[BadImage], None] | None = None,
+    ) -> Iterator[tuple[list[Source], Embedding]]:
+        """Embeds batch by batch: images are read by threads while devices compute.
+
+        Args:
+          sources: from `images.sources`, or one's own.
+          flip, batch_size: as for `embed`.
+          skipped: is told of each image that cannot be read, which is then left out.
+
+        Yields:
+          the images of a batch, and their Embedding.
+
+        Raises:
+          BadImage: an image that cannot be read, unless there is `skipped`.
+          UserError: an input that the network needs is not there, or an embedding is
+            not finite.
+        """
+        read = functools.partial(imaging.resized, size=self.network.image_size)
+        rows = batches.usable(imaging.read_ahead(read, sources), skipped)
+        running: tuple[list[Source], Arrays] | None = None
+        for batch, arrays in batches.padded(rows, self.batch_size(batch_size)):
+            # The next batch is started before this one is waited for.
+            started = batch, self._start(arrays, flip=flip)
+            if running:
+                yield _finished(*running)
+            running = started
+        if running:
+            yield _finished(*running)
+
+    def batch_size(self, wanted: int | None = None) -> int:
+        """Images at once over all devices: `wanted`, or what divides by them."""
+        if wanted is None:
+            on_cpu = self._mesh.devices.flat[0].platform == "cpu"
+            wanted = self._mesh.size * (
+                BATCH_PER_CPU if on_cpu else BATCH_PER_ACCELERATOR
+            )
+        if wanted < 1:
+            raise UserError(f"a batch has at least one image, not {wanted}")
+        return -(-wanted // self._mesh.size) * self._mesh.size
+
+    def _embedded(
+        self,
+        variables: Any,
+        images: jax.Array,
+        inputs: tuple[jax.Array, ...],
+        flip: bool,
+    ) -> Arrays:
+        """The program that is compiled."""
+        embedding = self.network.embed(variables, images, *inputs)
+        if not flip:
+            return embedding
+        other = self.network.embed(variables, images[:, :, ::-1], *inputs)
+        return mirrored.mean(embedding, other)
+
+    def _start(self, arrays: Mapping[str, np.ndarray], *, flip: bool) -> Arrays:
+        for name in self.network.inputs:
+            if name not in arrays:
+                raise UserError(_NEEDS[name])
+        if flip and "parts" in self.network.inputs:
+            raise UserError(
+                "flip: this network reads part labels, which are not flipped"
+            )
+        names = ("image", *self.network.inputs)
+        placed = sharding.put_batch({name: arrays[name] for name in names}, self._mesh)
+        images, *inputs = (placed[name] for name in names)
+        return self._run(self._variables, images, tuple(inputs), flip=flip)
+
+    def _named(
+        self, sources: Iterable[Source], *, progress: bool = True, **options: Any
+    ) -> tuple[tuple[str, ...], Embedding]:
+        """Names of images, and their Embedding."""
+        names, blocks = [], []
+        total = len(sources) if isinstance(sources, Sized) else None
+        with tqdm(
+            *(None, "embedding", total), unit="img", leave=False, disable=not progress
+        ) as bar:
+            for batch, embedding in self.stream(sources, **options):
+                names += [source.name for source in batch]
+                blocks.append(embedding)
+                bar.update(len(batch))
+        if not blocks:
+            raise UserError("there are no images to embed")
+        return tuple(names), jax.tree.map(lambda *x: np.concatenate(x), *blocks)
+
+    def _embedding(
+        self, given: Embedding | Images
+    ) -> tuple[tuple[str, ...], Embedding]:
+        if not isinstance(given, Mapping):
+            return self._named(imaging.sources(given))
+        count = len(next(iter(given.values())))
+        return tuple(f"image {i}" for i in range(count)), dict(given)
+
+    def _distances(self, query: Embedding, gallery: Embedding) -> Iterator[np.ndarray]:
+        """Distances [q, G], block by block of queries."""
+        shapes = [{k: v.shape[1:] for k, v in x.items()} for x in (query, gallery)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                "these embeddings are of different networks: "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        total = len(next(iter(query.values())))
+        block = min(QUERY_BLOCK, total)
+        gallery = jax.device_put(gallery, self._mesh.devices.flat[0])
+        for start in range(0, total, block):
+            rows = np.arange(start, min(start + block, total))
+            # Repeated rows fill the last block: one shape, one compilation.
+            filled = np.resize(rows, block)
+            part = {name: array[filled] for name, array in query.items()}
+            yield np.asarray(self._distance(part, gallery))[: len(rows)]
+
+
+_NEEDS = {
+    "camera": (
+        "this network reads each image's camera: pass cameras=, the training set's "
+        "number of each"
+    ),
+    "parts": (
+        "this network reads part labels, which images alone do not have: embed a "
+        "prepared data set that has them, with reid-jax embed --dataset"
+    ),
+}
+
+
+def _with_cameras(
+    sources: Iterable[Source], cameras: Sequence[int] | None
+) -> Iterable[Source]:
+    """The same images, each with its camera.
+
+    Raises:
+      UserError: if there are more or fewer cameras than images.
+    """
+    if cameras is None:
+        return sources
+    sources = list(sources)
+    if len(sources) != len(cameras):
+        raise UserError(f"there are {len(sources)} images and {len(cameras)} cameras")
+    return [
+        dataclasses.replace(source, inputs={"camera": np.int32(camera)})
+        for source, camera in zip(sources, cameras, strict=True)
+    ]
+
+
+def _finished(batch: list[Source], arrays: Arrays) -> tuple[list[Source], Embedding]:
+    """Waits for a batch, and leaves out what filled it up."""
+    embedding = {k: v[: len(batch)] for k, v in sharding.fetch(arrays).items()}
+    for array in embedding.values():
+        finite = np.isfinite(array).reshape(len(batch), -1).all(axis=1)
+        if not finite.all():
+            name = batch[int(np.argmin(finite))].name
+            raise UserError(f"the embedding of {name} is not finite")
+    return batch, embedding

@@ -1,0 +1,181 @@
+"""Images as users have them: files, folders, arrays, Pillow's, and many of these."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from data_pipelines import images as encoded
+from reid_jax.errors import UserError
+
+Image = str | os.PathLike[str] | np.ndarray | PIL.Image.Image
+Images = Image | Iterable[Image]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Of image files, in small letters."""
+
+THREADS = min(16, os.cpu_count() or 1)
+"""That read and decode."""
+
+_AHEAD = 256
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BadImage(UserError):
+    """An image that cannot be used; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where an image comes from.
+
+    Attributes:
+      name: its path, or its place among the others.
+      read: gives `image`, uint8 RGB [H, W, 3] of any size; it may raise BadImage.
+      inputs: what a network may read beside it, such as `camera`: int32 [].
+    """
+
+    name: str
+    read: Callable[[], Mapping[str, np.ndarray]]
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def sources(images: Images) -> Iterable[Source]:
+    """One for each image; a list, unless `images` is an iterator.
+
+    A folder stands for all image files below it, an array [N, H, W, 3] for N images.
+
+    Raises:
+      UserError: a path that is not there, a folder without images, or an array of
+        another type or shape.
+    """
+    if isinstance(images, str | os.PathLike):
+        return [_from_file(path) for path in files(images)]
+    if isinstance(images, PIL.Image.Image):
+        return [_source(0, images)]
+    if hasattr(images, "__array__"):
+        array = _checked(np.asarray(images))
+        images = array if array.ndim == 4 else array[None]
+    if isinstance(images, Iterator):
+        return (_source(i, image) for i, image in enumerate(images))
+    return [_source(i, image) for i, image in enumerate(images)]
+
+
+def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The image file, or all image files below a folder, in the order of their names.
+
+    Hidden ones are left out.
+
+    Raises:
+      UserError: it is not there, or there are none.
+    """
+    top = pathlib.Path(path)
+    if top.is_file():
+        return [top]
+    if not top.is_dir():
+        raise UserError(f"there is no image or folder {os.fspath(path)!r}")
+    found = sorted(
+        file
+        for file in top.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(top).parts)
+        and file.is_file()
+    )
+    if not found:
+        raise UserError(
+            f"there are no images below {os.fspath(path)!r} ({', '.join(SUFFIXES)})"
+        )
+    return found
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The pixels of an image file, upright as its EXIF data say.
+
+    Raises:
+      BadImage: it is not there, damaged, or no image that OpenCV reads.
+    """
+    try:
+        return {"image": encoded.decode(pathlib.Path(path).read_bytes())}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadImage(
+            f"the image {os.fspath(path)} cannot be read: {reason}"
+        ) from error
+
+
+def resized(source: Source, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What `source` gives, the image at (height, width) as in training."""
+    row = dict(source.read())
+    return {**source.inputs, **row, "image": encoded.resize(row["image"], size)}
+
+
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result | BadImage]]:
+    """Items in their order with what `read` gives for them, read by threads."""
+
+    def outcome(item: Item) -> tuple[Item, Result | BadImage]:
+        try:
+            return item, read(item)
+        except BadImage as error:
+            return item, error
+
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(outcome, item))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _source(place: int, image: Image) -> Source:
+    """One image of several."""
+    if isinstance(image, str | os.PathLike):
+        path = pathlib.Path(image)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder among single images; pass it alone")
+        return _from_file(path)
+    return Source(f"image {place}", functools.partial(_pixels, image))
+
+
+def _from_file(path: pathlib.Path) -> Source:
+    return Source(str(path), functools.partial(read_file, path))
+
+
+def _pixels(image: Any) -> dict[str, np.ndarray]:
+    if isinstance(image, PIL.Image.Image):
+        upright = PIL.ImageOps.exif_transpose(image)
+        return {"image": np.asarray(upright.convert("RGB"))}
+    return {"image": _checked(np.asarray(image), dimensions=(3,))}
+
+
+def _checked(array: np.ndarray, dimensions: tuple[int, ...] = (3, 4)) -> np.ndarray:
+    """Raises UserError for an array that is no image, or not several."""
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in dimensions
+        or array.shape[-1] != 3
+        or not array.size
+    ):
+        raise UserError(
+            "images are uint8 RGB arrays [H, W, 3], or [N, H, W, 3] of several; this "
+            f"one is {array.dtype} {list(array.shape)}"
+        )
+    return array

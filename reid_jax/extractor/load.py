@@ -1,0 +1,57 @@
+"""Finding the network that a place stands for."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+
+from reid_jax.errors import UserError
+from reid_jax.extractor import exported
+from reid_jax.extractor.extractor import Extractor
+from reid_jax.runtime import sharding
+
+Place = str | os.PathLike[str]
+
+
+def load(place: Place, *, devices: Sequence[jax.Device] | None = None) -> Extractor:
+    """See `reid_jax.load`."""
+    mesh = sharding.make_mesh(devices or jax.local_devices())
+    folder = _folder(os.fspath(place))
+    if exported.holds(folder):
+        return Extractor(exported.read(folder), mesh)
+    if not folder.is_dir():
+        raise UserError(_nowhere(os.fspath(place)))
+    # Flax, Orbax and the data's libraries take seconds, and an export needs none.
+    from reid_jax.extractor import trained
+
+    return Extractor(trained.read(os.fspath(place), mesh), mesh)
+
+
+def _folder(place: str) -> pathlib.Path:
+    """On a disk, or in a bucket, whose paths have the same methods."""
+    if "://" not in place:
+        try:
+            return pathlib.Path(place).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{place}: there is no such user's home") from error
+    from reid_jax import storage
+
+    storage.check_reachable(place)
+    return storage.absolute(place)
+
+
+def _nowhere(place: str) -> str:
+    """What is said of a place that is not there."""
+    runs = sorted(
+        str(path.parent) for path in pathlib.Path("runs").glob("*/config.json")
+    )
+    there = f"; here are {', '.join(runs[:6])}" if runs else ""
+    return (
+        f"there is no network in {place!r}: name a run's folder, one of its "
+        f"checkpoints, or an export{there}. The library brings no trained networks; "
+        "one to try things with is trained in minutes by: reid-jax "
+        "--config=aaformer:demo"
+    )

@@ -1,0 +1,40 @@
+"""What tells a network from another: embeddings of two networks cannot be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from reid_jax.runtime.workdir import FREE_FIELDS
+
+_FIELDS = ("model.", "data.height", "data.width")
+
+
+def fingerprint(method: str, config: Mapping[str, Any], variables: Any) -> str:
+    """16 hexadecimal digits of a network and of how it is run.
+
+    A run, its checkpoint and its export have the same.
+
+    Args:
+      method: dotted name of its module.
+      config: fields by dotted name; those of the network and of the image size count.
+      variables: its collections.
+    """
+    fields = {
+        name: value
+        for name, value in config.items()
+        if name.startswith(_FIELDS) and name not in FREE_FIELDS
+    }
+    digest = hashlib.sha256(json.dumps([method, fields], sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables)):
+        array = np.asarray(leaf)
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
+        )
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()[:16]

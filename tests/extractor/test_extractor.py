@@ -1,0 +1,225 @@
+"""The Python API: what it takes, and that it returns what the method does."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import reid_jax
+from reid_jax import experiment
+from reid_jax.errors import UserError
+from reid_jax.extractor import mirrored
+from reid_jax.runtime import checkpoint, sharding
+from tests.conftest import CHECKOUT
+from tests.launch import toy
+from tests.waiting import PATIENCE
+
+
+@pytest.fixture(scope="module")
+def reference(places, photos):
+    """Paths of the photos in the order of their names, and `Method.embed` of each."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    method, variables = experiment.restore(
+        toy.get_config(), checkpoint.find(str(places.run)), mesh
+    )
+    files = sorted(photos.glob("camera*/*.png"))
+    pixels = [cv2.imread(str(file))[:, :, ::-1] for file in files]
+    images = np.stack([cv2.resize(image, (16, 32)) for image in pixels])
+    embedding = {k: np.asarray(v) for k, v in method.embed(variables, images).items()}
+    return files, pixels, embedding
+
+
+def _assert_same(got, wanted):
+    assert got.keys() == wanted.keys()
+    for name in got:
+        assert isinstance(got[name], np.ndarray)
+        assert got[name].dtype == wanted[name].dtype
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_every_form_of_images_gives_what_the_method_does(extractor, photos, reference):
+    files, pixels, wanted = reference
+    pillow = [PIL.Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
+    forms = [photos, str(photos), files, map(str, files), pixels, pillow, iter(pillow)]
+    for form in forms:
+        _assert_same(extractor.embed(form, progress=False), wanted)
+    first = {name: array[:1] for name, array in wanted.items()}
+    for one in (
+        files[0],
+        pixels[0],
+        pixels[0][None],
+        pillow[0],
+        pillow[0].convert("RGBA"),
+    ):
+        _assert_same(extractor.embed(one, progress=False), first)
+
+
+def test_one_program_is_compiled_whatever_the_number_of_images(extractor, photos):
+    files = sorted(photos.glob("camera*/*.png"))
+    extractor.embed(files, batch_size=8, progress=False)
+    known = extractor._run._cache_size()
+    for count in (1, 8, 13):
+        extractor.embed(files[:count], batch_size=3, progress=False)  # 8 devices: 8
+    assert extractor._run._cache_size() == known
+    assert extractor.batch_size(9) == 16
+
+
+def test_an_export_gives_the_same_and_is_the_same_network(places, extractor, photos):
+    exported = reid_jax.load(places.export)
+    wanted = extractor.embed(photos, progress=False)
+    _assert_same(exported.embed(photos, progress=False), wanted)
+    np.testing.assert_allclose(
+        exported.distance(wanted, wanted),
+        extractor.distance(wanted, wanted),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    for name in ("fingerprint", "method", "image_size", "inputs"):
+        assert getattr(exported.network, name) == getattr(extractor.network, name)
+    step = checkpoint.find(str(places.run))
+    assert reid_jax.load(step).network.fingerprint == extractor.network.fingerprint
+
+
+def test_ranking_and_distances(extractor, photos, reference):
+    files, _, embedding = reference
+    vectors = embedding["vector"].astype(np.float64)
+    wanted = np.abs(vectors[:, None] - vectors[None]).sum(-1)
+    np.testing.assert_allclose(
+        extractor.distance(files, photos), wanted, rtol=1e-4, atol=1e-4
+    )
+    ranking = extractor.rank(files[2:4], photos, k=5)
+    order = np.argsort(wanted[2:4], axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(ranking.index, order)
+    assert ranking.names == [[str(files[i]) for i in row] for row in order]
+    assert str(ranking).splitlines()[1].split() == ["1", "0.0000", str(files[2])]
+    assert extractor.rank(embedding, embedding, k=99).index.shape == (21, 21)
+
+
+def test_many_queries_are_compared_block_by_block(extractor):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(150, 6)).astype(np.float32)
+    given = {"vector": vectors, "visibility": np.ones((150, 3), bool)}
+    wanted = np.abs(vectors[:, None] - vectors[None].astype(np.float64)).sum(-1)
+    np.testing.assert_allclose(extractor.distance(given, given), wanted, atol=1e-4)
+
+
+def test_flip_averages_an_image_and_its_mirror_image(extractor, reference):
+    _, pixels, one = reference
+    other = extractor.embed([p[:, ::-1] for p in pixels], progress=False)
+    got = extractor.embed(pixels, flip=True, progress=False)
+    both = one["vector"] + other["vector"]
+    lengths = [np.linalg.norm(x["vector"], axis=1) for x in (one, other)]
+    wanted = both / np.linalg.norm(both, axis=1)[:, None] * np.mean(lengths, 0)[:, None]
+    np.testing.assert_allclose(got["vector"], wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(
+        got["visibility"], one["visibility"] | other["visibility"]
+    )
+    unit = {"vector": np.eye(3, dtype=np.float32), "length": np.float32([1, 2, 3])}
+    turned = {"vector": np.roll(unit["vector"], 1, 1), "length": np.float32([3, 2, 1])}
+    mean = mirrored.mean(unit, turned)
+    np.testing.assert_allclose(np.linalg.norm(mean["vector"], axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(mean["length"], [2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("nowhere", "no image or folder 'nowhere'"),
+        (np.zeros((4, 4, 3)), r"uint8 RGB .* this one is float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4), np.uint8), r"this one is uint8 \[4, 4\]"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], r"this one is uint8 \[2, 4, 4, 3\]"),
+        ([], "no images to embed"),
+        (["missing.jpg"], "missing.jpg cannot be read: No such file"),
+    ],
+)
+def test_images_that_are_none(extractor, images, message):
+    with pytest.raises(UserError, match=message):
+        extractor.embed(images, progress=False)
+
+
+def test_bad_files_and_folders_are_named(extractor, tmp_path, photos):
+    with pytest.raises(UserError, match="no images below"):
+        extractor.embed(tmp_path, progress=False)
+    whole = next(photos.glob("camera0/*.png")).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut\.png cannot be read: not a whole image"):
+        extractor.embed(tmp_path, progress=False)
+    with pytest.raises(UserError, match="a folder among single images"):
+        extractor.embed([tmp_path], progress=False)
+    with pytest.raises(UserError, match="21 images and 2 cameras"):
+        extractor.embed(photos, cameras=[1, 2])
+    vectors = extractor.embed(photos, progress=False)
+    with pytest.raises(UserError, match="different networks"):
+        extractor.distance(vectors, {"vector": np.zeros((3, 5), np.float32)})
+    with pytest.raises(UserError, match="at least one image, not 0"):
+        extractor.embed(photos, batch_size=0, progress=False)
+
+
+def test_places_without_a_network(tmp_path, monkeypatch, places):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no network in 'resnet50'.*aaformer:demo"):
+        reid_jax.load("resnet50")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="here are runs/mine"):
+        reid_jax.load("runs/mein")
+    with pytest.raises(UserError, match="no checkpoint in runs/mine"):
+        reid_jax.load("runs/mine")
+    with pytest.raises(UserError, match="no such user"):
+        reid_jax.load("~nobodyx/run")
+
+
+@pytest.mark.parametrize("name", ["embed.jaxexport", "export.json"])
+def test_a_damaged_export_is_not_loaded(places, name):
+    file = places.export / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    try:
+        with pytest.raises(UserError, match=f"{name} has changed"):
+            reid_jax.load(places.export)
+    finally:
+        file.write_bytes(whole)
+
+
+def test_an_export_of_an_older_version_is_to_be_made_again(places, tmp_path):
+    older = tmp_path / "export"
+    older.mkdir()
+    about = json.loads((places.export / "export.json").read_text())
+    about.pop("fingerprint")
+    (older / "export.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"no whole export .*export it again"):
+        reid_jax.load(older)
+
+
+_ALONE = """
+import sys
+blocked = {"flax", "optax", "orbax", "grain", "clu", "etils", "fsspec", "pyarrow"}
+blocked |= {"tensorflow_datasets", "ml_collections", "absl"}
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Blocked())
+import reid_jax
+assert "jax" not in sys.modules
+import numpy as np
+vectors = reid_jax.load(sys.argv[1]).embed(sys.argv[2], progress=False)
+np.save(sys.argv[3], vectors["vector"])
+"""
+
+
+def test_an_export_needs_only_jax(places, photos, extractor, tmp_path):
+    command = [sys.executable, "-c", _ALONE, places.export, photos, tmp_path / "x.npy"]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = extractor.embed(photos, progress=False)["vector"]
+    np.testing.assert_allclose(
+        np.load(tmp_path / "x.npy"), wanted, rtol=1e-4, atol=1e-5
+    )
