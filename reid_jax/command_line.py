@@ -72,7 +72,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
             flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag(config.name))
         )
         sys.exit(0)
-    argv = [argv[0], *_of_the_run(argv), *argv[1:]]
+    argv = [argv[0], *_of_the_run(argv), *_by_path(argv[1:])]
     _check_once(argv)
     for kind, parser in _PARSERS.items():
         config_flags.register_flag_parser_for_type(kind, parser)
@@ -109,6 +109,30 @@ def _check_once(argv: list[str]) -> None:
     for name in given:
         if given.count(name) > 1:
             raise UserError(f"{name} is given {given.count(name)} times; keep one")
+
+
+def _by_path(args: list[str]) -> list[str]:
+    """`--config=aaformer:demo` with the path of the library's file of that name."""
+    given = _given(["", *args], "config") or ""
+    name = given.partition(":")[0]
+    if name not in _configs(_library()):
+        return args
+    path = f"{_library() / name}.py{given.removeprefix(name)}"
+    return [
+        arg.removesuffix(given) + path if arg in (given, f"--config={given}") else arg
+        for arg in args
+    ]
+
+
+def _library() -> pathlib.Path:
+    """The folder of the configs that come with the library."""
+    return pathlib.Path(importlib.util.find_spec("configs").origin).parent
+
+
+def _configs(folder: pathlib.Path) -> list[str]:
+    """Names of a folder's files that describe a training."""
+    others = ("common", "run")
+    return sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem not in others)
 
 
 def _of_the_run(argv: list[str]) -> list[str]:
@@ -179,12 +203,11 @@ def _literal(text: str) -> Any:
 def _absent(argv: list[str]) -> str:
     """What is said of a file that cannot be read: which ones can."""
     path = pathlib.Path(_named(argv)[0])
-    folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
-    others = ("common", "run")
-    there = sorted(p.stem for p in folder.glob("[a-z]*.py") if p.stem not in others)
+    there = _configs(path.parent) if path.suffix else []
+    files = f"in {path.parent} there are: {', '.join(there)}; " if there else ""
     return (
-        f"--config={path} cannot be read; in {folder} there are: "
-        f"{', '.join(there) or 'no configs'}"
+        f"--config={path} cannot be read; {files}the library's own, by name: "
+        f"{', '.join(_configs(_library()))}"
     )
 
 

@@ -28,7 +28,8 @@ from reid_jax.runtime import compilation, interrupts, processes
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File of the configuration: configs/aaformer.py, configs/aaformer.py:demo, ... "
+    "File of the configuration, or a name of the library's: configs/aaformer.py, "
+    "aaformer, aaformer:demo, ... "
     "Evaluation and export take that of the run in --checkpoint or --workdir.",
     lock_config=True,
 )
@@ -110,8 +111,8 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise UserError(
             "no --config; for a first run: "
-            "python -m reid_jax.main --config=configs/aaformer.py:demo; to evaluate or "
-            "export a run, name its --workdir"
+            "python -m reid_jax --config=aaformer:demo; to evaluate or export a run, "
+            "name its --workdir"
         )
     processes.join(
         COORDINATOR.value,

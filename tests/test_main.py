@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from reid_jax import __main__ as verbs
-from reid_jax import errors
+from reid_jax import command_line, errors
 from tests.conftest import CHECKOUT
 from tests.waiting import PATIENCE
 
@@ -31,7 +31,8 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
     ("args", "message"),
     [
         ((), "no --config; for a first run:"),
-        (("--config=configs/aaformed.py",), "aaformed.py"),
+        (("--config=configs/aaformed.py",), "in configs there are: aaformer, baseline"),
+        (("--config=aaformed",), "the library's own, by name: aaformer, baseline"),
         (("--config=README.md",), "README.md is no Python file"),
         (("--config=configs/common.py",), "common.py has no get_config()"),
         (("--config=configs/run.py",), "name a run's folder"),
@@ -85,6 +86,21 @@ def test_a_verb_is_imported_when_it_is_asked_for(monkeypatch, capsys):
     assert given == [["--name=you", "there"]]
     verbs.main([])
     assert "greet      says good morning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
+@pytest.mark.parametrize("argument", ["", ":demo"])
+def test_a_config_of_the_library_is_found_by_name_in_any_folder(
+    form, argument, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    monkeypatch.setattr(command_line.flags, "FLAGS", found.append)
+    holder = types.SimpleNamespace(name="config", value=None)
+    argv = ["reid-jax", *form.format("drop" + argument).split(), "--mode=train"]
+    command_line.parse(argv, config=holder, about="")
+    path = f"{CHECKOUT / 'configs' / 'drop.py'}{argument}"
+    assert found == [["reid-jax", *form.format(path).split(), "--mode=train"]]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,6 @@ def _nowhere(place: str) -> str:
     return (
         f"there is no network in {place!r}: name a run's folder, one of its "
         f"checkpoints, or an export{there}. The library brings no trained networks; "
-        "one to try things with is trained in minutes by: reid-jax "
-        "--config=aaformer:demo"
+        "one to try things with is trained in minutes by: python "
+        "-m reid_jax --config=aaformer:demo"
     )
