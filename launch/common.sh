@@ -55,6 +55,19 @@ become() {
   exec "$@"
 }
 
+# filled FILE "NAME..." ARGS...: the file with the values of these variables, and ARGS as
+# a list, where they stand in braces after a dollar sign.
+filled() {
+  local field list text
+  text=$(<"$1")
+  for field in $2; do
+    text=${text//"\${$field}"/"${!field}"}
+  done
+  # Last, so that nothing is filled into them; a JSON list is a YAML list.
+  list=$("$PYTHON" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "${@:3}")
+  echo "${text//"\${ARGS}"/"$list"}"
+}
+
 # Paths on the command line are relative to the checkout: `python -m` needs it.
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3

@@ -20,20 +20,11 @@ shift || true
 
 # manifest ARGS...: the JobSet, filled in.
 manifest() {
-  local field list text
   # shellcheck disable=SC2153  # `need` has seen to NAME
   local args=("${OPTIONS[@]}" "$@" --coordinator="$NAME-nodes-0-0.$NAME:12355")
   # shellcheck disable=SC2016  # for Kubernetes to fill in
   args+=(--process_count="$NODES" '--process_index=$(JOB_COMPLETION_INDEX)')
-  local -A fields=([NAME]=$NAME [IMAGE]=$IMAGE [CLAIM]=$CLAIM)
-  fields+=([NODES]=$NODES [GPUS]=$GPUS)
-  text=$(<launch/jobset.yaml)
-  for field in "${!fields[@]}"; do
-    text=${text//"\${$field}"/"${fields[$field]}"}
-  done
-  # Last, so that nothing is filled into them; a JSON list is a YAML list.
-  list=$("$PYTHON" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "${args[@]}")
-  echo "${text//"\${ARGS}"/"$list"}"
+  filled launch/jobset.yaml "NAME IMAGE CLAIM NODES GPUS" "${args[@]}"
 }
 
 start() {

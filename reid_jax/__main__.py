@@ -24,7 +24,9 @@ PROGRAMS = {
 }
 """Verb -> (module, what it does): they answer mistakes and Ctrl-C themselves."""
 
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS = {
+    "embed": ("reid_jax.embed.command", "embeds many images into a file"),
+}
 """Verb -> (module, what it does). The module has `main(argv)` with the arguments behind
 the verb. It raises UserError for a mistake of the user's, and may raise
 KeyboardInterrupt(text) after Ctrl-C, to say what stands and how to go on."""

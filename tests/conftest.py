@@ -34,6 +34,7 @@ from absl import flags
 from configs import aaformer, baseline, cacenet, common, drop, sanet
 from data_pipelines import prepare
 from reid_jax.runtime import sharding
+from tests import places as making
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -104,6 +105,28 @@ def tiny_data(tmp_path_factory) -> pathlib.Path:
         progress=False,
     )
     return data_dir
+
+
+@pytest.fixture(scope="session")
+def places(tiny_data, tmp_path_factory) -> making.Places:
+    """A run of the toy method, and its export."""
+    return making.make(tmp_path_factory.mktemp("places"), tiny_data)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> pathlib.Path:
+    """A folder of 21 pictures of several sizes, in subfolders, and other files."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(21):
+        path = folder / f"camera{i % 3}" / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (4 + i % 3, 2, 3), np.uint8)
+        cv2.imwrite(str(path), cv2.resize(pixels, (20 + i, 40 + i)))
+    (folder / "notes.txt").write_text("of the day")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "no.png").write_bytes(b"")
+    return folder
 
 
 def _shrink(config, data_dir) -> None:

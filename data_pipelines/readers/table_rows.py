@@ -5,7 +5,7 @@ import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from reid_jax.errors import UserError
@@ -32,7 +32,7 @@ REQUIRED = ("path", "person", "split")
 USED = (*REQUIRED, "camera", "parts")
 """Names of the columns that must be there, and of all that are used."""
 
-_PARQUET = (".parquet", ".pq")
+PARQUET = (".parquet", ".pq")
 # Every row names another file, so that even well packed ones take up some bits.
 _MOST_ROWS, _FREE_ROWS, _ROWS_PER_BYTE = 5_000_000, 100_000, 8
 _MOST_BYTES = 1 << 30
@@ -63,10 +63,12 @@ class Row:
         return "" if name in MISSING else name
 
 
-def read(table: pathlib.Path) -> tuple[list[str], list[Row]]:
-    """Names of the columns, and the rows."""
-    if table.suffix.lower() in _PARQUET:
-        return _read_parquet(table)
+def read(
+    table: pathlib.Path, wanted: Collection[str] = USED
+) -> tuple[list[str], list[Row]]:
+    """Names of the columns, and the rows; of Parquet only cells of `wanted` columns."""
+    if table.suffix.lower() in PARQUET:
+        return _read_parquet(table, wanted)
     try:
         text = table.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -98,7 +100,9 @@ def _csv_rows(
         yield Row.make(reader.line_num, columns, cells)
 
 
-def _read_parquet(table: pathlib.Path) -> tuple[list[str], list[Row]]:
+def _read_parquet(
+    table: pathlib.Path, wanted: Collection[str]
+) -> tuple[list[str], list[Row]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -110,7 +114,7 @@ def _read_parquet(table: pathlib.Path) -> tuple[list[str], list[Row]]:
         with table.open("rb") as file:
             declared = pyarrow.parquet.ParquetFile(file)
             stored = declared.schema_arrow.names
-            used = [name for name in stored if name.strip().lower() in USED]
+            used = [name for name in stored if name.strip().lower() in wanted]
             _check_declared(table, declared, used)
             # As dictionaries, so that equal cells share their text.
             opened = pyarrow.parquet.ParquetFile(file, read_dictionary=used)

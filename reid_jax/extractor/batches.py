@@ -17,7 +17,7 @@ Batch = tuple[list[Source], Row]
 
 def usable(
     rows: Iterable[tuple[Source, Row | BadImage]],
-    skipped: Callable[[BadImage], None] | None,
+    skipped: Callable[[Source, BadImage], None] | None,
 ) -> Iterator[tuple[Source, Row]]:
     """The images that could be read.
 
@@ -30,7 +30,7 @@ def usable(
         elif skipped is None:
             raise row
         else:
-            skipped(row)
+            skipped(source, row)
 
 
 def padded(rows: Iterable[tuple[Source, Row]], size: int) -> Iterator[Batch]:

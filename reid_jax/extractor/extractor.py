@@ -136,7 +136,7 @@ class Extractor:
         *,
         flip: bool = False,
         batch_size: int | None = None,
-        skipped: Callable[[BadImage], None] | None = None,
+        skipped: Callable[[Source, BadImage], None] | None = None,
     ) -> Iterator[tuple[list[Source], Embedding]]:
         """Embeds batch by batch: images are read by threads while devices compute.
 
@@ -194,10 +194,6 @@ class Extractor:
         for name in self.network.inputs:
             if name not in arrays:
                 raise UserError(_NEEDS[name])
-        if flip and "parts" in self.network.inputs:
-            raise UserError(
-                "flip: this network reads part labels, which are not flipped"
-            )
         names = ("image", *self.network.inputs)
         placed = sharding.put_batch({name: arrays[name] for name in names}, self._mesh)
         images, *inputs = (placed[name] for name in names)
@@ -249,12 +245,12 @@ class Extractor:
 
 _NEEDS = {
     "camera": (
-        "this network reads each image's camera: pass cameras=, the training set's "
-        "number of each"
+        "this network reads each image's camera, the training set's number of it: pass "
+        "cameras=, or to reid-jax embed a table with a column camera"
     ),
     "parts": (
-        "this network reads part labels, which images alone do not have: embed a "
-        "prepared data set that has them, with reid-jax embed --dataset"
+        "this network reads part labels, which images alone do not have; on prepared "
+        "data it is ranked by --mode=evaluate"
     ),
 }
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+from reid_jax import __main__ as verbs
 from tests.conftest import CHECKOUT
 
 
@@ -13,6 +14,9 @@ def test_the_examples(places, photos, tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").symlink_to(photos)
     shutil.copy(photos / "camera1" / "04.png", tmp_path / "someone.jpg")
     monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"`reid-jax (embed --model[^`]*)`", text)
+    verbs.main(command.split())
+    assert "21 images in photos.parquet" in capsys.readouterr().out
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)

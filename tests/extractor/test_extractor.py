@@ -21,6 +21,11 @@ from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
+def extractor(places):
+    return reid_jax.load(places.run)
+
+
+@pytest.fixture(scope="module")
 def reference(places, photos):
     """Paths of the photos in the order of their names, and `Method.embed` of each."""
     mesh = sharding.make_mesh(jax.devices()[:1])

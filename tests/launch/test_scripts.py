@@ -21,6 +21,8 @@ FOLDER = CHECKOUT / "launch"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")
 SNAPSHOTS = pathlib.Path(__file__).parent / "snapshots"
 ARGS = ("--config=configs/aaformer.py:demo,row=x", "--config.evaluate_on=('a','b c')")
+EMBED = ("--model=runs/market", "--images=my photos/**/*.jpg", "--to=out/all.parquet")
+EMBED_SLURM, EMBED_KUBERNETES = ("slurm", *EMBED), ("kubernetes", *EMBED)
 
 TPU = {"TPU_NAME": "pod", "ZONE": "us-east5-b"}
 SLURM = {"NODES": "2", "GPUS": "8", "CPUS": "4"}
@@ -53,6 +55,12 @@ CASES = {
     "kubernetes-run": ("kubernetes.sh", {**JOB, **CACHE}, ("run", *ARGS)),
     "kubernetes-logs": ("kubernetes.sh", POD, ("logs",)),
     "kubernetes-delete": ("kubernetes.sh", POD, ("delete",)),
+    "embed-slurm": ("embed.sh", {**SLURM, "SHARDS": "64", "GPUS": "1"}, EMBED_SLURM),
+    "embed-kubernetes": (
+        "embed.sh",
+        {**POD, "SHARDS": "64", "PARALLEL": "8", "GPUS": "1"},
+        EMBED_KUBERNETES,
+    ),
     "sweep-gpu": ("scaling_sweep.sh", SWEEP, ("gpu", *ARGS)),
     "sweep-processes": (
         "scaling_sweep.sh",
@@ -153,6 +161,8 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path):
         ("kubernetes.sh", {}, ("run",), "NAME"),
         ("kubernetes.sh", {"NAME": "a", "IMAGE": "b"}, ("run",), "CLAIM NODES GPUS"),
         ("scaling_sweep.sh", {"BATCH": "8"}, ("gpu",), "DEVICES BATCH_PER_DEVICE"),
+        ("embed.sh", {"GPUS": "1"}, ("slurm",), "SHARDS CPUS"),
+        ("embed.sh", POD, ("kubernetes",), "SHARDS PARALLEL GPUS"),
     ],
 )
 def test_variables_that_are_missing_are_named(script, variables, arguments, named):
@@ -190,6 +200,11 @@ def test_the_printed_commands_are_ones_that_a_shell_reads_back():
     submit = _dry(*CASES["slurm-outside"]).splitlines()[1]
     (wrapped,) = (w for w in _words(submit) if w.startswith("--wrap="))
     assert _words(wrapped.removeprefix("--wrap=")) == ["launch/slurm.sh", *ARGS]
+    submit = _dry(*CASES["embed-slurm"]).splitlines()[1]
+    (wrapped,) = (w for w in _words(submit) if w.startswith("--wrap="))
+    words = _words("SHARE " + wrapped.removeprefix("--wrap="), SLURM_ARRAY_TASK_ID="3")
+    command = ["SHARE", "exec", "python", "-m", "reid_jax", "embed", *EMBED]
+    assert words == [*command, "--shard=3/64"]
     (command,) = (
         w for w in _words(_dry(*CASES["tpu-run"])) if w.startswith("--command=")
     )
@@ -219,16 +234,29 @@ def test_the_job_set_says_what_jax_has_to_know():
     assert volumes[0]["persistentVolumeClaim"] == {"claimName": "shared"}
 
 
-def test_nothing_is_left_to_fill_in():
-    manifest = _dry(*CASES["kubernetes-run"])
-    assert "${" not in manifest
+def test_a_job_of_shares_gives_each_pod_its_own():
+    manifest = _dry(*CASES["embed-kubernetes"]).partition("\n")[2]
+    spec = yaml.safe_load(manifest)["spec"]
+    assert (spec["completionMode"], spec["completions"]) == ("Indexed", 64)
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["args"] == ["embed", *EMBED, "--shard=$(JOB_COMPLETION_INDEX)/64"]
 
 
-def _words(line):
-    """A line as a shell splits it."""
+@pytest.mark.parametrize("case", ["kubernetes-run", "embed-kubernetes"])
+def test_nothing_is_left_to_fill_in(case):
+    assert "${" not in _dry(*CASES[case])
+
+
+def _words(line, **variables):
+    """A line as a shell splits it, where these variables are set."""
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     script = f"{sys.executable} -c '{code}' {line}"
-    out = subprocess.run(["sh", "-c", script], capture_output=True, check=True)
+    out = subprocess.run(
+        ["sh", "-c", script],
+        capture_output=True,
+        check=True,
+        env=os.environ | variables,
+    )
     return json.loads(out.stdout)
 
 

@@ -1,0 +1,313 @@
+"""`reid-jax embed`: what is written, that it goes on where it was, what it refuses."""
+
+import datetime
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import reid_jax
+from reid_jax import __main__ as verbs
+from reid_jax.embed import files, job, listing
+from reid_jax.errors import UserError
+from reid_jax.extractor.extractor import Extractor
+from reid_jax.extractor.network import Network
+from reid_jax.runtime import sharding
+
+
+def _mean_colours(variables, images):
+    """Stands in for a network: means of six bands, and which of three are light."""
+    del variables
+    light = images.astype(jnp.float32) / 255
+    bands = light.reshape(len(images), 6, -1).mean(-1)
+    return {"vector": bands, "visibility": bands[:, :3] > 0.5}
+
+
+def _gap(query, gallery):
+    return jnp.abs(query["vector"][:, None] - gallery["vector"][None]).sum(-1)
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    stand_in = Network("a method", "89ab", (32, 18), (), _mean_colours, _gap, {})
+    return Extractor(stand_in, sharding.make_mesh())
+
+
+@pytest.fixture(autouse=True)
+def loaded(extractor, monkeypatch):
+    """What the verb loads."""
+    monkeypatch.setattr(reid_jax, "load", lambda place: extractor)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(job, "ROWS", 8)
+
+
+def _embed(*args):
+    verbs.main(["embed", "--model=a run", "--batch_size=8", *map(str, args)])
+
+
+def _refused(capsys, *args):
+    with pytest.raises(SystemExit) as ended:
+        _embed(*args)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert "Traceback" not in error
+    return error[error.index("error: ") :]
+
+
+def _names(path):
+    return pq.read_table(path)["path"].to_pylist()
+
+
+def _rows(path):
+    """Names, and what `embed` gave for each."""
+    blocks = list(files.read(path, rows=5))
+    embedding = {
+        name: np.concatenate([block[name] for _, block in blocks])
+        for name in blocks[0][1]
+    }
+    return [x for rows, _ in blocks for x in rows["path"].to_pylist()], embedding
+
+
+def _same(got, wanted):
+    assert got.keys() == wanted.keys()
+    for name in got:
+        assert got[name].dtype == wanted[name].dtype
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_as_parquet_and_npz(extractor, photos, tmp_path, capsys, small_parts):
+    wanted = extractor.embed(photos, progress=False)
+    for name in ("new/photos.parquet", "photos.npz"):
+        _embed(f"--images={photos}", f"--to={tmp_path / name}")
+        assert "21 images in" in capsys.readouterr().out
+    names = sorted(map(str, photos.glob("camera*/*.png")))
+    got, embedding = _rows(tmp_path / "new" / "photos.parquet")
+    assert got == names
+    _same(embedding, wanted)
+    with np.load(tmp_path / "photos.npz") as stored:
+        assert stored["path"].tolist() == names
+        _same({name: stored[name] for name in wanted}, wanted)
+    table = pq.read_table(tmp_path / "new" / "photos.parquet")
+    sizes = {n: table.schema.field(n).type.list_size for n in ("vector", "visibility")}
+    assert sizes == {"vector": 6, "visibility": 3}
+    assert table["person"].null_count == 21
+    about = json.loads(table.schema.metadata[b"reid_jax"])
+    assert about["fingerprint"] == extractor.network.fingerprint
+    assert about["image_size"] == [32, 18]
+    assert about["arrays"] == {"vector": [6], "visibility": [3]}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "photos.npz"]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["photos.parquet"]
+
+
+def test_arrays_with_more_axes_come_back_in_their_shape(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    given = {"parts": parts, "length": np.float32([1, 2, 3])}
+    items = [listing.Item(f"{i}.jpg", dict) for i in range(3)]
+    about = files.About("m", "f", (2, 1), False, "i", (0, 1), "/")
+    files.write_part(tmp_path / "a.parquet", files.table(items, given, about))
+    assert pq.read_table(tmp_path / "a.parquet")["parts"][1].as_py() == pytest.approx(
+        parts[1].reshape(-1)
+    )
+    _same(_rows(tmp_path / "a.parquet")[1], given)
+
+
+def test_a_prepared_split(extractor, tiny_data, tmp_path):
+    split = ["--dataset=tiny", "--split=query", f"--data_dir={tiny_data}"]
+    _embed(*split, f"--to={tmp_path / 'q.parquet'}")
+    table = pq.read_table(tmp_path / "q.parquet")
+    assert table["path"][0].as_py() == "0020_c1s1_000000_q0.jpg"
+    assert table["person"].to_pylist() == [
+        str(p) for p in range(20, 25) for _ in range(3)
+    ]
+    assert set(table["camera"].to_pylist()) == {"1"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table(photos, tmp_path, kind):
+    rows = {
+        "path": [f"{photos}/camera0/00.png", "mine.png", f"{photos}/camera1/04.png"],
+        "person": ["7", "", "ann"],
+        "camera": ["door", "2", ""],
+        "time": ["2026-11-29T14:15:00+02:00", "1700000000", ""],
+    }
+    shutil.copy(photos / "camera2" / "02.png", tmp_path / "mine.png")
+    table = tmp_path / f"t.{kind}"
+    if kind == "csv":
+        lines = [";".join(rows), *map(";".join, zip(*rows.values(), strict=True))]
+        table.write_text("\n".join(lines))
+    else:
+        pq.write_table(files.pa.table(rows), table)
+    _embed(f"--images={table}", f"--to={tmp_path / 'out.parquet'}")
+    got = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["person"] for row in got] == ["7", None, "ann"]
+    assert [row["camera"] for row in got] == ["door", "2", None]
+    assert [row["path"] for row in got][1] == str(tmp_path / "mine.png")
+    utc = datetime.UTC
+    assert [row["time"] for row in got] == [
+        datetime.datetime(2026, 11, 29, 12, 15, tzinfo=utc),
+        datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=utc),
+        None,
+    ]
+
+
+def test_a_glob_and_shares_that_together_are_all(extractor, photos, tmp_path):
+    images = f"--images={photos}/camera[01]/*.png"
+    for i in range(4):
+        _embed(images, f"--to={tmp_path / 'all.parquet'}", f"--shard={i}/4")
+    shares = sorted(tmp_path.glob("*.parquet"))
+    assert [p.name for p in shares] == [
+        f"all-0000{i}-of-00004.parquet" for i in range(4)
+    ]
+    wanted = sorted(map(str, photos.glob("camera[01]/*.png")))
+    assert [name for share in shares for name in _names(share)] == wanted
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    extractor, photos, tmp_path, monkeypatch, small_parts, capsys
+):
+    """The process dies when the second part is written."""
+    command = [f"--images={photos}", f"--to={tmp_path / 'x.parquet'}"]
+    real, written = files.write_part, []
+
+    def write(path, rows):
+        if written:
+            path.with_suffix(".writing").write_bytes(b"half")
+            raise _Killed
+        written.append(path)
+        real(path, rows)
+
+    monkeypatch.setattr(files, "write_part", write)
+    with pytest.raises(_Killed):
+        _embed(*command)
+    assert not (tmp_path / "x.parquet").exists()
+    monkeypatch.setattr(files, "write_part", real)
+    read = []
+    one = listing.images.read_file
+    monkeypatch.setattr(
+        listing.images, "read_file", lambda path: read.append(path) or one(path)
+    )
+    _embed(*command)
+    names = sorted(map(str, photos.glob("camera*/*.png")))
+    assert sorted(read) == names[8:]
+    assert "8 of them from before" in capsys.readouterr().out
+    got, embedding = _rows(tmp_path / "x.parquet")
+    assert got == names
+    _same(embedding, extractor.embed(photos, progress=False))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+    _embed(*command)
+    assert "already there; nothing was done" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_what_is_kept(photos, tmp_path, monkeypatch, small_parts, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "join", interrupt)
+        with pytest.raises(SystemExit) as ended:
+            _embed(f"--images={photos}", f"--to={tmp_path / 'x.parquet'}")
+    assert ended.value.code == 130
+    assert "interrupted; 21 of 21 images are kept" in capsys.readouterr().err
+
+
+@pytest.fixture
+def with_bad(photos, tmp_path):
+    """A folder whose fourth and last images are damaged."""
+    folder = tmp_path / "some"
+    shutil.copytree(photos, folder)
+    bad = [folder / "camera0" / "09.png", folder / "camera2" / "20.png"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:99])
+    return folder, bad
+
+
+def test_a_bad_image_stops_with_its_name_or_is_left_out(
+    extractor, with_bad, tmp_path, capsys, small_parts
+):
+    folder, bad = with_bad
+    command = [f"--images={folder}", f"--to={tmp_path / 'x.parquet'}"]
+    error = _refused(capsys, *command)
+    assert f"the image {bad[0]} cannot be read: not a whole image" in error
+    assert "--skip_bad_images" in error
+    assert not (tmp_path / "x.parquet").exists()
+    _embed(*command, "--skip_bad_images")
+    shown = capsys.readouterr().out
+    assert "2 images were left out:" in shown
+    assert all(str(path) in shown for path in bad)
+    names = sorted(set(map(str, folder.glob("camera*/*.png"))) - set(map(str, bad)))
+    got, embedding = _rows(tmp_path / "x.parquet")
+    assert got == names
+    _same(embedding, extractor.embed(names, progress=False))
+    skipped = files.read_about(tmp_path / "x.parquet").skipped
+    assert [str(bad[i]) in line for i, line in enumerate(skipped)] == [True, True]
+
+
+def test_other_work_is_not_written_over(extractor, photos, tmp_path, capsys):
+    target = tmp_path / "x.parquet"
+    _embed(f"--images={photos}/camera0", f"--to={target}")
+    before = target.read_bytes()
+    error = _refused(capsys, f"--images={photos}", f"--to={target}")
+    assert "another network or of other images" in error
+    assert "images" in error
+    error = _refused(capsys, f"--images={photos}/camera0", f"--to={target}", "--flip")
+    assert "flip False there, True here" in error
+    assert target.read_bytes() == before
+    _embed(f"--images={photos}", f"--to={target}", "--overwrite")
+    assert len(_names(target)) == 21
+
+
+def test_a_file_of_another_network_is_named(photos, tmp_path, extractor):
+    about = files.About("m", "0123", (32, 18), False, "i", (0, 1), "/")
+    items = [listing.Item("a.jpg", dict)]
+    rows = files.table(items, {"vector": np.zeros((1, 6), np.float32)}, about)
+    files.write_part(tmp_path / "x.parquet", rows)
+    work = job.Job(listing.of_images(str(photos)), tmp_path / "x.parquet")
+    fingerprint = extractor.network.fingerprint
+    with pytest.raises(UserError, match=f"fingerprint 0123 there, {fingerprint} here"):
+        job.run(work, extractor)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--images=nowhere", "--to=x.parquet"], "no image or folder 'nowhere'"),
+        (["--images=no*where", "--to=x.parquet"], "no image files match"),
+        (["--images=.", "--to=x.parquet"], "there are no images below '.'"),
+        (["--images=.", "--to=x.csv"], "ending in .parquet or .npz"),
+        (["--to=x.parquet"], "either --images or --dataset"),
+        (["--images={}", "--to=x.parquet", "--shard=4/4"], "numbered from 0 to 3"),
+        (["--images={}", "--to=x.parquet", "--shard=1/99"], "only 21 images"),
+        (["--images={}", "--to=x.parquet", "--shard=one"], "write 3/64"),
+        (["--images=t.csv", "--to=x.parquet"], "row 3, column time: 'noon'"),
+        (["--dataset=tinx", "--to=x.parquet"], "tinx is not prepared in data"),
+        (["--images={}", "--to=x.parquet", "--batch_size=0"], "at least one image"),
+        (["--images={}", "--to=t.csv/x.parquet"], "cannot write to t.csv"),
+    ],
+)
+def test_mistakes_leave_nothing(args, message, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("t.csv").write_text("path,time\na.jpg,\nb.jpg,noon\n")
+    assert message in _refused(capsys, *(arg.format(photos) for arg in args))
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_file_that_is_none(tmp_path):
+    for name in ("x.parquet", "x.npz"):
+        (tmp_path / name).write_bytes(b"PAR1")
+        with pytest.raises(UserError, match=f"{name} is no file of embeddings"):
+            files.read_about(tmp_path / name)
+    with pytest.raises(UserError, match="there is no file"):
+        files.read_about(tmp_path / "y.parquet")
