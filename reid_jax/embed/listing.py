@@ -92,7 +92,7 @@ def of_images(text: str) -> Listing:
     Raises:
       UserError: nothing is there, or a table has wrong cells.
     """
-    path = pathlib.Path(text)
+    path = pathlib.Path(os.path.expanduser(text))
     if path.suffix.lower() in _TABLES and path.is_file():
         return _of_table(path)
     if not path.exists() and glob.has_magic(text):
@@ -120,6 +120,11 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _of_files(names: list[str]) -> Listing:
+    for name in names:
+        if not name.isprintable():  # nor could a table hold what is no UTF-8
+            shown = name.encode("unicode_escape").decode()
+            raise UserError(f"the name {shown} has unprintable characters: rename it")
+
     def make(i: int) -> Item:
         read = functools.partial(images.read_file, names[i])
         return Item(names[i], read, place=i)

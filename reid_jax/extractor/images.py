@@ -81,7 +81,7 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     Raises:
       UserError: it is not there, or there are none.
     """
-    top = pathlib.Path(path)
+    top = pathlib.Path(os.path.expanduser(path))
     if top.is_file():
         return [top]
     if not top.is_dir():

@@ -31,18 +31,11 @@ class Ranking:
         return [[self.gallery[i] for i in row] for row in self.index]
 
     def __str__(self) -> str:
-        return "\n".join(
-            line
-            for query, names, row in zip(
-                self.query, self.names, self.distance, strict=True
-            )
-            for line in (
-                query,
-                *(
-                    f"{rank:4}  {distance:.4f}  {name}"
-                    for rank, (name, distance) in enumerate(
-                        zip(names, row, strict=True), 1
-                    )
-                ),
-            )
-        )
+        lines = []
+        for query, names, row in zip(
+            self.query, self.names, self.distance, strict=True
+        ):
+            found = enumerate(zip(row, names, strict=True), start=1)
+            lines.append(query)
+            lines += [f"{rank:4}  {gap:.4f}  {name}" for rank, (gap, name) in found]
+        return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import pathlib
 import shutil
 
@@ -302,6 +303,12 @@ def test_mistakes_leave_nothing(args, message, photos, tmp_path, monkeypatch, ca
     pathlib.Path("t.csv").write_text("path,time\na.jpg,\nb.jpg,noon\n")
     assert message in _refused(capsys, *(arg.format(photos) for arg in args))
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_name_that_no_table_can_hold(photos, tmp_path, capsys):
+    shutil.copy(photos / "camera0" / "00.png", tmp_path / os.fsdecode(b"\xff.png"))
+    error = _refused(capsys, f"--images={tmp_path}", f"--to={tmp_path / 'x.parquet'}")
+    assert "udcff.png has unprintable characters: rename it" in error
 
 
 def test_a_file_that_is_none(tmp_path):
