@@ -49,6 +49,13 @@ EXTEND = flags.DEFINE_bool(
     "epochs and schedules (config.stages). The learning rate of a step is that of the "
     "new schedule, as if it had been the run's from its start.",
 )
+FORMAT = flags.DEFINE_enum(
+    "format",
+    None,
+    ["jax", "onnx"],
+    "For export: jax (the default; in export/), or onnx for onnxruntime and the like, "
+    "in export-onnx/.",
+)
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
@@ -164,10 +171,13 @@ def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
 def _export(config: Any, workdir: str) -> None:
     from reid_jax.export import export
 
+    form = FORMAT.value or "jax"
+    name = "export" if form == "jax" else f"export-{form}"
     folder = export.export_checkpoint(
         config,
         CHECKPOINT.value or workdir,
-        directory=storage.absolute(workdir) / "export",
+        directory=storage.absolute(workdir) / name,
+        form=form,
     )
     print(f"exported to {folder}")
 
@@ -197,6 +207,8 @@ def _check_flags() -> None:
             "--checkpoint is for evaluate and export; to start from a run's backbone, "
             f"--config.pretrained={CHECKPOINT.value}"
         )
+    if FORMAT.value and MODE.value != "export":
+        raise UserError("--format is for --mode=export")
     if EXTEND.value and MODE.value != "train":
         raise UserError("--extend is for --mode=train")
     given = [flag.name for flag in BENCHMARK_FLAGS if flag.present]
