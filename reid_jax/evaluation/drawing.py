@@ -82,9 +82,9 @@ class Drawing:
 
         These are in `details.json`, for a report.
         """
-        about = {name: self.entry[name] for name in ("dataset", "protocol", "step")}
-        text = json.dumps(about | details.by_name())
-        workdir.write_text(self.folder / details.NAME, text)
+        about = ("dataset", "protocol", "step", "ap", "camera_filter")
+        written = {name: self.entry[name] for name in about} | details.by_name()
+        workdir.write_text(self.folder / details.NAME, json.dumps(written))
         for name, lists in details.ends.items():
             title = f"{self._heading}: the {name} queries"
             self._lists(f"{name}.png", {"": lists}, lists.rows, title)

@@ -32,6 +32,22 @@ class Histograms:
     right: np.ndarray
     wrong: np.ndarray
 
+    def equal_error(self) -> tuple[float, float]:
+        """The threshold that errs as often on right pairs as on wrong ones, and how.
+
+        Returns:
+          the edge below which pairs are called right, where the shares of right pairs
+          that are missed and of wrong pairs that are let through are nearest to each
+          other; and the mean of the two shares.
+        """
+        missed, let_through = (
+            np.concatenate([[0], np.cumsum(counts)]) / max(counts.sum(), 1)
+            for counts in (self.right, self.wrong)
+        )
+        missed = 1 - missed
+        at = np.abs(missed - let_through).argmin()
+        return float(self.edges[at]), float((missed[at] + let_through[at]) / 2)
+
 
 class PairHistograms:
     """Counts the pairs of queries and gallery images by their distance.

@@ -154,15 +154,28 @@ class _Board:
         self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill has cut is left out.
+
+    Raises:
+      UserError: if a line is something else.
+    """
+    return [row for _, row in _parsed(path)]
+
+
 def _rows_until(path: epath.Path, step: int) -> list[str]:
-    """The lines of the steps up to one; a last line that a kill has cut is left out."""
-    kept = []
+    """The lines of the steps up to one."""
+    return [line + "\n" for line, row in _parsed(path) if row["step"] <= step]
+
+
+def _parsed(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines and what they say."""
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            at = json.loads(line)["step"]
-            if at <= step:
-                kept.append(line.decode() + "\n")
+            row = json.loads(line)
+            _ = row["step"] <= 0
+            yield line.decode(), row
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if number == len(lines):
                 break
@@ -170,7 +183,6 @@ def _rows_until(path: epath.Path, step: int) -> list[str]:
                 f"{path}, line {number}, is no row of a run ({type(error).__name__}: "
                 f"{error}); mend or remove that line"
             ) from error
-    return kept
 
 
 class StepLog:

@@ -17,6 +17,7 @@ from reid_jax import experiment, storage
 from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
+from reid_jax.report import report
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints
@@ -143,7 +144,7 @@ class Run:
     def finish(
         self, state: TrainState, stage: Stage, step: int
     ) -> list[dict[str, Any]]:
-        """The last state's evaluation with pictures, and the best one beside it.
+        """The last state's evaluation with pictures and report, the best one beside it.
 
         A protocol that the best state was not evaluated on has no `best`.
         """
@@ -154,6 +155,9 @@ class Run:
                     figures = best.get("metrics")
                     entry["best"] = {"step": best["step"], "metrics": figures}
         results.write(self.workdir, entries)
+        self.writer.flush()
+        if jax.process_index() == 0:
+            report.write([self.workdir], storage.absolute(self.workdir) / report.NAME)
         return entries
 
     def meta(self, stage: Stage, position: Position) -> Meta:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_jax.retrieval.histograms import PairHistograms
+from reid_jax.retrieval.histograms import Histograms, PairHistograms
 from reid_jax.retrieval.labels import Labels
 
 
@@ -73,3 +73,16 @@ def test_bins_are_as_fine_as_their_number_allows():
     assert found.right.nonzero()[0] == [0]
     assert found.edges[0] <= 0.1 < found.edges[1]
     assert found.wrong.sum() == 2
+
+
+def test_equal_error_is_where_both_shares_meet():
+    rng = np.random.default_rng(0)
+    edges = np.arange(9) / 4
+    right, wrong = rng.integers(0, 50, (2, 8))
+    threshold, rate = Histograms(edges, right, wrong).equal_error()
+    errors = {}
+    for i, edge in enumerate(edges):
+        errors[edge] = right[i:].sum() / right.sum(), wrong[:i].sum() / wrong.sum()
+    best = min(errors, key=lambda edge: abs(errors[edge][0] - errors[edge][1]))
+    assert threshold == best
+    assert rate == pytest.approx(np.mean(errors[best]))

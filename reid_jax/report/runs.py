@@ -1,0 +1,155 @@
+"""What a run has left in its folder, for a report: all of it that is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from reid_jax import storage
+from reid_jax.errors import UserError
+from reid_jax.evaluation.details import Details
+from reid_jax.runtime import metrics, workdir
+
+DRAWN_FIRST = ("ranking", "ranking_pairs", "hardest", "easiest")
+"""Pictures that every method has; its own come after them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+      name: what the report calls it.
+      folder: of the run.
+      config: fields, flat.
+      starts: of `manifest.json`, the first one first.
+      rows: of `metrics.jsonl`.
+      entries: of `results.json`, the latest of each protocol and way of scoring.
+    """
+
+    name: str
+    folder: epath.Path
+    config: Mapping[str, Any]
+    starts: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]]
+    entries: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, path: str, name: str) -> Run:
+        """Reads what there is.
+
+        Raises:
+          UserError: if it is no run, or one of its files is damaged.
+        """
+        folder = storage.absolute(path)
+        file = folder / "config.json"
+        if not file.exists():
+            raise UserError(
+                f"{path} is no run: it has no config.json. Name a folder that a "
+                "training has written, such as runs/aaformer-demo"
+            )
+        rows = folder / "metrics.jsonl"
+        return cls(
+            name,
+            folder,
+            workdir.flatten(workdir.read_object(file)),
+            workdir.read_objects(folder / "manifest.json"),
+            metrics.read_rows(rows) if rows.exists() else [],
+            _latest(workdir.read_objects(folder / "results.json"), folder),
+        )
+
+    @property
+    def missing(self) -> list[str]:
+        """What a report would show, and the run does not have."""
+        absent = []
+        if not self.rows:
+            absent.append("no metrics.jsonl, so no curves")
+        if not self.entries:
+            absent.append("it was not evaluated (--mode=evaluate does)")
+        for entry in self.entries:
+            if not entry.get("changed") and self.details(entry) is None:
+                absent.append(
+                    f"no details of {entry['protocol']}: an older version, or none at "
+                    "all, evaluated it; evaluate it once more"
+                )
+        return absent
+
+    def entry(self, label: str) -> Mapping[str, Any] | None:
+        """The entry that `label` gives this name to."""
+        return next((e for e in self.entries if label_of(e) == label), None)
+
+    def details(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `evaluation.details` has kept of an entry's evaluation, if it has."""
+        found = _read_details(self._pictured(entry) / Details.NAME)
+        return found if found and _is_of(found, entry) else None
+
+    def pictures(self, entry: Mapping[str, Any]) -> dict[str, epath.Path]:
+        """Pictures of an entry's evaluation by name, in the order to show them in."""
+        folder = self._pictured(entry)
+        found = _read_details(folder / Details.NAME)
+        if found and not _is_of(found, entry):
+            return {}
+        there = {path.stem: path for path in sorted(folder.glob("*.png"))}
+        first = [name for name in DRAWN_FIRST if name in there]
+        return {name: there[name] for name in (*first, *there)}
+
+    def _pictured(self, entry: Mapping[str, Any]) -> epath.Path:
+        """Where the evaluations of a protocol draw, the last one over the others."""
+        return self.folder / "pictures" / entry["protocol"].replace(":", "-")
+
+
+def _is_of(details: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether details are of the evaluation that an entry has the figures of."""
+    alike = ("protocol", "step", "ap", "camera_filter")
+    return not entry.get("changed") and all(details[k] == entry.get(k) for k in alike)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_details(path: epath.Path) -> dict[str, Any] | None:
+    return workdir.read_object(path) if path.exists() else None
+
+
+def label_of(entry: Mapping[str, Any]) -> str:
+    """What tells an entry from those of other ways of scoring: names a table."""
+    words = [entry["protocol"]]
+    if entry.get("ap", "rectangle") != "rectangle":
+        words.append(f"AP {entry['ap']}")
+    if not entry.get("camera_filter", True):
+        words.append("no camera filter")
+    if entry.get("averaged"):
+        words.append("moving averages")
+    words += [f"{name}={value}" for name, value in (entry.get("changed") or {}).items()]
+    return ", ".join(words)
+
+
+def _latest(
+    entries: Sequence[Mapping[str, Any]], folder: epath.Path
+) -> list[Mapping[str, Any]]:
+    """Of entries that were scored alike, the one of the last step."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        if not {"protocol", "step", "metrics"} <= entry.keys():
+            raise UserError(
+                f"{folder / 'results.json'} is damaged: an entry has no protocol, step "
+                "or metrics; remove or mend it"
+            )
+        before = latest.get(label_of(entry))
+        if before is None or entry["step"] >= before["step"]:
+            latest[label_of(entry)] = entry
+    return list(latest.values())
+
+
+def names(paths: Sequence[str]) -> list[str]:
+    """What runs are called: their folder's name, or the path where that is not unique.
+
+    Raises:
+      UserError: if one is named twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise UserError("a run is named twice")
+    short = [storage.absolute(path).name for path in paths]
+    return short if len(set(short)) == len(short) else list(paths)
