@@ -229,7 +229,7 @@ print(distance.run(None, {{{both}}})[0])  # smaller is more alike
 {listed}
 
 Differences are those of random images in onnxruntime on a CPU, in batches of several
-sizes; relative where values are larger than 1.
+sizes, relative to the largest value above 1.
 """
 
 

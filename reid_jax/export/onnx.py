@@ -21,7 +21,7 @@ from reid_jax.runtime.progress import said
 
 CHECKED_BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4
-"""Of a difference to the model, beside 1 and relative to larger values."""
+"""Of a difference to the model; relative to an array's largest value above 1."""
 TOLERANCES = {"distance.onnx": 2e-3}
 """Of others: an image's distance to itself is the root of a rounding error."""
 
@@ -234,11 +234,11 @@ def _first(array: np.ndarray, letters: str, size: int) -> np.ndarray:
 
 
 def _difference(got: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest, relative where values are larger than 1; infinite for a shape."""
+    """The largest, in units of the largest value above 1; infinite for a shape."""
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         return float("inf")
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
-    return float((np.abs(got - wanted) / np.maximum(np.abs(wanted), 1)).max())
+    return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1))
 
 
 def _signature(nodes: Sequence[Any]) -> dict[str, str]:

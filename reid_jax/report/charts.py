@@ -100,8 +100,7 @@ class _Frame:
     def _rule(self, value: float) -> Html:
         y = round(self.y(value), 1)
         ends = {"x1": _LEFT, "x2": _WIDTH - _RIGHT, "y1": y, "y2": y}
-        text = f"{value:.3g}" if not self._percent else f"{value:.3g}".rstrip()
-        label = f"{100 * value:.3g}%" if self._percent else text
+        label = f"{100 * value:.3g}%" if self._percent else f"{value:,.4g}"
         return joined(
             (
                 element("line", stroke="currentColor", stroke_opacity=0.15, **ends),
@@ -167,6 +166,6 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers between two, about `count`."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
     first, last = math.ceil(low / step), math.floor(high / step)
     return [step * i for i in range(first, last + 1)]

@@ -21,7 +21,7 @@ def curves(runs: Sequence[Run]) -> Html:
         for name, lines in found.items()
         if any(lines)
     ]
-    return section("Curves", keys([run.name for run in runs]), grid(*drawn))
+    return section("Curves over steps", keys([run.name for run in runs]), grid(*drawn))
 
 
 def keys(names: Sequence[str], colours: Sequence[str] = charts.COLOURS) -> Html:
@@ -63,4 +63,4 @@ def _coloured(lines: Sequence[list[tuple[float, float]]]) -> list[charts.Series]
 def _caption(name: str, lines: Sequence[list[tuple[float, float]]]) -> str:
     """The name and the last values."""
     last = ", ".join(f"{line[-1][1]:.4g}" if line else "none" for line in lines)
-    return f"{name.replace('_', ' ')}: {last} at the end"
+    return f"{name}: {last} at the end"

@@ -22,21 +22,40 @@ _CAMERAS = 32
 Entry = Mapping[str, Any]
 
 
-def protocols(runs: Sequence[Run]) -> Html:
-    """A section for each protocol and way of scoring that any of the runs has."""
-    labels = dict.fromkeys(label_of(entry) for run in runs for entry in run.entries)
-    return joined([_protocol(runs, label) for label in labels])
+def results(runs: Sequence[Run]) -> Html:
+    """The figures of each protocol and way of scoring that any of the runs has."""
+    tables = [
+        joined(
+            (element("h3", label), _about(_scored(runs, label)), _figures(runs, label))
+        )
+        for label in _labels(runs)
+    ]
+    return section("Results", *tables)
 
 
-def _protocol(runs: Sequence[Run], label: str) -> Html:
-    scored = [(run, entry) for run in runs if (entry := run.entry(label))]
+def details(runs: Sequence[Run]) -> Html:
+    """A section for each protocol: distances, cameras, queries, pictures."""
     parts = [_distances, _cameras, _queries, _pictures]
-    details = [joined(list(filter(None, part(scored)))) for part in parts]
-    return section(label, _about(scored[0][1]), _figures(runs, label), *details)
+    sections = []
+    for label in _labels(runs):
+        scored = _scored(runs, label)
+        shown = [joined(list(part(scored))) for part in parts]
+        sections.append(section(label, *shown))
+    return joined(sections)
 
 
-def _about(entry: Entry) -> Html:
+def _labels(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(label_of(entry) for run in runs for entry in run.entries))
+
+
+def _scored(runs: Sequence[Run], label: str) -> list[tuple[Run, Entry]]:
+    """The runs that have such an entry, with it."""
+    return [(run, entry) for run in runs if (entry := run.entry(label))]
+
+
+def _about(scored: Sequence[tuple[Run, Entry]]) -> Html:
     """What was ranked, in a sentence."""
+    entry = scored[0][1]
     shots = entry.get("shots", "all")
     text = (
         f"{entry.get('valid_queries', '?')} valid queries of "
@@ -48,30 +67,30 @@ def _about(entry: Entry) -> Html:
 
 
 def _figures(runs: Sequence[Run], label: str) -> Html:
-    """Metrics x runs for the last state, the best one and the one before pairs.
+    """Runs x metrics, for the last state, the best one and the one before pairs.
 
-    Differences in points to the first run that has the figure.
+    Differences, in points, are to the first run that has the figure.
     """
-    states: dict[str, list[Mapping[str, float]]] = {}
-    for i, run in enumerate(runs):
-        for state, metrics in _states(run.entry(label)):
-            states.setdefault(state, [{} for _ in runs])[i] = metrics
+    states: dict[str, dict[str, Mapping[str, float]]] = {}
+    for run, entry in _scored(runs, label):
+        for state, metrics in _states(entry):
+            states.setdefault(state, {})[run.name] = metrics
+    found = [metrics for named in states.values() for metrics in named.values()]
+    names = list(dict.fromkeys(name for metrics in found for name in metrics))
     rows = []
-    for state, columns in states.items():
-        for name in dict.fromkeys(name for column in columns for name in column):
-            values = [column.get(name) for column in columns]
-            rows.append([f"{name}, {state}", *_compared(values)])
-    return table(["", *(run.name for run in runs)], rows)
+    for state, named in states.items():
+        columns = [_compared([m.get(n) for m in named.values()]) for n in names]
+        for run_name, *cells in zip(named, *columns, strict=True):
+            rows.append([f"{run_name}, {state}", *cells])
+    return table(["", *names], rows)
 
 
-def _states(entry: Entry | None) -> Iterator[tuple[str, Mapping[str, float]]]:
-    if entry is None:
-        return
-    yield "last", entry["metrics"]
+def _states(entry: Entry) -> Iterator[tuple[str, Mapping[str, float]]]:
+    yield "last state", entry["metrics"]
     if best := entry.get("best"):
-        yield "best", best.get("metrics") or {}
+        yield "best state", best.get("metrics") or {}
     if before := entry.get("metrics_before_pairs"):
-        yield "before pairs", before
+        yield "before pairs were scored", before
 
 
 def _compared(values: Sequence[float | None]) -> list[Html]:
@@ -182,9 +201,15 @@ def _listed(queries: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _pictures(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
-    """All pictures; the ranking lists unfolded."""
+    """All pictures; the ranking lists of some and of the hardest queries unfolded."""
+    heading = element("h3", "Pictures")
     for run, entry in scored:
         for name, path in run.pictures(entry).items():
+            yield heading
+            heading = Html()
             caption = f"{run.name}: {name.replace('_', ' ')}"
-            shown = picture_of(path.read_bytes(), caption)
-            yield shown if name == "ranking" else folded(caption, shown)
+            yield folded(
+                caption,
+                picture_of(path, caption),
+                opened=name in ("ranking", "hardest"),
+            )

@@ -37,8 +37,9 @@ def page(runs: Sequence[Run]) -> str:
     return html.page(
         " · ".join(run.name for run in runs),
         *(_missing(run) for run in runs if run.missing),
-        protocols.protocols(runs),
+        protocols.results(runs),
         curves.curves(runs),
+        protocols.details(runs),
         origins.configs(runs),
         origins.versions(runs),
     )

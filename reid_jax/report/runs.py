@@ -17,6 +17,9 @@ from reid_jax.runtime import metrics, workdir
 DRAWN_FIRST = ("ranking", "ranking_pairs", "hardest", "easiest")
 """Pictures that every method has; its own come after them."""
 
+_ALIKE = ("protocol", "step", "ap", "camera_filter")
+"""What an evaluation says of itself in its details as in `results.json`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -104,13 +107,18 @@ class Run:
 
 def _is_of(details: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
     """Whether details are of the evaluation that an entry has the figures of."""
-    alike = ("protocol", "step", "ap", "camera_filter")
-    return not entry.get("changed") and all(details[k] == entry.get(k) for k in alike)
+    alike = all(details[name] == entry.get(name) for name in _ALIKE)
+    return alike and not entry.get("changed")
 
 
 @functools.lru_cache(maxsize=64)
 def _read_details(path: epath.Path) -> dict[str, Any] | None:
-    return workdir.read_object(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = workdir.read_object(path)
+    if not {*_ALIKE, "queries", "cameras", "distances"} <= found.keys():
+        raise UserError(f"{path} is damaged: it lacks something; remove that file")
+    return found
 
 
 def label_of(entry: Mapping[str, Any]) -> str:
