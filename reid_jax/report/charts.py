@@ -145,12 +145,12 @@ def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """A long line by the lowest and the highest point of each stretch: peaks stay."""
     if len(line) <= 2 * _POINTS:
         return list(line)
-    kept = []
+    kept = [line[0]]
     for part in np.array_split(np.arange(len(line)), _POINTS):
         values = [line[i][1] for i in part]
         ends = {part[int(np.argmin(values))], part[int(np.argmax(values))]}
         kept += [line[i] for i in sorted(ends)]
-    return kept
+    return [*kept, line[-1]]
 
 
 def _opened(bounds: tuple[float, float]) -> tuple[float, float]:

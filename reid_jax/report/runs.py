@@ -12,7 +12,7 @@ from etils import epath
 from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation.details import Details
-from reid_jax.runtime import metrics, workdir
+from reid_jax.runtime import trackers, workdir
 
 DRAWN_FIRST = ("ranking", "ranking_pairs", "hardest", "easiest")
 """Pictures that every method has; its own come after them."""
@@ -61,7 +61,7 @@ class Run:
             folder,
             workdir.flatten(workdir.read_object(file)),
             workdir.read_objects(folder / "manifest.json"),
-            metrics.read_rows(rows) if rows.exists() else [],
+            trackers.read_rows(rows) if rows.exists() else [],
             _latest(workdir.read_objects(folder / "results.json"), folder),
         )
 

@@ -18,7 +18,7 @@ from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
 from reid_jax.report import report
-from reid_jax.runtime import sharding
+from reid_jax.runtime import sharding, trackers
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.metrics import MetricWriter
@@ -61,6 +61,7 @@ class Run:
         cls, config: Any, workdir: str, records: Records, *, extend: bool = False
     ) -> Run:
         """Checks all that can be checked before anything is computed or written."""
+        trackers.check_installed(config.get("trackers", ()))
         described = _described(config, records)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         meta = checkpoints.meta() if checkpoints.latest_step() is not None else {}
@@ -84,6 +85,8 @@ class Run:
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,
+                trackers=config.get("trackers", trackers.DEFAULT),
+                config=workdirs.flatten(fields),
                 resume_step=start.global_step,
                 resume_rows=meta.get("metric_rows"),
                 enabled=first,

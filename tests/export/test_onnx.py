@@ -155,7 +155,7 @@ def test_what_has_no_counterpart_is_refused(onnx, restored, monkeypatch):
 
     for replaced, message in (
         (unknown, r"embed cannot be converted .* nothing was exported"),
-        (half, r"bfloat16.*--config.model.dtype=float32"),
+        (half, r"(?s)bfloat16.*--config.model.dtype=float32"),
     ):
         monkeypatch.setattr(method, "embed", replaced)
         with pytest.raises(UserError, match=message):
