@@ -68,7 +68,9 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
     """
     if "--help" in argv:
         print(f"{about}\nFields of a config: configs/common.py.\n")
-        print(flags.FLAGS.main_module_help())
+        print(
+            flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag(config.name))
+        )
         sys.exit(0)
     argv = [argv[0], *_of_the_run(argv), *argv[1:]]
     _check_once(argv)

@@ -1,15 +1,19 @@
-"""The command line: flags to one verb.
+"""The verbs of a config: train, evaluate, export, benchmark.
 
 python -m reid_jax.main --config=configs/aaformer.py:demo
 python -m reid_jax.main --workdir=runs/aaformer-demo --mode=evaluate
 python -m reid_jax.main --workdir=runs/aaformer-demo --mode=export
 python -m reid_jax.main --config=configs/aaformer.py:demo --mode=benchmark
+
+`reid-jax` is the same in any folder, and finds the library's configs by name:
+
+reid-jax --config=aaformer:demo
+reid-jax evaluate --workdir=runs/aaformer-demo
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +21,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from reid_jax import command_line, storage
+from reid_jax import command_line, errors, storage
 from reid_jax.errors import UserError
 from reid_jax.runtime import compilation, interrupts, processes
 
@@ -225,21 +229,18 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
         raise UserError(f"--{flag.name}: {error}; write numbers as 1,2,4") from error
 
 
-def _run() -> None:
-    """Console entry: user errors become one message and exit code 2."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Console entry: user errors become one message and exit code 2.
+
+    Args:
+      argv: the program's name and the flags; default those of the process.
+    """
     logging.set_verbosity(logging.WARNING)
     compilation.silence_notes()
-    try:
-        parser = functools.partial(command_line.parse, config=CONFIG, about=__doc__)
-        app.run(main, flags_parser=parser)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as error:
-        message = str(error) or "interrupted; the last checkpoint stands"
-        print(message, file=sys.stderr)
-        sys.exit(130)
+    parser = functools.partial(command_line.parse, config=CONFIG, about=__doc__)
+    with errors.answered(interrupted="interrupted; the last checkpoint stands"):
+        app.run(main, argv=argv and list(argv), flags_parser=parser)
 
 
 if __name__ == "__main__":
-    _run()
+    run()

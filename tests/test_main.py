@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
+from reid_jax import __main__ as verbs
+from reid_jax import errors
 from tests.conftest import CHECKOUT
 from tests.waiting import PATIENCE
 
@@ -73,6 +76,53 @@ def test_the_papers_config_without_data_or_weights_says_what_to_do(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_verb_is_imported_when_it_is_asked_for(monkeypatch, capsys):
+    given = []
+    module = types.SimpleNamespace(main=given.append)
+    monkeypatch.setitem(sys.modules, "its_module", module)
+    monkeypatch.setitem(verbs.VERBS, "greet", ("its_module", "says good morning"))
+    verbs.main(["greet", "--name=you", "there"])
+    assert given == [["--name=you", "there"]]
+    verbs.main([])
+    assert "greet      says good morning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (errors.UserError("no such place"), 2, "error: no such place\n"),
+        (KeyboardInterrupt("3 of 9 stand"), 130, "3 of 9 stand\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_how_a_verb_may_end(raised, code, said, monkeypatch, capsys):
+    def fail(argv):
+        raise raised
+
+    module = types.SimpleNamespace(main=fail)
+    monkeypatch.setitem(sys.modules, "its_module", module)
+    monkeypatch.setitem(verbs.VERBS, "fail", ("its_module", "fails"))
+    with pytest.raises(SystemExit) as ended:
+        verbs.main(["fail"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_verb_that_is_none(capsys):
+    with pytest.raises(SystemExit) as ended:
+        verbs.main(["trian"])
+    assert ended.value.code == 2
+    assert "no verb 'trian'; known: train, evaluate" in capsys.readouterr().err
+
+
+def test_verbs_of_a_config_are_words_or_a_mode(monkeypatch):
+    given = []
+    monkeypatch.setattr("reid_jax.main.run", given.append)
+    verbs.main(["evaluate", "--workdir=runs/it"])
+    verbs.main(["--mode=evaluate", "--workdir=runs/it"])
+    assert given == [["reid-jax", "--mode=evaluate", "--workdir=runs/it"]] * 2
+
+
 def _imported(*modules):
     """What a fresh process has loaded after these."""
     code = f"import sys; import {', '.join(modules)}; print(*sys.modules)"
@@ -92,7 +142,7 @@ def test_no_tensorflow_is_imported():
 def test_flags_are_answered_before_anything_heavy_is_imported():
     heavy = {"flax", "grain", "matplotlib", "orbax", "tensorflow_datasets"}
     assert not heavy & _imported("reid_jax.main")
-    assert "jax" not in _imported("reid_jax")
+    assert "jax" not in _imported("reid_jax", "reid_jax.__main__")
 
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "tpux"])
