@@ -24,7 +24,9 @@ PROGRAMS = {
 }
 """Verb -> (module, what it does): they answer mistakes and Ctrl-C themselves."""
 
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "report": ("reid_jax.report.command", "writes one HTML file of a run, or several"),
+}
 """Verb -> (module, what it does). The module has `main(argv)` with the arguments behind
 the verb. It raises UserError for a mistake of the user's, and may raise
 KeyboardInterrupt(text) after Ctrl-C, to say what stands and how to go on."""

@@ -14,6 +14,7 @@ reid-jax evaluate --workdir=runs/aaformer-demo
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,6 +171,7 @@ def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
     for entry in entries:
         print(results.summary(entry))
     print(f"results in {workdir}/results.json, pictures in {workdir}/pictures")
+    print(f"a page with all of it: reid-jax report {shlex.quote(workdir)}")
 
 
 def _export(config: Any, workdir: str) -> None:

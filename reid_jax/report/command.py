@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 
 from reid_jax import storage
-from reid_jax.report import report
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,10 +19,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--output",
-        help=f"HTML file; default {report.NAME} in the run's folder, of several runs "
-        "in this folder",
+        help="HTML file; default report.html in the run's folder, of several runs in "
+        "this folder",
     )
     given = parser.parse_args(argv)
+    # It takes a second, and --help is to be answered at once.
+    from reid_jax.report import report
+
     folder = given.runs[0] if len(given.runs) == 1 else os.curdir
     output = given.output or storage.absolute(folder) / report.NAME
     with storage.written(storage.absolute(output).parent):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reid_jax import __main__ as verbs
 from reid_jax.errors import UserError
 from reid_jax.report import charts, command, report
 
@@ -164,3 +165,13 @@ def test_lines_are_drawn_to_scale_and_keep_their_peaks():
     assert x[y.argmin()] == pytest.approx(x[0] + (x[-1] - x[0]) * 1234 / 4999, abs=0.2)
     assert x[y.argmax()] == pytest.approx(x[0] + (x[-1] - x[0]) * 4000 / 4999, abs=0.2)
     assert y[0] == pytest.approx(top + 0.8 * (bottom - top), abs=0.1)
+
+
+def test_the_verb(tmp_path, capsys):
+    run = _run(tmp_path / "run")
+    verbs.main(["report", str(run)])
+    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
+    with pytest.raises(SystemExit) as ended:
+        verbs.main(["report", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "is no run" in capsys.readouterr().err
