@@ -24,7 +24,10 @@ from reid_jax.runtime import workdir
 
 DEFAULT = ("tensorboard", "jsonl")
 
-INSTALL = {"wandb": "pip install wandb", "mlflow": "pip install mlflow"}
+INSTALL = {
+    "wandb": "pip install wandb",
+    "mlflow": "pip install mlflow-skinny sqlalchemy alembic",
+}
 """Those that need a package, and how it is installed."""
 
 KNOWN = (*DEFAULT, *INSTALL)

@@ -78,12 +78,13 @@ def test_a_service_that_is_not_there_is_one_message(tmp_path, monkeypatch):
 
 
 def test_wandb_offline_goes_on_under_its_name(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     _written(tmp_path, ("wandb",))
     name = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
     _written(tmp_path, ("wandb",), rows=(2, 3), resume_step=1)
     assert json.loads((tmp_path / "trackers.json").read_text())["wandb"] == name
+    wandb.teardown()  # its process writes the last rows while it ends
     runs = sorted((tmp_path / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert len(runs) == 2
     steps = [[row["step"] for row in _rows_of_wandb(path)] for path in runs]
