@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -32,6 +31,7 @@ class Run:
       starts: of `manifest.json`, the first one first.
       rows: of `metrics.jsonl`.
       entries: of `results.json`, the latest of each protocol and way of scoring.
+      detailed: protocol -> what `evaluation.details` has kept of the last evaluation.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Run:
     starts: Sequence[Mapping[str, Any]]
     rows: Sequence[Mapping[str, Any]]
     entries: Sequence[Mapping[str, Any]]
+    detailed: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def read(cls, path: str, name: str) -> Run:
@@ -56,13 +57,15 @@ class Run:
                 "training has written, such as runs/aaformer-demo"
             )
         rows = folder / "metrics.jsonl"
+        entries = _latest(workdir.read_objects(folder / "results.json"), folder)
         return cls(
             name,
             folder,
             workdir.flatten(workdir.read_object(file)),
             workdir.read_objects(folder / "manifest.json"),
             trackers.read_rows(rows) if rows.exists() else [],
-            _latest(workdir.read_objects(folder / "results.json"), folder),
+            entries,
+            _detailed(folder, {entry["protocol"] for entry in entries}),
         )
 
     @property
@@ -85,24 +88,25 @@ class Run:
         """The entry that `label` gives this name to."""
         return next((e for e in self.entries if label_of(e) == label), None)
 
-    def details(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What `evaluation.details` has kept of an entry's evaluation, if it has."""
-        found = _read_details(self._pictured(entry) / Details.NAME)
+    def details(self, entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What was kept of an entry's evaluation, if it was."""
+        found = self.detailed.get(entry["protocol"])
         return found if found and _is_of(found, entry) else None
 
     def pictures(self, entry: Mapping[str, Any]) -> dict[str, epath.Path]:
         """Pictures of an entry's evaluation by name, in the order to show them in."""
-        folder = self._pictured(entry)
-        found = _read_details(folder / Details.NAME)
+        found = self.detailed.get(entry["protocol"])
         if found and not _is_of(found, entry):
             return {}
+        folder = _pictured(self.folder, entry["protocol"])
         there = {path.stem: path for path in sorted(folder.glob("*.png"))}
         first = [name for name in DRAWN_FIRST if name in there]
         return {name: there[name] for name in (*first, *there)}
 
-    def _pictured(self, entry: Mapping[str, Any]) -> epath.Path:
-        """Where the evaluations of a protocol draw, the last one over the others."""
-        return self.folder / "pictures" / entry["protocol"].replace(":", "-")
+
+def _pictured(folder: epath.Path, protocol: str) -> epath.Path:
+    """Where the evaluations of a protocol draw, the last one over the others."""
+    return folder / "pictures" / protocol.replace(":", "-")
 
 
 def _is_of(details: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
@@ -111,13 +115,18 @@ def _is_of(details: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
     return alike and not entry.get("changed")
 
 
-@functools.lru_cache(maxsize=64)
-def _read_details(path: epath.Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    found = workdir.read_object(path)
-    if not {*_ALIKE, "queries", "cameras", "distances"} <= found.keys():
-        raise UserError(f"{path} is damaged: it lacks something; remove that file")
+def _detailed(
+    folder: epath.Path, protocols: Collection[str]
+) -> dict[str, Mapping[str, Any]]:
+    """What `evaluation.details` has kept, where it has."""
+    found = {}
+    for protocol in protocols:
+        path = _pictured(folder, protocol) / Details.NAME
+        if not path.exists():
+            continue
+        found[protocol] = workdir.read_object(path)
+        if not {*_ALIKE, "queries", "cameras", "distances"} <= found[protocol].keys():
+            raise UserError(f"{path} is damaged: it lacks something; remove that file")
     return found
 
 

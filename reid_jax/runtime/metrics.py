@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from reid_jax import storage
 from reid_jax.errors import UserError
-from reid_jax.runtime import trackers as trackers_
 from reid_jax.runtime.sharding import fetch
+from reid_jax.runtime.trackers import DEFAULT, JsonLines, Start, Tracker, opened
 
 _FLUSH_SECONDS = 60.0
 
@@ -48,7 +48,7 @@ class MetricWriter:
         self,
         workdir: str,
         *,
-        trackers: Sequence[str] = trackers_.DEFAULT,
+        trackers: Sequence[str] = DEFAULT,
         config: Mapping[str, Any] | None = None,
         resume_step: int = 0,
         resume_rows: int | None = None,
@@ -56,20 +56,20 @@ class MetricWriter:
     ):
         self.rows = resume_rows or 0
         self._enabled = enabled
-        self._trackers: list[trackers_.Tracker] = []
+        self._trackers: list[Tracker] = []
         self._upload_to = None
         if not enabled:
             return
         self._folder = self._opened_folder(workdir)
         if "jsonl" in trackers:
             path = self._folder / _LINES
-            lines = trackers_.JsonLines(path, step=resume_step, rows=resume_rows)
+            lines = JsonLines(path, step=resume_step, rows=resume_rows)
             self.rows = lines.kept
             self._trackers.append(lines)
-        start = trackers_.Start(workdir, self._folder, resume_step, config or {})
+        start = Start(workdir, self._folder, resume_step, config or {})
         for name in dict.fromkeys(trackers):
             if name != "jsonl":
-                self._trackers.append(trackers_.opened(name, start))
+                self._trackers.append(opened(name, start))
         self._flushed = time.monotonic()
 
     def _opened_folder(self, workdir: str) -> epath.Path:
