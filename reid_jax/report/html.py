@@ -125,8 +125,8 @@ th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--li
   white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; }
 td:first-child, th:first-child { text-align: left; }
-.words td, .words th { text-align: left; white-space: normal;
-  overflow-wrap: anywhere; vertical-align: top; }
+.words td, .words th { text-align: left; vertical-align: top; }
+.words td + td { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
 .better { color: var(--right); } .worse { color: var(--wrong); }
 figure { margin: 0 0 12px; } figure.chart { background: var(--card);
   border-radius: 8px; padding: 8px 10px; }
