@@ -72,6 +72,9 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     config.shard_parameters = False
 
     config.log_every_steps = 20
+    # Where scalars go: "tensorboard", and "jsonl" for metrics.jsonl, which the report
+    # reads, are files; "wandb" and "mlflow" need their packages.
+    config.trackers = ("tensorboard", "jsonl")
     # Stops (and saves) after this many steps over all stages; 0 is no limit.
     config.max_steps = 0
     return config

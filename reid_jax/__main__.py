@@ -24,8 +24,9 @@ PROGRAMS = {
 }
 """Verb -> (module, what it does): they answer mistakes and Ctrl-C themselves."""
 
-VERBS = {
+VERBS: dict[str, tuple[str, str]] = {
     "embed": ("reid_jax.embed.command", "embeds many images into a file"),
+    "report": ("reid_jax.report.command", "writes one HTML file of a run, or several"),
 }
 """Verb -> (module, what it does). The module has `main(argv)` with the arguments behind
 the verb. It raises UserError for a mistake of the user's, and may raise

@@ -12,6 +12,7 @@ from typing import Any
 from reid_jax.errors import UserError
 from reid_jax.retrieval.ranking import APS
 from reid_jax.runtime import workdir
+from reid_jax.runtime.trackers import KNOWN
 
 _MANY = 2**31 - 1
 _MOST_EPOCHS = 1e6
@@ -71,6 +72,7 @@ def check_config(config: Any) -> None:
         *_outside(fields, limits),
         *_unreadable(fields),
         *_no_protocols(fields["evaluate_on"]),
+        *_unknown_trackers(fields.get("trackers", [])),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
         *_too_small(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
@@ -119,6 +121,14 @@ def _no_protocols(names: Any) -> Iterator[str]:
         yield (
             f"config.evaluate_on is {names}; it is a tuple of names, such as "
             "('market1501',)"
+        )
+
+
+def _unknown_trackers(names: Any) -> Iterator[str]:
+    if not isinstance(names, list) or not all(name in KNOWN for name in names):
+        yield (
+            f"config.trackers is {names}; it is a tuple of some of {', '.join(KNOWN)}, "
+            "such as ('jsonl', 'wandb')"
         )
 
 

@@ -14,6 +14,7 @@ reid-jax evaluate --workdir=runs/aaformer-demo
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,13 @@ EXTEND = flags.DEFINE_bool(
     "For train: the run in the workdir goes on from its last checkpoint with changed "
     "epochs and schedules (config.stages). The learning rate of a step is that of the "
     "new schedule, as if it had been the run's from its start.",
+)
+FORMAT = flags.DEFINE_enum(
+    "format",
+    None,
+    ["jax", "onnx"],
+    "For export: jax (the default; in export/), or onnx for onnxruntime and the like, "
+    "in export-onnx/.",
 )
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -164,15 +172,19 @@ def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
     for entry in entries:
         print(results.summary(entry))
     print(f"results in {workdir}/results.json, pictures in {workdir}/pictures")
+    print(f"a page with all of it: reid-jax report {shlex.quote(workdir)}")
 
 
 def _export(config: Any, workdir: str) -> None:
     from reid_jax.export import export
 
+    form = FORMAT.value or "jax"
+    name = "export" if form == "jax" else f"export-{form}"
     folder = export.export_checkpoint(
         config,
         CHECKPOINT.value or workdir,
-        directory=storage.absolute(workdir) / "export",
+        directory=storage.absolute(workdir) / name,
+        form=form,
     )
     print(f"exported to {folder}")
 
@@ -202,6 +214,8 @@ def _check_flags() -> None:
             "--checkpoint is for evaluate and export; to start from a run's backbone, "
             f"--config.pretrained={CHECKPOINT.value}"
         )
+    if FORMAT.value and MODE.value != "export":
+        raise UserError("--format is for --mode=export")
     if EXTEND.value and MODE.value != "train":
         raise UserError("--extend is for --mode=train")
     given = [flag.name for flag in BENCHMARK_FLAGS if flag.present]

@@ -72,6 +72,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     assert json.loads((root / "results.json").read_text()) == straight
     assert len(json.loads((root / "manifest.json").read_text())) == 2
     assert (root / "pictures/tiny/ranking.png").read_bytes()[1:4] == b"PNG"
+    assert "tiny" in (root / "report.html").read_text()
     assert len(list((root / "tensorboard").iterdir())) == 2
     assert {x.name for x in (root / "checkpoints/last").iterdir()} == {"6", "10"}
 

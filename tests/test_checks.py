@@ -38,6 +38,8 @@ def _set(config, field, value):
         ("seed", 99999999999999999999),
         ("evaluate_on", 5),
         ("evaluate_on", (5,)),
+        ("trackers", "wandb"),
+        ("trackers", ("jsonl", "tensorbord")),
         ("data.data_dir", "data\0"),
         ("pretrained", "a\0b"),
         ("model.width", 0),

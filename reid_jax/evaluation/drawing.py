@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from etils import epath
 from data_pipelines import loader
 from data_pipelines.records import Records
 from reid_jax import pictures
+from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.lists import Lists, spread
 from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.models.method import Batch, Embedding, Method, Variables
@@ -74,6 +76,18 @@ class Drawing:
         workdir.write_json(self.folder / "ranking.json", written)
         title = f"{self._heading}: {figures(self.entry['metrics'])}"
         self._lists("ranking.png", {"": lists}, lists.rows, title)
+
+    def ends(self, details: Details) -> None:
+        """`hardest.png` and `easiest.png`, and all figures of single queries.
+
+        These are in `details.json`, for a report.
+        """
+        about = ("dataset", "protocol", "step", "ap", "camera_filter")
+        written = {name: self.entry[name] for name in about} | details.by_name()
+        workdir.write_text(self.folder / details.NAME, json.dumps(written))
+        for name, lists in details.ends.items():
+            title = f"{self._heading}: the {name} queries"
+            self._lists(f"{name}.png", {"": lists}, lists.rows, title)
 
     def lists_beside(self, before: Lists, after: Lists) -> None:
         """`ranking_pairs.png`: two rows for each query, before and after the pairs."""

@@ -22,6 +22,7 @@ from data_pipelines.records import Records
 from reid_jax import checks, experiment, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import answers, finite, results
+from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.drawing import PICTURED_MAPS, Drawing, Visibility
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.pairs import PairNetwork
@@ -94,7 +95,8 @@ class Evaluator:
         before = (
             Ranking(protocol, query, gallery, self._spec.pictured) if look else None
         )
-        self._rank(*embeddings, query, ranking, before, look)
+        details = Details(protocol, query, gallery) if picture_dir is not None else None
+        self._rank(*embeddings, query, ranking, before, look, details)
         entry |= ranking.figures()
         if before:
             entry["metrics_before_pairs"] = before.figures()["metrics"]
@@ -103,6 +105,7 @@ class Evaluator:
             size = self._spec.image_size
             drawing = Drawing(picture_dir, entry, query, gallery, size, seen)
             self._draw(drawing, variables, ranking, before, look)
+            drawing.ends(details)
         return entry
 
     def _embedded(self, variables: Variables, split: Records, what: str) -> Embedding:
@@ -178,6 +181,7 @@ class Evaluator:
         ranking: Ranking,
         before: Ranking | None,
         look: SecondLook | None,
+        details: Details | None,
     ) -> None:
         """Ranks block by block; with a second look, also as it was `before` it."""
         opened = (
@@ -186,11 +190,14 @@ class Evaluator:
             else contextlib.nullcontext()
         )
         with opened as rescorer:
-            for rows, keys in self._blocks(query, gallery, records):
+            for rows, distances in self._blocks(query, gallery, records):
+                keys = distances
                 if before and rescorer:
                     before.update(rows, keys)
                     keys = rescorer.keys(rows, keys)
                 ranking.update(rows, keys)
+                if details:
+                    details.update(rows, keys, distances, ranking.scores(rows))
 
     def _blocks(
         self, query: Embedding, gallery: Embedding, records: Records

@@ -90,6 +90,14 @@ class Lists:
         for row, key, found in zip(shown.tolist(), keys, nearest, strict=True):
             self.nearest[row], self.keys[row] = found, key[found]
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Makes these the queries whose lists are kept; forgets those of others."""
+        self.rows = rows
+        kept = set(rows.tolist())
+        for known in (self.nearest, self.keys):
+            for row in known.keys() - kept:
+                del known[row]
+
     def some(self, count: int) -> np.ndarray:
         """The queries that were chosen; where none were, `count` of them."""
         return self.rows if self._chosen else spread(self.rows, count)

@@ -11,7 +11,7 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax.evaluation.lists import Chosen, Lists
 from reid_jax.retrieval.labels import Labels
-from reid_jax.retrieval.ranking import Ranker
+from reid_jax.retrieval.ranking import QueryScores, Ranker
 from reid_jax.retrieval.single_shot import SingleShotRanker
 
 
@@ -49,6 +49,10 @@ class Ranking:
         """Takes keys [>= q, G] of the queries `rows` [q]."""
         self._ranker.update(int(rows[0]), keys)
         self.lists.update(rows, keys)
+
+    def scores(self, rows: np.ndarray) -> QueryScores:
+        """What the queries `rows` [n] scored, once they were taken."""
+        return self._ranker.scores(rows)
 
     def figures(self) -> dict[str, Any]:
         """Metrics as fractions, and how many queries they are the mean of."""

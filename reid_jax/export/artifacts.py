@@ -7,8 +7,8 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.export  # not loaded by `import jax`
@@ -19,7 +19,6 @@ from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.runtime.progress import said
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-CHECKED_IMAGES = 3
 
 # Run by a Python that sees neither this library nor the current folder.
 _CHECK = """
@@ -46,18 +45,45 @@ sys.exit(any(not gap <= 1 for gap in worst.values()))
 """
 
 
+class Recording(Protocol):
+    """What writes functions as artifacts of one format."""
+
+    images: int
+    """How many images the functions are tried on."""
+
+    def add(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        axes: Mapping[str, str],
+        *example: Any,
+    ) -> Any:
+        """Writes a function for any sizes of its leading axes.
+
+        Args:
+          name: of the artifact.
+          function: of pytrees of arrays.
+          axes: of each argument, by a name for it, the leading axes, one letter each:
+            "b", or "qk"; equal letters are equal sizes.
+          *example: arguments to check it by.
+
+        Returns:
+          what `function` returns at `example`.
+        """
+
+
 def write(
-    folder: pathlib.Path,
+    recorder: Recording,
     method: Method,
     variables: Variables,
     *,
     stage: str,
     image_size: tuple[int, int],
 ) -> Embedding:
-    """Serialises every function, with stored inputs and outputs to check it by.
+    """Writes every function that others need of a method.
 
     Args:
-      folder: where `check` finds all of it.
+      recorder: what writes them.
       method: whose functions.
       variables: that they close over.
       stage: whose pair scorer is one of them, if it has one.
@@ -66,7 +92,7 @@ def write(
     Returns:
       the Embedding that it is checked by.
     """
-    inputs = _random_inputs(image_size)
+    inputs = _random_inputs(recorder.images, image_size)
 
     def add_images(
         name: str, function: Callable[..., Any], names: Sequence[str]
@@ -75,40 +101,44 @@ def write(
             return function(variables, images, **dict(zip(names, rest, strict=True)))
 
         given = [inputs[name] for name in ("image", *names)]
-        return recorder.add(name, named, ["b"] * len(given), *given)
+        axes = dict.fromkeys(("images", *names), "b")
+        return recorder.add(name, named, axes, *given)
 
-    recorder = _Recorder(folder)
     embedding = add_images("embed", method.embed, method.embed_inputs)
-    one = jax.tree.map(lambda x: x[:1], embedding)
-    recorder.add("distance", method.distance, ["q", "g"], one, embedding)
+    two = jax.tree.map(lambda x: x[:2], embedding)
+    axes = {"query": "q", "gallery": "g"}
+    recorder.add("distance", method.distance, axes, two, embedding)
     scorer = method.pair_scorer(stage)
     if scorer is not None:
         maps = add_images("pair_maps", scorer.pair_maps, scorer.inputs)
-        query = jax.tree.map(lambda x: x[:1], maps)
-        candidates = jax.tree.map(lambda x: x[None], maps)
         recorder.add(
             "score_pairs",
             lambda query, candidates: scorer.score_pairs(variables, query, candidates),
-            ["q", "qk"],
-            query,
-            candidates,
+            {"query": "q", "candidates": "qk"},
+            jax.tree.map(lambda x: x[:2], maps),
+            jax.tree.map(lambda x: np.stack([x, x[::-1]]), maps),
         )
-    recorder.close()
     return embedding
 
 
-def _random_inputs(image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+def _random_inputs(images: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """What artifacts are checked by, under the names of a batch."""
     rng = np.random.default_rng(0)
     return {
-        "image": rng.integers(0, 256, (CHECKED_IMAGES, *image_size, 3), np.uint8),
-        "camera": np.zeros(CHECKED_IMAGES, np.int32),
-        "parts": rng.integers(0, 9, (CHECKED_IMAGES, *image_size), np.uint8),
+        "image": rng.integers(0, 256, (images, *size, 3), np.uint8),
+        "camera": np.zeros(images, np.int32),
+        "parts": rng.integers(0, 9, (images, *size), np.uint8),
     }
 
 
-class _Recorder:
-    """Serialises functions and keeps what each should return."""
+class Recorder:
+    """Serialises functions for JAX, and keeps what each should return.
+
+    Args:
+      folder: where `check` finds all of it.
+    """
+
+    images = 3
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -116,25 +146,18 @@ class _Recorder:
         self._calls: list[dict[str, Any]] = []
 
     def add(
-        self, name: str, function: Callable[..., Any], axes: list[str], *example: Any
+        self,
+        name: str,
+        function: Callable[..., Any],
+        axes: Mapping[str, str],
+        *example: Any,
     ) -> Any:
-        """Exports `function` for any sizes of its leading axes.
-
-        Args:
-          name: of the artifact.
-          function: of pytrees of arrays.
-          axes: for each argument its leading axes, one letter each: "b", or "qk";
-            equal letters are equal sizes.
-          *example: arguments to check it by.
-
-        Returns:
-          what `function` returns at `example`.
-        """
+        """See `Recording.add`."""
         jitted = jax.jit(function)
         scope = jax.export.SymbolicScope()
         shapes = [
             jax.tree.map(functools.partial(_symbolic, ",".join(letters), scope), given)
-            for letters, given in zip(axes, example, strict=True)
+            for letters, given in zip(axes.values(), example, strict=True)
         ]
         file = f"{name}.jaxexport"
         with said(f"exporting {name} for {', '.join(PLATFORMS)}"):
@@ -172,7 +195,7 @@ def _symbolic(
 
 
 def check(folder: pathlib.Path) -> None:
-    """Runs what `write` wrote in a fresh process.
+    """Runs what a `Recorder` wrote in a fresh process.
 
     Raises:
       UserError: unless every artifact returns what the model does.

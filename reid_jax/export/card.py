@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from reid_jax.export.artifacts import PLATFORMS
 from reid_jax.models.method import (
     Embedding,
     Method,
@@ -26,6 +25,7 @@ def describe(
     changed: dict[str, Any],
     image_size: tuple[int, int],
     embedding: Embedding,
+    written: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of `export.json`.
 
@@ -37,6 +37,7 @@ def describe(
         their values here. Figures of the trained network are then left out.
       image_size: height and width that it takes.
       embedding: of some images.
+      written: what is said of the artifacts: their `format`, "jax" or "onnx", and more.
     """
     height, width = image_size
     best = meta["best"] or {"entries": []}
@@ -57,7 +58,7 @@ def describe(
         "input": {name: kinds[name] for name in ("images", *method.embed_inputs)},
         "output": _arrays(embedding),
         **_pairs(method.pair_scorer(meta["stage"]), kinds),
-        "platforms": list(PLATFORMS),
+        **written,
         "versions": {"jax": jax.__version__},
         "changed": changed,
         "results": [
@@ -96,7 +97,11 @@ def text(about: dict[str, Any], *, image_size: tuple[int, int]) -> str:
       about: from `describe`.
       image_size: height and width that the artifacts take.
     """
-    sections = _facts(about), _use(about, image_size) + _lasting(about), LIMITS
+    if about["format"] == "onnx":
+        use = _use_of_onnx(about, image_size)
+    else:
+        use = _use(about, image_size) + _lasting(about)
+    sections = _facts(about), use, LIMITS
     return "\n".join(sections)
 
 
@@ -180,6 +185,59 @@ They were written by jax {about["versions"]["jax"]} and checked against the mode
 fresh process. JAX promises to read them for six months; `params/` is the lasting record
 (Orbax), to be used with reid_jax and the config in `export.json`.
 """
+
+
+def _use_of_onnx(about: dict[str, Any], image_size: tuple[int, int]) -> str:
+    """How images are embedded and compared in onnxruntime."""
+    height, width = image_size
+    embed = about["artifacts"]["embed.onnx"]
+    given = ", ".join(f'"{name}": {name}' for name in embed["input"])
+    named = "".join(f"{name}, " for name in embed["output"]).rstrip()
+    both = ", ".join(
+        f'"{side}_{n.removeprefix("embed_")}": {n}'
+        for n in embed["output"]
+        for side in ("query", "gallery")
+    )
+    listed = "\n".join(
+        f"| `{file}` | {_listed(found['input'])} | {_listed(found['output'])} | "
+        f"{about['largest_differences'][file]:.1g} |"
+        for file, found in about["artifacts"].items()
+    )
+    return f"""## Use
+
+With `pip install onnxruntime opencv-python-headless`, in this folder:
+
+```python
+import cv2
+import numpy as np
+import onnxruntime
+
+def load(path):
+    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    assert image is not None, f"cannot read {{path}}"
+    return cv2.resize(image, ({width}, {height}))  # bilinear
+
+embed = onnxruntime.InferenceSession("embed.onnx")
+distance = onnxruntime.InferenceSession("distance.onnx")
+
+images = np.stack([load(path) for path in ["a.jpg", "b.jpg"]])
+{named} = embed.run(None, {{{given}}})
+print(distance.run(None, {{{both}}})[0])  # smaller is more alike
+```
+
+{_notes(about["input"])}
+
+| file | takes | returns | largest difference to the model |
+|---|---|---|---|
+{listed}
+
+Differences are those of random images in onnxruntime on a CPU, in batches of several
+sizes, relative to the largest value above 1.
+"""
+
+
+def _listed(signature: dict[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in signature.items())
 
 
 LIMITS = """## Limits

@@ -62,6 +62,23 @@ class RankingResult:
         return {**named, "mAP": self.mAP, "mINP": self.mINP}
 
 
+@dataclasses.dataclass(frozen=True)
+class QueryScores:
+    """What single queries scored.
+
+    Attributes:
+      valid: bool [n], whether a query has a match in the gallery; figures of others
+        mean nothing.
+      average_precision: float64 [n], in [0, 1].
+      first: float64 [n], rank of the first match, from 1 on; where galleries are drawn,
+        its mean over the draws.
+    """
+
+    valid: np.ndarray
+    average_precision: np.ndarray
+    first: np.ndarray
+
+
 class Ranker:
     """Scores blocks of query rows as they come and sums them up in the end.
 
@@ -142,6 +159,14 @@ class Ranker:
             mINP=float(self._inverse_penalty[valid].mean()),
             valid_queries=int(valid.sum()),
             num_queries=len(self._query),
+        )
+
+    def scores(self, rows: np.ndarray) -> QueryScores:
+        """What the queries `rows` [n] scored, once they were."""
+        return QueryScores(
+            self._counts[rows] > 0,
+            self._average_precision[rows],
+            self._first[rows] + 1.0,
         )
 
     def _ranks_host(

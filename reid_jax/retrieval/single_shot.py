@@ -10,7 +10,12 @@ import numpy as np
 
 from reid_jax.errors import UserError
 from reid_jax.retrieval.labels import Labels, MatchIndex, why_no_match
-from reid_jax.retrieval.ranking import RankingResult, check_ap, check_defined
+from reid_jax.retrieval.ranking import (
+    QueryScores,
+    RankingResult,
+    check_ap,
+    check_defined,
+)
 
 
 class SingleShotRanker:
@@ -83,17 +88,32 @@ class SingleShotRanker:
                 f"first query {missing[0]}"
             )
         found = np.bincount(ranks.ravel(), minlength=self._max_rank)
-        # Of one match, average precision and inverse penalty are one over its place.
-        inverse = 1 / (ranks + 1.0)
-        before = np.where(ranks > 0, 0.0, 1.0)
-        precision = inverse if self._ap == "rectangle" else (inverse + before) / 2
         return RankingResult(
             cmc=np.cumsum(found[: self._max_rank]) / ranks.size,
-            mAP=float(precision.mean()),
-            mINP=float(inverse.mean()),
+            mAP=float(self._precision(ranks).mean()),
+            mINP=float((1 / (ranks + 1.0)).mean()),
             valid_queries=int(self._valid.sum()),
             num_queries=len(self._query),
         )
+
+    def scores(self, rows: np.ndarray) -> QueryScores:
+        """What the queries `rows` [n] scored, means over the draws, once they were."""
+        ranks = self._ranks[rows]
+        return QueryScores(
+            self._valid[rows],
+            self._precision(ranks).mean(axis=1),
+            ranks.mean(axis=1) + 1,
+        )
+
+    def _precision(self, ranks: np.ndarray) -> np.ndarray:
+        """Average precision of one match, by its 0-based rank.
+
+        It is one over its place, and so is the inverse penalty.
+        """
+        inverse = 1 / np.maximum(ranks + 1.0, 1)
+        if self._ap == "rectangle":
+            return inverse
+        return (inverse + (ranks <= 0)) / 2
 
     def _ranks_of_match(self, values: np.ndarray, row: int) -> np.ndarray:
         """0-based ranks [R] of the query's match from its distances [G]."""

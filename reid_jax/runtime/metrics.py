@@ -1,38 +1,35 @@
-"""Scalars of a run: one line of JSON each time, and TensorBoard's event files."""
+"""Scalars of a run: they go to the trackers that its config names."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from reid_jax import storage
 from reid_jax.errors import UserError
-from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.sharding import fetch
+from reid_jax.runtime.trackers import DEFAULT, JsonLines, Start, Tracker, opened
 
 _FLUSH_SECONDS = 60.0
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl` and `tensorboard/` in a work directory.
+    """Writes rows of scalars to trackers, such as `metrics.jsonl` and `tensorboard/`.
 
-    In a bucket nothing can be appended: the files are written on this machine and
-    uploaded whole, about once a minute, with every checkpoint (`flush`) and at the end.
+    In a bucket nothing can be appended: files are written on this machine and uploaded
+    whole, about once a minute, with every checkpoint (`flush`) and at the end.
 
     Args:
       workdir: of the run.
+      trackers: names, see `trackers.KNOWN`.
+      config: fields of the run, flat, for those that show them.
       resume_step: rows after this step are dropped: they were written by a run that
         was stopped before its next checkpoint, and will be written again.
       resume_rows: so are those after so many rows (None: no limit): an evaluation of
@@ -40,43 +37,53 @@ class MetricWriter:
       enabled: False (every process but the first) makes every call a no-op, so that
         the loop needs no case distinction.
 
+    Attributes:
+      rows: how many so far, those of earlier starts included.
+
     Raises:
-      UserError: if `metrics.jsonl` holds something else.
+      UserError: if `metrics.jsonl` holds something else, or a service is not there.
     """
 
     def __init__(
         self,
         workdir: str,
         *,
+        trackers: Sequence[str] = DEFAULT,
+        config: Mapping[str, Any] | None = None,
         resume_step: int = 0,
         resume_rows: int | None = None,
         enabled: bool = True,
     ):
-        self._file = None
-        self._board = None
+        self.rows = resume_rows or 0
+        self._enabled = enabled
+        self._trackers: list[Tracker] = []
         self._upload_to = None
-        self.rows = 0
-        """Rows so far, those of earlier starts included."""
         if not enabled:
             return
+        self._folder = self._opened_folder(workdir)
+        if "jsonl" in trackers:
+            path = self._folder / _LINES
+            lines = JsonLines(path, step=resume_step, rows=resume_rows)
+            self.rows = lines.kept
+            self._trackers.append(lines)
+        start = Start(workdir, self._folder, resume_step, config or {})
+        for name in dict.fromkeys(trackers):
+            if name != "jsonl":
+                self._trackers.append(opened(name, start))
+        self._flushed = time.monotonic()
+
+    def _opened_folder(self, workdir: str) -> epath.Path:
+        """Where files are written: the workdir, or what is uploaded to it."""
         folder = storage.absolute(workdir)
         if storage.in_bucket(workdir):
             self._upload_to = folder
             self._temporary = tempfile.TemporaryDirectory()
             folder = epath.Path(self._temporary.name)
-            earlier = self._upload_to / "metrics.jsonl"
+            earlier = self._upload_to / _LINES
             if earlier.exists():
                 storage.write_bytes(folder / earlier.name, earlier.read_bytes())
-        self._folder = folder
-        self._path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            kept = _rows_until(self._path, resume_step)[:resume_rows]
-            workdirs.write_text(self._path, "".join(kept))
-            self.rows = len(kept)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = _Board(folder / "tensorboard", first_step=resume_step + 1)
-        self._flushed = time.monotonic()
+        return folder
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records `scalars` at `step` (counted over all stages).
@@ -84,14 +91,11 @@ class MetricWriter:
         Raises:
           UserError: if the folder was moved or removed.
         """
-        if self._file is None or self._board is None:
+        if not self._enabled:
             return
-        storage.check_in_place(self._path, os.fstat(self._file.fileno()))
-        row = {"step": step, "time": round(time.time(), 3), **scalars}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        for tracker in self._trackers:
+            tracker.write(step, scalars)
         self.rows += 1
-        self._board.add(step, scalars)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -101,76 +105,27 @@ class MetricWriter:
         Raises:
           UserError: if the folder was moved or removed.
         """
-        if self._file is None or self._board is None:
+        if not self._enabled:
             return
-        storage.check_in_place(self._path, os.fstat(self._file.fileno()))
-        self._board.flush()
+        for tracker in self._trackers:
+            tracker.flush()
         if self._upload_to:
             storage.copy_below(self._folder, self._upload_to)
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if self._file is None or self._board is None:
+        """Flushes and ends all trackers."""
+        if not self._enabled:
             return
         with contextlib.ExitStack() as stack:
             if self._upload_to:
                 stack.callback(self._temporary.cleanup)
-            stack.callback(self._board.close)
-            stack.callback(self._file.close)
+            for tracker in self._trackers:
+                stack.callback(tracker.close)
             self.flush()
 
 
-class _Board:
-    """TensorBoard's event file, written by this thread: a full disk is noticed here.
-
-    (tensorboardX's own writer has a thread; when that dies, the next calls wait for it
-    for ever.)
-    """
-
-    def __init__(self, folder: epath.Path, *, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        # It names files by the second, and writes over one of the same name.
-        own = f".{os.getpid()}.{first_step}"
-        self._events = EventsWriter(os.fspath(folder / "events"), filename_suffix=own)
-        # What an earlier start has written from this step on is not shown.
-        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
-        self.flush()
-
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in scalars.items()
-        ]
-        self._write(step, summary=Summary(value=values))
-
-    def flush(self) -> None:
-        self._events.flush()
-
-    def close(self) -> None:
-        self._events.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
-
-
-def _rows_until(path: epath.Path, step: int) -> list[str]:
-    """The lines of the steps up to one; a last line that a kill has cut is left out."""
-    kept = []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            at = json.loads(line)["step"]
-            if at <= step:
-                kept.append(line.decode() + "\n")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}, line {number}, is no row of a run ({type(error).__name__}: "
-                f"{error}); mend or remove that line"
-            ) from error
-    return kept
+_LINES = "metrics.jsonl"
 
 
 class StepLog:

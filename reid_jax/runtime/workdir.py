@@ -30,7 +30,7 @@ PACKAGES = (
 FREE_FIELDS = (
     *("shard_parameters", "model.attention_implementation", "model.remat"),
     *("data.data_dir", "data.num_workers", "data.resident_bytes"),
-    *("max_steps", "log_every_steps"),
+    *("max_steps", "log_every_steps", "trackers"),
     *("checkpoint", "evaluation", "evaluate_on"),
 )
 

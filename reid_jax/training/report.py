@@ -31,6 +31,7 @@ def closing(entries: Sequence[Mapping[str, Any]], workdir: str) -> str:
     folder = shlex.quote(workdir)
     parameters = "; evaluated: moving averages" if "averaged" in entries[0] else ""
     places = [
+        ["report", f"{workdir}/report.html"],
         ["results", f"{workdir}/results.json"],
         ["pictures", f"{workdir}/pictures"],
         ["checkpoint", f"{workdir}/checkpoints/best/{best} (the best){parameters}"],

@@ -17,7 +17,8 @@ from reid_jax import experiment, storage
 from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
-from reid_jax.runtime import sharding
+from reid_jax.report import report
+from reid_jax.runtime import sharding, trackers
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.metrics import MetricWriter
@@ -60,6 +61,7 @@ class Run:
         cls, config: Any, workdir: str, records: Records, *, extend: bool = False
     ) -> Run:
         """Checks all that can be checked before anything is computed or written."""
+        trackers.check_installed(config.get("trackers", ()))
         described = _described(config, records)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         meta = checkpoints.meta() if checkpoints.latest_step() is not None else {}
@@ -83,6 +85,8 @@ class Run:
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,
+                trackers=config.get("trackers", trackers.DEFAULT),
+                config=workdirs.flatten(fields),
                 resume_step=start.global_step,
                 resume_rows=meta.get("metric_rows"),
                 enabled=first,
@@ -143,7 +147,7 @@ class Run:
     def finish(
         self, state: TrainState, stage: Stage, step: int
     ) -> list[dict[str, Any]]:
-        """The last state's evaluation with pictures, and the best one beside it.
+        """The last state's evaluation with pictures and report, the best one beside it.
 
         A protocol that the best state was not evaluated on has no `best`.
         """
@@ -154,6 +158,9 @@ class Run:
                     figures = best.get("metrics")
                     entry["best"] = {"step": best["step"], "metrics": figures}
         results.write(self.workdir, entries)
+        self.writer.flush()
+        if jax.process_index() == 0:
+            report.write([self.workdir], storage.absolute(self.workdir) / report.NAME)
         return entries
 
     def meta(self, stage: Stage, position: Position) -> Meta:

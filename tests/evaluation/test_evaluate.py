@@ -189,7 +189,8 @@ def test_pair_networks_are_compiled_once(toy_config, toy, monkeypatch):
 def test_pictures_of_a_stage(toy_config, toy, tmp_path, stage):
     _evaluate(toy_config, *toy, stage=stage, picture_dir=tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    wanted = {"ranking.json", "ranking.png", "routes.png"}
+    wanted = {"ranking.json", "ranking.png", "routes.png", "details.json"}
+    wanted |= {"hardest.png", "easiest.png"}
     if stage == "second":
         wanted |= {"ranking_pairs.png", "pair_maps.png", "correspondences.png"}
     assert names == wanted
@@ -276,7 +277,7 @@ def _best(keys, row, batches, count):
 
 def test_lists_before_and_after_pairs_are_scored(drawn, toy_config, tmp_path):
     calls, batches, seen, _, keys = drawn
-    (_, (args, rest)) = calls["ranking_lists"]
+    (_, (args, rest), *_) = calls["ranking_lists"]
     assert args[0] == tmp_path / "ranking_pairs.png"
     rows = [0, 3, 6, 11, 14]  # five of the ten of ranking.png
     nearest = np.stack([_best(k, i, batches, 10) for i in rows for k in keys])

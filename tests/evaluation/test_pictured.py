@@ -69,7 +69,7 @@ def test_chosen_queries_are_drawn_and_written(chosen, tmp_path, monkeypatch):
         monkeypatch.setattr(
             pictures,
             name,
-            lambda *args, name=name, **given: drawn.update({name: (*args, given)}),
+            lambda *args, name=name, **given: drawn.setdefault(name, (*args, given)),
         )
     keys, found, splits, batches = nearest(config, *run(config, tmp_path, 0), rows)
     np.testing.assert_array_equal(drawn["ranking_lists"][1], batches[0]["image"][rows])

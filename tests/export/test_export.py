@@ -124,6 +124,7 @@ def test_the_card_resizes_to_what_is_exported(toy_config):
         changed={"data.height": 48, "data.width": 24},
         image_size=(48, 24),
         embedding={"vector": np.zeros((3, 6), np.float32)},
+        written={"format": "jax", "platforms": ["cpu"]},
     )
     assert about["output"] == {"vector": "float32 [b, 6]"}
     text = card.text(about, image_size=(48, 24))

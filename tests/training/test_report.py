@@ -44,6 +44,7 @@ def test_the_end_of_a_run_has_last_beside_best_and_what_comes_next():
         "other     10 (last)                    10.0%  50.0%        4",
         "          best: not evaluated",
         "",
+        "report      runs/a b/report.html",
         "results     runs/a b/results.json",
         "pictures    runs/a b/pictures",
         "checkpoint  runs/a b/checkpoints/best/6 (the best)",

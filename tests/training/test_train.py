@@ -59,7 +59,11 @@ def test_a_run_leaves_results_checkpoints_and_pictures(
     assert all(0 <= value <= 1 for value in entry["metrics"].values())
     pictures = {path.name for path in (tmp_path / "pictures" / "tiny").iterdir()}
     drawn = {"ranking.png", "ranking.json", "parts.png", "attention.png"}
+    drawn |= {"hardest.png", "easiest.png", "details.json"}
     assert pictures == drawn
+    page = (tmp_path / "report.html").read_text()
+    assert f"<td>{entry['metrics']['mAP']:.1%}</td>" in page
+    assert "lacks:" not in page
     (start,) = json.loads((tmp_path / "manifest.json").read_text())
     assert start["packages"]["jax"] == jax.__version__
     assert start["config"]["model.width"] == 24

@@ -1,0 +1,1 @@
+"""One HTML file that shows a run, or several side by side."""

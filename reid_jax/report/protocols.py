@@ -1,0 +1,215 @@
+"""What runs scored on each protocol: figures, distances, cameras, queries, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reid_jax.report import charts
+from reid_jax.report.curves import keys
+from reid_jax.report.html import Html, element, folded, grid, joined, section, table
+from reid_jax.report.html import picture as picture_of
+from reid_jax.report.runs import Run, label_of
+from reid_jax.retrieval.histograms import Histograms
+
+_QUERIES = 10
+"""So many of the hardest queries are listed, and as many of the easiest."""
+_CAMERAS = 32
+"""A larger matrix is not shown."""
+
+Entry = Mapping[str, Any]
+
+
+def results(runs: Sequence[Run]) -> Html:
+    """The figures of each protocol and way of scoring that any of the runs has."""
+    tables = [
+        joined(
+            (element("h3", label), _about(_scored(runs, label)), _figures(runs, label))
+        )
+        for label in _labels(runs)
+    ]
+    return section("Results", *tables)
+
+
+def details(runs: Sequence[Run]) -> Html:
+    """A section for each protocol: distances, cameras, queries, pictures."""
+    parts = [_distances, _cameras, _queries, _pictures]
+    sections = []
+    for label in _labels(runs):
+        scored = _scored(runs, label)
+        shown = [joined(list(part(scored))) for part in parts]
+        sections.append(section(label, *shown))
+    return joined(sections)
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(label_of(entry) for run in runs for entry in run.entries))
+
+
+def _scored(runs: Sequence[Run], label: str) -> list[tuple[Run, Entry]]:
+    """The runs that have such an entry, with it."""
+    return [(run, entry) for run in runs if (entry := run.entry(label))]
+
+
+def _about(scored: Sequence[tuple[Run, Entry]]) -> Html:
+    """What was ranked, in a sentence."""
+    entry = scored[0][1]
+    shots = entry.get("shots", "all")
+    text = (
+        f"{entry.get('valid_queries', '?')} valid queries of "
+        f"{entry.get('query_images', '?')}, {entry.get('gallery_images', '?')} gallery "
+        f"images, {'one drawn for each person' if shots == 'single' else 'all ranked'}."
+    )
+    note = f" Note: {entry['note']}." if entry.get("note") else ""
+    return element("p", text + note, class_="faint")
+
+
+def _figures(runs: Sequence[Run], label: str) -> Html:
+    """Runs x metrics, for the last state, the best one and the one before pairs.
+
+    Differences, in points, are to the first run that has the figure.
+    """
+    states: dict[str, dict[str, Mapping[str, float]]] = {}
+    for run, entry in _scored(runs, label):
+        for state, metrics in _states(entry):
+            states.setdefault(state, {})[run.name] = metrics
+    found = [metrics for named in states.values() for metrics in named.values()]
+    names = list(dict.fromkeys(name for metrics in found for name in metrics))
+    rows = []
+    for state, named in states.items():
+        columns = [_compared([m.get(n) for m in named.values()]) for n in names]
+        for run_name, *cells in zip(named, *columns, strict=True):
+            rows.append([f"{run_name}, {state}", *cells])
+    return table(["", *names], rows)
+
+
+def _states(entry: Entry) -> Iterator[tuple[str, Mapping[str, float]]]:
+    yield "last state", entry["metrics"]
+    if best := entry.get("best"):
+        yield "best state", best.get("metrics") or {}
+    if before := entry.get("metrics_before_pairs"):
+        yield "before pairs were scored", before
+
+
+def _compared(values: Sequence[float | None]) -> list[Html]:
+    """Cells of percentages, each with its difference to the first that is there."""
+    first = next((i for i, value in enumerate(values) if value is not None), None)
+    cells = []
+    for i, value in enumerate(values):
+        if value is None:
+            cells.append(element("td", "–"))
+            continue
+        gap = 100 * (value - values[first])
+        looks = "better" if gap > 0 else "worse" if gap < 0 else "faint"
+        shown = element("small", f" {gap:+.1f}", class_=looks) if i != first else ""
+        cells.append(element("td", f"{value:.1%}", shown))
+    return cells
+
+
+def _distances(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
+    """Histograms of right and wrong pairs, with the threshold between them."""
+    drawn = []
+    for run, entry in scored:
+        details = run.details(entry)
+        if details is None or not details["distances"]["right"]:
+            continue
+        found = Histograms(**{k: np.array(v) for k, v in details["distances"].items()})
+        threshold, rate = found.equal_error()
+        caption = (
+            f"{run.name}: threshold {threshold:.4g}, where {rate:.2%} of the right "
+            "pairs are missed and as many of the wrong ones let through"
+        )
+        drawn.append(
+            charts.histogram(
+                *(caption, found.edges, found.right, found.wrong), threshold=threshold
+            )
+        )
+    if drawn:
+        yield element("h3", "Distances of pairs")
+        yield keys(["right pairs", "wrong pairs"], (charts.RIGHT, charts.WRONG))
+        yield grid(*drawn)
+
+
+def _cameras(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
+    """Rank-1 by the query's camera and the gallery's."""
+    heading = element("h3", "Rank-1 by camera of the query and camera of the gallery")
+    for run, entry in scored:
+        details = run.details(entry)
+        if details is None:
+            continue
+        yield heading
+        heading = Html()
+        yield element("p", f"{run.name}: each query asked of one camera's images")
+        yield _matrix(**details["cameras"])
+
+
+def _matrix(
+    query: Sequence[str],
+    gallery: Sequence[str],
+    right: Sequence[Sequence[int]],
+    asked: Sequence[Sequence[int]],
+) -> Html:
+    if max(len(query), len(gallery)) > _CAMERAS:
+        size = f"{len(query)} x {len(gallery)}"
+        return element("p", f"{size} cameras: too many to show", class_="faint")
+    rows = [
+        [f"query {name}", *map(_share, right[i], asked[i])]
+        for i, name in enumerate(query)
+    ]
+    return table(["", *(f"gallery {name}" for name in gallery)], rows)
+
+
+def _share(right: int, asked: int) -> Html:
+    """A cell that is the greener the more first answers are right."""
+    if not asked:
+        return element("td", "–", title="no query has a right answer there")
+    share = right / asked
+    colour = f"background:hsl({120 * share:.0f} 60% 50% / .3)"
+    return element("td", f"{share:.0%}", style=colour, title=f"{right} of {asked}")
+
+
+def _queries(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
+    """The hardest and the easiest queries of each run."""
+    heading = element("h3", "Hardest and easiest queries")
+    for run, entry in scored:
+        details = run.details(entry)
+        if details is None:
+            continue
+        yield heading
+        heading = Html()
+        order = sorted(details["queries"], key=lambda one: one["average_precision"])
+        never = sum(one["first_rank"] > 1 for one in order)
+        yield element(
+            "p",
+            f"{run.name}: {never} of {len(order)} queries have a wrong first answer",
+        )
+        yield _listed(order[:_QUERIES])
+        yield folded("the easiest", _listed(order[::-1][:_QUERIES]))
+
+
+def _listed(queries: Sequence[Mapping[str, Any]]) -> Html:
+    rows = [
+        [
+            *(one["file"], one["person"], one["camera"]),
+            *(f"{one['average_precision']:.1%}", f"{one['first_rank']:g}"),
+        ]
+        for one in queries
+    ]
+    return table(["query", "person", "camera", "AP", "first right answer"], rows)
+
+
+def _pictures(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
+    """All pictures; the ranking lists of some and of the hardest queries unfolded."""
+    heading = element("h3", "Pictures")
+    for run, entry in scored:
+        for name, path in run.pictures(entry).items():
+            yield heading
+            heading = Html()
+            caption = f"{run.name}: {name.replace('_', ' ')}"
+            yield folded(
+                caption,
+                picture_of(path, caption),
+                opened=name in ("ranking", "hardest"),
+            )

@@ -1,0 +1,177 @@
+"""A report shows what runs have left on disk, and loads nothing."""
+
+import html.parser
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid_jax import __main__ as verbs
+from reid_jax.errors import UserError
+from reid_jax.report import charts, command, report
+
+
+def _run(folder, *, rank1=0.5, rate=0.1, evaluated=True, name="tiny"):
+    """A run's folder as training leaves it, made by hand."""
+    folder.mkdir(parents=True)
+
+    def write(file, value):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(json.dumps(value))
+
+    optimizer = {"learning_rate": rate, "name": "sgd"}
+    write("config.json", {"seed": 0, "stages": {"train": {"optimizer": optimizer}}})
+    manifest = {"command": ["main.py", "--a=b c"], "git_revision": "abc", "devices": []}
+    write("manifest.json", [manifest | {"packages": {"jax": "0.10.2"}}])
+    rows = [{"step": i, "time": 0.0, "loss": 4.0 / i} for i in range(1, 20)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines + '{"step": 20, "lo')  # killed here
+    if not evaluated:
+        return folder
+    entry = {"protocol": name, "step": 19, "ap": "rectangle", "camera_filter": True}
+    metrics = {"metrics": {"rank1": rank1, "mAP": 0.25}, "valid_queries": 2}
+    write("results.json", [entry | metrics | {"best": {"step": 9, "metrics": {}}}])
+    queries = [
+        {"file": f"{i}.jpg", "person": "7", "camera": "1"}
+        | {"average_precision": 0.1 * i, "first_rank": 9.0 - i}
+        for i in (3, 1, 2)
+    ]
+    cameras = {"query": ["c1"], "gallery": ["c1", "c2"]}
+    cameras |= {"right": [[0, 3]], "asked": [[0, 4]]}
+    distances = {"edges": [0, 0.5, 1, 1.5], "right": [8, 2, 0], "wrong": [0, 1, 9]}
+    details = {"queries": queries, "cameras": cameras, "distances": distances}
+    pictured = f"pictures/{name.replace(':', '-')}"
+    write(f"{pictured}/details.json", entry | details)
+    Image.new("RGB", (40, 20), "red").save(folder / pictured / "ranking.png")
+    return folder
+
+
+class _Reader(html.parser.HTMLParser):
+    """Text of a page, and whether every element is closed where it was opened."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.text, self.sources = [], "", []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [v for k, v in attrs if k in ("src", "href", "data")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+
+def test_two_runs_side_by_side(tmp_path, capsys):
+    one = _run(tmp_path / "one", rank1=0.5, rate=0.1)
+    other = _run(tmp_path / "other", rank1=0.625, rate=0.2)
+    out = tmp_path / "both.html"
+    command.main([str(one), str(other), "--output", str(out)])
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    page = out.read_text()
+    seen = _Reader(page)
+    lines = seen.text.split("\n")
+    # The difference is in points, and only the other run has one.
+    assert (lines.count("50.0%"), lines.count("62.5%"), lines.count(" +12.5")) == (
+        *(1, 1, 1),
+    )
+    # What differs comes before all fields.
+    assert lines.index("stages.train.optimizer.learning_rate") < lines.index("seed")
+    assert lines.count("stages.train.optimizer.name") == 1
+    # 3 of the 4 queries that camera 2 was asked, and none of camera 1.
+    assert page.count('title="3 of 4">75%</td>') == 2
+    # The hardest query first, the easiest after a click.
+    assert lines.index("1.jpg") < lines.index("2.jpg") < lines.index("3.jpg")
+    assert "main.py '--a=b c'" in lines
+    assert "0.10.2" in lines
+    # Below 0.5 lie 8 of 10 right pairs and no wrong one; below 1 all, and 1 of 10.
+    assert "one: threshold 1, where 5.00% of the right pairs are missed" in seen.text
+    assert seen.sources
+    assert all(source.startswith("data:image/") for source in seen.sources)
+    assert not re.search(r"url\(|@import|<script|<link", page)
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ET.fromstring(svg)
+
+
+def test_names_are_text(tmp_path):
+    run = _run(tmp_path / "<b>&run", name="<i>x")
+    report.write([str(run)], tmp_path / "out.html")
+    page = (tmp_path / "out.html").read_text()
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "&lt;b&gt;&amp;run" in page
+
+
+def test_a_run_without_an_evaluation_says_so(tmp_path, capsys):
+    run = _run(tmp_path / "run", evaluated=False)
+    command.main([str(run)])
+    note = capsys.readouterr().out.splitlines()[0]
+    assert note == "note: run: it was not evaluated (--mode=evaluate does)"
+    text = _Reader((run / "report.html").read_text()).text
+    assert "it was not evaluated" in text
+    assert "loss: 0.2105 at the end" in text
+
+
+def test_details_of_another_evaluation_are_not_shown(tmp_path):
+    run = _run(tmp_path / "run")
+    (entry,) = json.loads((run / "results.json").read_text())
+    later = entry | {"step": 30, "metrics": {"rank1": 1.0}}
+    (run / "results.json").write_text(json.dumps([entry, later]))
+    missing = report.write([str(run)], tmp_path / "out.html")
+    assert "evaluate it once more" in missing[0]
+    text = _Reader((tmp_path / "out.html").read_text()).text
+    assert "100.0%" in text
+    assert "1.jpg" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, "is no run: it has no config.json"),
+        ("metrics.jsonl", "{}\n{}\n", "metrics.jsonl, line 1, is no row of a run"),
+        ("results.json", "[{]", "results.json is damaged"),
+        ("results.json", '[{"step": 1}]', "an entry has no protocol"),
+        ("pictures/tiny/details.json", "x", "details.json is damaged"),
+        ("pictures/tiny/details.json", "{}", "details.json is damaged"),
+        ("pictures/tiny/ranking.png", "x", "ranking.png is no picture"),
+    ],
+)
+def test_what_is_damaged_is_named(tmp_path, file, content, message):
+    run = _run(tmp_path / "run")
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        report.write([str(run)], tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_lines_are_drawn_to_scale_and_keep_their_peaks():
+    values = np.zeros(5000)
+    values[1234], values[4000] = 8.0, -2.0
+    drawn = charts.lines("x", [("#000", list(enumerate(values)))])
+    points = re.search(r'points="([^"]*)"', drawn)[1].split()
+    x, y = np.array([point.split(",") for point in points], float).T
+    assert len(points) < 700
+    top, bottom = y.min(), y.max()
+    assert x[y.argmin()] == pytest.approx(x[0] + (x[-1] - x[0]) * 1234 / 4999, abs=0.2)
+    assert x[y.argmax()] == pytest.approx(x[0] + (x[-1] - x[0]) * 4000 / 4999, abs=0.2)
+    assert y[0] == pytest.approx(top + 0.8 * (bottom - top), abs=0.1)
+
+
+def test_the_verb(tmp_path, capsys):
+    run = _run(tmp_path / "run")
+    verbs.main(["report", str(run)])
+    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
+    with pytest.raises(SystemExit) as ended:
+        verbs.main(["report", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "is no run" in capsys.readouterr().err
