@@ -65,9 +65,9 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
 
 def measure(size: Size, *, dim: int, block: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
-    query, gallery = _labels(size, rng)
-    query_features = _features(query, dim, rng)
-    gallery_features = jax.device_put(_features(gallery, dim, rng))
+    query, gallery = labels(size, rng)
+    query_features = features(query, dim, rng)
+    gallery_features = jax.device_put(features(gallery, dim, rng))
     distance = jax.jit(euclidean)
     first = np.resize(query_features[:block], (block, dim))
     jax.block_until_ready(distance(first, gallery_features))  # compile
@@ -87,7 +87,7 @@ def measure(size: Size, *, dim: int, block: int) -> dict[str, object]:
             sample = np.array(keys[:SAMPLE])
     result = ranker.result()
     seconds["total"] = time.perf_counter() - started
-    peak = _peak_gib()  # before the reference, which needs more
+    peak = peak_gib()  # before the reference, which needs more
     return {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_gib": round(peak, 2),
@@ -130,7 +130,7 @@ def _argsort_reference(keys: np.ndarray, query: Labels, gallery: Labels) -> floa
     return float(np.mean(precisions))
 
 
-def _labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
+def labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
     """Every identity is in both sets; the rest of the images fall at random."""
 
     def one(images: int, distractors: int) -> Labels:
@@ -147,7 +147,7 @@ def _labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
     return one(size.query, 0), one(size.gallery, size.distractors)
 
 
-def _features(labels: Labels, dim: int, rng: np.random.Generator) -> np.ndarray:
+def features(labels: Labels, dim: int, rng: np.random.Generator) -> np.ndarray:
     """Unit vectors float32 [N, dim], those of a person a little alike."""
     features = rng.standard_normal((len(labels), dim), dtype=np.float32)
     shift = 0.15 * np.random.default_rng(1).standard_normal(
@@ -160,7 +160,7 @@ def _features(labels: Labels, dim: int, rng: np.random.Generator) -> np.ndarray:
     return features
 
 
-def _peak_gib() -> float:
+def peak_gib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2 ** (30 if sys.platform == "darwin" else 20)
 
