@@ -164,9 +164,6 @@ def least(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return -found, stretch * length + place % length
 
 
-_merge = jax.jit(least, static_argnames="k")
-
-
 class Gallery:
     """A gallery's embeddings, where queries can be compared with them.
 
@@ -199,17 +196,16 @@ class Gallery:
 
     def nearest(self, query: Embedding, k: int) -> Nearest:
         """The k nearest images of queries on the host; all where there are fewer."""
-        k, found = min(k, self.size), []
+        k, joined = min(k, self.size), None
         for start, part in self._parts():
             count = np.int32(min(self._rows, self.size - start))
-            values, index, farthest = self._comparison.nearest(
+            found = self._comparison.nearest(
                 query, part, count, k=min(k, self._rows), mesh=self.mesh
             )
-            found.append((values, np.asarray(index) + start, np.asarray(farthest)))
-            if len(found) > 1:
-                found = [_joined(*found, k)]
-        ((values, index, farthest),) = found
-        return Nearest(np.asarray(values), index.astype(np.int32), farthest)
+            values, index, farthest = map(np.asarray, found)
+            here = Nearest(values, index + np.int32(start), farthest)
+            joined = _joined(joined, here, k) if joined else here
+        return joined
 
     def _parts(self) -> Iterator[tuple[int, Embedding]]:
         """Where each part begins, and its rows on the devices."""
@@ -247,13 +243,14 @@ def _layout(
     return devices, len(devices) * min(fitting, -(-size // len(devices)))
 
 
-def _joined(before: Sequence[Any], after: Sequence[Any], k: int) -> tuple[Any, ...]:
+def _joined(before: Nearest, after: Nearest, k: int) -> Nearest:
     """The nearest of two parts, of which the first stands before in the gallery."""
-    values = jnp.concatenate([jnp.asarray(side[0]) for side in (before, after)], axis=1)
-    values, place = _merge(values, min(k, values.shape[1]))
-    index = np.concatenate([before[1], after[1]], axis=1)
-    index = np.take_along_axis(index, np.asarray(place), axis=1)
-    return values, index, np.maximum(before[2], after[2])
+    both = [
+        np.concatenate(pair, axis=1) for pair in zip(before[:2], after[:2], strict=True)
+    ]
+    order = np.argsort(both[0], axis=1, kind="stable")[:, :k]
+    near = (np.take_along_axis(x, order, axis=1) for x in both)
+    return Nearest(*near, np.maximum(before.farthest, after.farthest))
 
 
 def blocks(embedding: Embedding, size: int) -> Iterator[tuple[np.ndarray, Embedding]]:

@@ -24,20 +24,18 @@ def data():
 
 
 @pytest.mark.parametrize(
-    ("devices", "device_bytes", "mesh", "parts"),
+    ("devices", "device_bytes", "mesh", "parts", "k"),
     [
-        (1, 4 << 30, 1, 1),
-        (8, 4 << 30, 1, 1),  # what fits on one stays there
-        (2, 12 * 110, 2, 1),
-        (8, 12 * 26, 8, 1),
-        (1, 12 * 50, 1, 5),
-        (2, 12 * 50, 2, 3),
-        (8, 12 * 7, 8, 4),
-        (8, 1, 8, 26),
+        (8, 4 << 30, 1, 1, 6),  # what fits on one stays there
+        (2, 12 * 110, 2, 1, 6),
+        (8, 12 * 26, 8, 1, 500),
+        (1, 12 * 50, 1, 5, 6),
+        (2, 12 * 50, 2, 3, 500),
+        (8, 1, 8, 26, 6),
     ],
 )
 def test_neighbours_are_the_same_wherever_they_lie(
-    data, devices, device_bytes, mesh, parts
+    data, devices, device_bytes, mesh, parts, k
 ):
     query, gallery, apart = data
     comparison = search.Comparison(
@@ -48,19 +46,18 @@ def test_neighbours_are_the_same_wherever_they_lie(
     placed = search.Gallery(comparison, gallery)
     assert placed.mesh.size == mesh
     assert len(list(placed._parts())) == parts
-    for k in (6, 500):
-        found = search.nearest(placed, query, k, block=8)
-        order = np.argsort(apart, axis=1, kind="stable")[:, :k]
-        np.testing.assert_array_equal(found.indices, order)
-        wanted = np.take_along_axis(apart, order, axis=1)
-        np.testing.assert_array_equal(found.distances, wanted)
-        np.testing.assert_array_equal(found.farthest, apart.max(1))
+    found = search.nearest(placed, query, k, block=8)
+    order = np.argsort(apart, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(found.indices, order)
+    wanted = np.take_along_axis(apart, order, axis=1)
+    np.testing.assert_array_equal(found.distances, wanted)
+    np.testing.assert_array_equal(found.farthest, apart.max(1))
     distances, finite = placed.distances(query)
     np.testing.assert_array_equal(np.asarray(distances), apart)
     assert np.asarray(finite).all()
 
 
-@pytest.mark.parametrize(("size", "k"), [(1, 1), (50, 50), (1000, 3), (997, 40)])
+@pytest.mark.parametrize(("size", "k"), [(1, 1), (50, 50), (997, 40)])
 def test_least_of_long_rows(size, k):
     rng = np.random.default_rng(size)
     values = rng.integers(-9, 9, (5, size)).astype("f")
