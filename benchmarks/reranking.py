@@ -6,7 +6,8 @@
 Random features with realistic labels are re-ranked as in an evaluation. With
 `--reference` the usual form in NumPy, with its full matrices, does the same in a
 process of its own: its seconds, its peak memory, and how far its distances are from
-ours. Prints one line of JSON.
+ours. Prints one line of JSON. Seconds of ours are those after the search was compiled; reading the
+features counts for neither.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         report["reference"] = {
             "seconds": theirs["seconds"],
             "peak_memory_gib": theirs["peak"],
-            "times_slower": _ratio(theirs, ours, "total"),
-            "times_slower_without_distances": _ratio(theirs, ours, "rest"),
+            "times_slower": round(
+                theirs["seconds"]["total"] / ours["seconds"]["total"], 1
+            ),
             "times_the_memory": round(theirs["peak"] / ours["peak"], 1),
             "largest_difference": float(
                 np.abs(theirs["sample"] - ours["sample"]).max()
@@ -54,10 +56,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     report |= {"machine": platform.machine(), "jax": jax.__version__}
     print(json.dumps(report))
     return report
-
-
-def _ratio(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> float:
-    return round(theirs["seconds"][name] / ours["seconds"][name], 1)
 
 
 def _alone(function: Any, *arguments: Any) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def _ours(size: str, dim: int, block: int) -> dict[str, Any]:
     seconds = np.diff([started, *between])
     named = dict(zip(("compile", "neighbours", "sets", "final"), seconds, strict=True))
     named["jaccard"] = jaccard
-    named["total"] = sum(seconds)
+    named["total"] = sum(seconds) - named["compile"]
     return {
         "seconds": {name: round(float(value), 2) for name, value in named.items()},
         "peak": round(peak_gib(), 2),

@@ -10,9 +10,11 @@ from data_pipelines import loader
 from data_pipelines.prepared import open_records
 from reid_jax import experiment
 from reid_jax.evaluation import evaluate
+from reid_jax.evaluation.embedding import Embedder
 from reid_jax.retrieval import expansion
 from reid_jax.retrieval.k_reciprocal import KReciprocal
 from reid_jax.runtime import sharding
+from tests import toy_method
 from tests.evaluation.test_evaluate import _rank1_and_map
 from tests.retrieval.k_reciprocal_in_numpy import rerank
 from tests.variables import random_variables
@@ -160,3 +162,26 @@ def test_a_gallery_that_is_streamed_or_split_ranks_the_same(toy_config, toy):
     toy_config.evaluation.search.device_bytes = 32  # of 8 devices: less than the 30
     parts = _evaluated(toy_config, method, variables)
     assert parts == whole
+
+
+def test_mirror_images_have_the_labels_of_the_other_side(toy_config):
+    """The image and its part labels are turned, and left is right then."""
+
+    class Seen(toy_method.Method):
+        embed_inputs = ("parts",)
+
+        def embed(self, variables, images, camera=None, parts=None):
+            return {"image": images, "parts": parts}
+
+    records = open_records("tiny", "query", toy_config.data.data_dir)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    method = Seen(9, (32, 16), width=6, top_k=3)
+    embed = Embedder(method, mesh, image_size=(32, 16), batch_size=8)
+    plain, turned = (
+        embed({}, records, "query", mirrored=mirrored) for mirrored in (False, True)
+    )
+    np.testing.assert_array_equal(turned["image"], plain["image"][:, :, ::-1])
+    sides = np.arange(256)
+    sides[[3, 4, 5, 6, 7, 8]] = [4, 3, 6, 5, 8, 7]  # arms, legs, feet
+    np.testing.assert_array_equal(turned["parts"], sides[plain["parts"][:, :, ::-1]])
+    assert len(np.unique(plain["parts"])) == 9
