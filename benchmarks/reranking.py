@@ -6,8 +6,8 @@
 Random features with realistic labels are re-ranked as in an evaluation. With
 `--reference` the usual form in NumPy, with its full matrices, does the same in a
 process of its own: its seconds, its peak memory, and how far its distances are from
-ours. Prints one line of JSON. Seconds of ours are those after the search was compiled; reading the
-features counts for neither.
+ours. Prints one line of JSON. Seconds are of the clock, and of the processor over all
+its cores; compilations are among ours, and are given by themselves where they can be.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         report["reference"] = {
             "seconds": theirs["seconds"],
             "peak_memory_gib": theirs["peak"],
-            "times_slower": round(
-                theirs["seconds"]["total"] / ours["seconds"]["total"], 1
+            "times_slower": _ratio(theirs["seconds"], ours["seconds"], "total"),
+            "times_the_processor": _ratio(
+                theirs["seconds"], ours["seconds"], "processor"
             ),
-            "times_the_memory": round(theirs["peak"] / ours["peak"], 1),
+            "times_the_memory": _ratio(theirs, ours, "peak"),
             "largest_difference": float(
                 np.abs(theirs["sample"] - ours["sample"]).max()
             ),
@@ -56,6 +57,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     report |= {"machine": platform.machine(), "jax": jax.__version__}
     print(json.dumps(report))
     return report
+
+
+def _ratio(theirs: dict[str, Any], ours: dict[str, Any], name: str) -> float:
+    return round(theirs[name] / ours[name], 1)
 
 
 def _alone(function: Any, *arguments: Any) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def _data(size: str, dim: int) -> tuple[Any, ...]:
 def _ours(size: str, dim: int, block: int) -> dict[str, Any]:
     """As `reid_jax.evaluation` does it."""
     query_labels, gallery_labels, query, gallery = _data(size, dim)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     comparison = search.Comparison(lambda q, g: euclidean(q["vector"], g["vector"]))
     everyone = {"vector": np.concatenate([query, gallery])}
     placed = search.Gallery(comparison, everyone)
@@ -103,7 +108,8 @@ def _ours(size: str, dim: int, block: int) -> dict[str, Any]:
     seconds = np.diff([started, *between])
     named = dict(zip(("compile", "neighbours", "sets", "final"), seconds, strict=True))
     named["jaccard"] = jaccard
-    named["total"] = sum(seconds) - named["compile"]
+    named["total"] = sum(seconds)
+    named["processor"] = time.process_time() - spent
     return {
         "seconds": {name: round(float(value), 2) for name, value in named.items()},
         "peak": round(peak_gib(), 2),
@@ -116,7 +122,7 @@ def _theirs(size: str, dim: int) -> dict[str, Any]:
     """The usual form: matrices of all images with all, and a loop over them."""
     _, _, query, gallery = _data(size, dim)
     everyone = np.concatenate([query, gallery])
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     apart = everyone @ everyone.T
     norms = np.square(everyone).sum(1)
     apart = norms[:, None] + norms - 2 * apart  # squared
@@ -127,6 +133,7 @@ def _theirs(size: str, dim: int) -> dict[str, Any]:
         "distances": between - started,
         "rest": finished - between,
         "total": finished - started,
+        "processor": time.process_time() - spent,
     }
     return {
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
