@@ -140,7 +140,7 @@ def least(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k smallest of each row by `lax.top_k`, exactly; equal ones by their index.
 
     They lie in the k stretches of the row with the smallest minima, the earlier of
-    equal ones, so that most of a long row is only looked at for minima.
+    equal ones, so that most of a long row is only looked at for these.
 
     Args:
       values: float [Q, N], without NaN.
@@ -149,19 +149,28 @@ def least(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     Returns:
       values [Q, k], ascending, and their indices int32 [Q, k].
     """
-    values = jnp.where(values == 0, 0, values)  # -0 would stand before 0
-    length = math.isqrt(values.shape[1] // k)
-    if length < 2:
-        found, index = jax.lax.top_k(-values, k)
-        return -found, index
-    spare = -values.shape[1] % length
-    stretches = jnp.pad(values, ((0, 0), (0, spare)), constant_values=jnp.inf)
-    stretches = stretches.reshape(len(values), -1, length)
-    chosen = jnp.sort(jax.lax.top_k(-stretches.min(-1), k)[1], axis=1)
+    rows, size = values.shape
+    # About as many minima as candidates; a power of two is quick to go over.
+    length = 1 << round(math.log2(size / k) / 2)
+    whole = size // length * length
+    stretches = values[:, :whole].reshape(rows, -1, length)
+    count = min(k, stretches.shape[1])
+    chosen = jnp.sort(_smallest(stretches.min(-1), count)[1], axis=1)
     inside = jnp.take_along_axis(stretches, chosen[..., None], axis=1)
-    found, place = jax.lax.top_k(-inside.reshape(len(values), -1), k)
-    stretch = jnp.take_along_axis(chosen, place // length, axis=1)
-    return -found, stretch * length + place % length
+    inside = jnp.concatenate([inside.reshape(rows, -1), values[:, whole:]], axis=1)
+    found, place = _smallest(inside, k)
+    stretch = jnp.take_along_axis(
+        chosen, jnp.minimum(place // length, count - 1), axis=1
+    )
+    behind = place - count * length + whole  # of what no stretch has
+    index = stretch * length + place % length
+    return found, jnp.where(place < count * length, index, behind)
+
+
+def _smallest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of the smallest; it would take -0 before 0."""
+    found, index = jax.lax.top_k(-jnp.where(values == 0, 0, values), k)
+    return -found, index
 
 
 class Gallery:

@@ -57,12 +57,12 @@ def test_neighbours_are_the_same_wherever_they_lie(
     assert np.asarray(finite).all()
 
 
-@pytest.mark.parametrize(("size", "k"), [(1, 1), (50, 50), (997, 40)])
+@pytest.mark.parametrize(("size", "k"), [(1, 1), (1000, 3), (997, 40)])
 def test_least_of_long_rows(size, k):
     rng = np.random.default_rng(size)
     values = rng.integers(-9, 9, (5, size)).astype("f")
     values[:, ::7] = -0.0
-    found, index = search.least(jnp.asarray(values), k)
+    found, index = jax.jit(search.least, static_argnums=1)(values, k)
     order = np.argsort(values, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(index, order)
     np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=1))
