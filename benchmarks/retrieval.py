@@ -42,6 +42,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(query=40, gallery=300, persons=20, cameras=3, distractors=30),
+    "cuhk03np": Size(query=1_400, gallery=5_328, persons=700, cameras=2, distractors=0),
     "market": Size(
         query=3_368, gallery=15_913, persons=750, cameras=6, distractors=2_798
     ),
@@ -147,10 +148,12 @@ def labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
     return one(size.query, 0), one(size.gallery, size.distractors)
 
 
-def features(labels: Labels, dim: int, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors float32 [N, dim], those of a person a little alike."""
+def features(
+    labels: Labels, dim: int, rng: np.random.Generator, *, alike: float = 0.15
+) -> np.ndarray:
+    """Unit vectors float32 [N, dim], those of a person a little `alike`."""
     features = rng.standard_normal((len(labels), dim), dtype=np.float32)
-    shift = 0.15 * np.random.default_rng(1).standard_normal(
+    shift = alike * np.random.default_rng(1).standard_normal(
         (labels.person.max() + 1, dim), dtype=np.float32
     )
     for start in range(0, len(features), 4096):  # no second array of this size

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from reid_jax.models.method import Embedding
 from reid_jax.retrieval import expansion, search
-from reid_jax.retrieval.k_reciprocal import Encoding, KReciprocal
+from reid_jax.retrieval.k_reciprocal import Encoding, KReciprocal, searched
 
 Pair = tuple[Embedding, Embedding]
 """Embeddings of the queries and of the gallery, on the host."""
@@ -62,7 +62,7 @@ class Reranking:
         _say_if_few(options, everyone)
         return Encoding(
             options,
-            self._nearest(everyone, everyone, options.k1 + 1),
+            self._nearest(everyone, everyone, searched(options)),
             lambda *pair: search.pair_distances(self._comparison, everyone, *pair),
             queries=len(jax.tree.leaves(query)[0]),
         )

@@ -19,11 +19,8 @@ images' sets overlap little, and of one block of distances.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
@@ -60,13 +57,22 @@ class KReciprocal:
     strict: bool = True
 
 
+def searched(options: KReciprocal) -> int:
+    """How many neighbours to look for: itself, k1 others, and as many again.
+
+    These are members of no own set, but often of their neighbours' sets, so that their
+    distances are needed.
+    """
+    return 2 * (options.k1 + 1)
+
+
 class Encoding:
     """All images as weights of their reciprocal neighbours (Eqs. 3 to 7 and 11).
 
     Args:
       options: of the paper.
-      nearest: the `k1` + 1 nearest of all N images among all of them.
-      pair_distances: for those few that are not among these.
+      nearest: the `searched` nearest of all N images among all of them.
+      pair_distances: for those few members of sets that are not among these.
       queries: how many of the images, the first ones, are queries.
     """
 
@@ -80,7 +86,7 @@ class Encoding:
     ):
         self._options, self._farthest = options, nearest.farthest
         neighbours, distances = _itself_first(nearest)
-        rows, columns = _members(neighbours, options)
+        rows, columns = _members(neighbours[:, : options.k1 + 1], options)
         apart = _known(neighbours, distances, rows, columns)
         unknown = np.isnan(apart)
         apart[unknown] = pair_distances(rows[unknown], columns[unknown])
@@ -99,7 +105,7 @@ class Encoding:
         weight = self._options.lambda_value
         original = self._measured(np.asarray(distances), rows[:, None])
         jaccard = np.stack([self._jaccard(row) for row in rows])
-        return ((1 - weight) * jaccard + weight * original).astype(np.float32)
+        return (1 - weight) * jaccard + weight * original.astype(np.float32)
 
     def _weights(
         self, rows: np.ndarray, columns: np.ndarray, apart: np.ndarray, size: int
@@ -123,21 +129,22 @@ class Encoding:
         return distances
 
     def _jaccard(self, query: int) -> np.ndarray:
-        """Jaccard distances [G] of a query (Eq. 10).
+        """Jaccard distances float32 [G] of a query (Eq. 10).
 
         Only images that share a neighbour with the query are visited, by the columns of
         the gallery's weights. Minima and maxima of two rows of sum 1 sum to 2.
         """
-        own = self._queries[query]
-        first = self._gallery.indptr[own.indices]
-        counts = self._gallery.indptr[own.indices + 1] - first
+        own = slice(*self._queries.indptr[query : query + 2])
+        members, weights = self._queries.indices[own], self._queries.data[own]
+        first = self._gallery.indptr[members]
+        counts = self._gallery.indptr[members + 1] - first
         starts = np.cumsum(counts) - counts
         places = np.arange(counts.sum()) + np.repeat(first - starts, counts)
-        least = np.minimum(np.repeat(own.data, counts), self._gallery.data[places])
+        least = np.minimum(np.repeat(weights, counts), self._gallery.data[places])
         common = np.bincount(
             self._gallery.indices[places], least, minlength=self._gallery.shape[0]
         )
-        return 1 - common / (2 - common)
+        return (1 - common / (2 - common)).astype(np.float32)
 
 
 def _itself_first(nearest: Nearest) -> tuple[np.ndarray, np.ndarray]:
@@ -162,44 +169,48 @@ def _members(
     neighbours: np.ndarray, options: KReciprocal
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (image, member of its expanded set), ascending, each once."""
-    size, everyone = len(neighbours), jnp.asarray(neighbours)
+    size = len(neighbours)
+    near = neighbours[:, : -(-options.k1 // 2) + 1]
+    blocks = [np.arange(x, min(x + _BLOCK, size)) for x in range(0, size, _BLOCK)]
+    mutual = np.concatenate([_reciprocal(rows, near) for rows in blocks])
     pairs = []
-    for start in range(0, size, _BLOCK):
-        # Repeating rows fills the last block: one shape, one compilation.
-        rows = np.resize(np.arange(start, min(start + _BLOCK, size)), min(_BLOCK, size))
-        members, chosen = _expanded(
-            rows.astype(np.int32),
-            everyone,
-            half=-(-options.k1 // 2) + 1,
-            strict=options.strict,
-        )
+    for rows in blocks:
+        members, chosen = _expanded(rows, neighbours, near, mutual, options.strict)
         row, place = np.nonzero(chosen)
-        pairs.append(np.unique(rows[row] * size + np.asarray(members)[row, place]))
+        pairs.append(np.unique(rows[row] * size + members[row, place]))
     return np.divmod(np.concatenate(pairs), size)
 
 
-@functools.partial(jax.jit, static_argnames=("half", "strict"))
-def _expanded(
-    rows: jax.Array, neighbours: jax.Array, *, half: int, strict: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Candidates int32 [b, C] for the sets of images `rows` [b], and which are in them.
+def _reciprocal(rows: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Which neighbours [b, k] of images `rows` [b] have these as theirs (Eq. 3)."""
+    return (neighbours[neighbours[rows]] == rows[:, None, None]).any(-1)
 
-    `neighbours` [N, k] are those of all images; some candidates occur several times.
+
+def _expanded(
+    rows: np.ndarray,
+    neighbours: np.ndarray,
+    near: np.ndarray,
+    mutual: np.ndarray,
+    strict: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates [b, C] for the sets of images `rows` [b], and which are in them.
+
+    `near` [N, half] are the first `neighbours` [N, k], and `mutual` says which of these
+    are reciprocal. Some candidates occur several times.
     """
-    own, few = neighbours[rows], neighbours[:, :half]
-    reciprocal = (neighbours[own] == rows[:, None, None]).any(-1)  # Eq. 3
+    own, reciprocal = neighbours[rows], _reciprocal(rows, neighbours)
     # The sets of own neighbours, [b, k, half], and what they share with the row's.
-    theirs = few[own]
-    mutual = (few[theirs] == own[..., None, None]).any(-1)
-    same = theirs[..., None] == own[:, None, None]
-    shared = (same & reciprocal[:, None, None]).any(-1) & mutual
+    theirs, mutual = near[own], mutual[own]
+    # No image has the number -1: what is not reciprocal is nobody's.
+    same = theirs[..., None] == np.where(reciprocal, own, -1)[:, None, None]
+    shared = same.any(-1) & mutual
     thrice, twice = 3 * shared.sum(-1), 2 * mutual.sum(-1)
     similar = thrice > twice if strict else thrice >= twice  # Eq. 5
     taken = mutual & (reciprocal & similar)[..., None]
     flat = (len(rows), -1)
     return (
-        jnp.concatenate([own, theirs.reshape(flat)], axis=1),
-        jnp.concatenate([reciprocal, taken.reshape(flat)], axis=1),
+        np.concatenate([own, theirs.reshape(flat)], axis=1),
+        np.concatenate([reciprocal, taken.reshape(flat)], axis=1),
     )
 
 

@@ -47,7 +47,9 @@ COMPARISONS = {
 def _reranked(distance, embedding, queries, options, *, block=7):
     comparison = COMPARISONS[distance]
     gallery = search.Gallery(comparison, embedding)
-    nearest = search.nearest(gallery, embedding, options.k1 + 1, block=block)
+    nearest = search.nearest(
+        gallery, embedding, k_reciprocal.searched(options), block=block
+    )
     encoding = Encoding(
         options,
         nearest,
