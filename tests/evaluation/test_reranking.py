@@ -155,10 +155,13 @@ def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):
     )
 
 
-def test_a_gallery_that_is_streamed_or_split_ranks_the_same(toy_config, toy):
+def test_a_gallery_that_is_streamed_or_split_ranks_the_same(toy_config, toy, capsys):
+    """With more neighbours than there are images, which is said."""
     method, variables, _ = toy
     _choose(toy_config, ("k_reciprocal",))
+    toy_config.evaluation.k_reciprocal.k1 = 60
     whole = _evaluated(toy_config, method, variables)
+    assert "k1 is 60, and there are 45 images" in capsys.readouterr().out
     toy_config.evaluation.search.device_bytes = 32  # of 8 devices: less than the 30
     parts = _evaluated(toy_config, method, variables)
     assert parts == whole
