@@ -1,7 +1,8 @@
 """Embeds query and gallery, ranks, and reports: `--mode=evaluate` and the loop's own.
 
 Every process embeds its rows; process 0 ranks. What is held at once is the embeddings
-of both splits and one block of queries x gallery distances.
+of both splits, one block of queries x gallery distances, and of k-reciprocal re-ranking
+some hundred numbers for an image.
 """
 
 from __future__ import annotations
