@@ -42,6 +42,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(query=40, gallery=300, persons=20, cameras=3, distractors=30),
+    "cuhk03np": Size(query=1_400, gallery=5_328, persons=700, cameras=2, distractors=0),
     "market": Size(
         query=3_368, gallery=15_913, persons=750, cameras=6, distractors=2_798
     ),
@@ -65,9 +66,9 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
 
 def measure(size: Size, *, dim: int, block: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
-    query, gallery = _labels(size, rng)
-    query_features = _features(query, dim, rng)
-    gallery_features = jax.device_put(_features(gallery, dim, rng))
+    query, gallery = labels(size, rng)
+    query_features = features(query, dim, rng)
+    gallery_features = jax.device_put(features(gallery, dim, rng))
     distance = jax.jit(euclidean)
     first = np.resize(query_features[:block], (block, dim))
     jax.block_until_ready(distance(first, gallery_features))  # compile
@@ -87,7 +88,7 @@ def measure(size: Size, *, dim: int, block: int) -> dict[str, object]:
             sample = np.array(keys[:SAMPLE])
     result = ranker.result()
     seconds["total"] = time.perf_counter() - started
-    peak = _peak_gib()  # before the reference, which needs more
+    peak = peak_gib()  # before the reference, which needs more
     return {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_gib": round(peak, 2),
@@ -130,7 +131,7 @@ def _argsort_reference(keys: np.ndarray, query: Labels, gallery: Labels) -> floa
     return float(np.mean(precisions))
 
 
-def _labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
+def labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
     """Every identity is in both sets; the rest of the images fall at random."""
 
     def one(images: int, distractors: int) -> Labels:
@@ -147,10 +148,12 @@ def _labels(size: Size, rng: np.random.Generator) -> tuple[Labels, Labels]:
     return one(size.query, 0), one(size.gallery, size.distractors)
 
 
-def _features(labels: Labels, dim: int, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors float32 [N, dim], those of a person a little alike."""
+def features(
+    labels: Labels, dim: int, rng: np.random.Generator, *, alike: float = 0.15
+) -> np.ndarray:
+    """Unit vectors float32 [N, dim], those of a person a little `alike`."""
     features = rng.standard_normal((len(labels), dim), dtype=np.float32)
-    shift = 0.15 * np.random.default_rng(1).standard_normal(
+    shift = alike * np.random.default_rng(1).standard_normal(
         (labels.person.max() + 1, dim), dtype=np.float32
     )
     for start in range(0, len(features), 4096):  # no second array of this size
@@ -160,7 +163,7 @@ def _features(labels: Labels, dim: int, rng: np.random.Generator) -> np.ndarray:
     return features
 
 
-def _peak_gib() -> float:
+def peak_gib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2 ** (30 if sys.platform == "darwin" else 20)
 

@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from reid_jax.errors import UserError
+from reid_jax.retrieval.expansion import Expansion
+from reid_jax.retrieval.k_reciprocal import KReciprocal
+from reid_jax.retrieval.search import Search
 
 DEMO_DATASET = "synthetic/holistic_demo"
 
@@ -145,10 +148,32 @@ def _evaluation() -> ConfigDict:
     # Pair models: candidates scored at once, and disk for the gallery's maps.
     evaluation.pair_block = 32
     evaluation.map_cache_bytes = 8 << 30
+    evaluation.update(_second_thoughts())
     # Whether the average of `ema_decay`, where there is one, is evaluated and exported
     # in place of the last step's parameters.
     evaluation.ema = True
     return evaluation
+
+
+def _second_thoughts() -> ConfigDict:
+    """What an evaluation does beyond distances and ranks; nothing unless asked for."""
+    fields = ConfigDict()
+    # Steps of re-ranking, in their order, such as ("flip", "k_reciprocal"): "flip" (the
+    # mirror image's features averaged in) only first, "database_augmentation" and
+    # "query_expansion" (neighbours' features averaged in), "k_reciprocal" only last.
+    # Pair models score the nearest images of what comes out. The fields of each step:
+    fields.rerank = ()
+    fields.database_augmentation = model(Expansion)
+    fields.query_expansion = model(Expansion)
+    # CpaCol's distances are squares already: `squared` is False for it.
+    fields.k_reciprocal = model(KReciprocal)
+    # How neighbours are found ("top_k", or "approx_max_k" with a `recall`), and bytes
+    # of a gallery's embeddings that may lie on a device: larger ones are split over
+    # the devices, and still larger ones sent from the host for every query block.
+    fields.search = model(Search)
+    # Whether ROC, and TPR at FPR 1e-3 and 1e-4 with their thresholds, are reported.
+    fields.verification = False
+    return fields
 
 
 def stage() -> ConfigDict:

@@ -11,6 +11,8 @@ from typing import Any
 
 from reid_jax.errors import UserError
 from reid_jax.retrieval.ranking import APS
+from reid_jax.retrieval.search import BY, Search
+from reid_jax.retrieval.steps import STEPS
 from reid_jax.runtime import workdir
 from reid_jax.runtime.trackers import KNOWN
 
@@ -28,6 +30,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "evaluation.query_block": (1, 2**20),
     "evaluation.pair_block": (1, 2**20),
     "evaluation.map_cache_bytes": (0, 2**50),
+    "evaluation.database_augmentation.k": (1, 2**16),
+    "evaluation.database_augmentation.alpha": (0, 1000),
+    "evaluation.query_expansion.k": (1, 2**16),
+    "evaluation.query_expansion.alpha": (0, 1000),
+    "evaluation.k_reciprocal.k1": (1, 2**12),
+    "evaluation.k_reciprocal.k2": (1, 2**12),
+    "evaluation.k_reciprocal.lambda_value": (0, 1),
+    "evaluation.search.recall": (0.01, 1),
+    "evaluation.search.device_bytes": (1, 2**50),
     "checkpoint.every_epochs": (0, _MOST_EPOCHS),
     "checkpoint.keep": (1, _MANY),
     "ema_decay": (0, 1 - 1e-9),
@@ -74,6 +85,7 @@ def check_config(config: Any) -> None:
         *_no_protocols(fields["evaluate_on"]),
         *_unknown_trackers(fields.get("trackers", [])),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
+        *_of_reranking(config.evaluation.to_dict()),
         *_too_small(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
     ]
@@ -135,6 +147,50 @@ def _unknown_trackers(names: Any) -> Iterator[str]:
 def _no_choice(name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
     if value not in known:
         yield f"config.{name} is {value!r}; it is one of {', '.join(known)}"
+
+
+def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """Steps that there are not or that do not follow each other, and idle fields."""
+    steps, field = evaluation.get("rerank", ()), "config.evaluation.rerank"
+    if not isinstance(steps, tuple | list):
+        yield f'{field} is {steps!r}; it is a tuple of steps, such as ("k_reciprocal",)'
+        return
+    unknown = [s for s in steps if not isinstance(s, str) or s not in STEPS]
+    if unknown:
+        yield f"{field} has {unknown[0]!r}; its steps are {', '.join(STEPS)}"
+    elif len(set(steps)) < len(steps):
+        yield f"{field} is {tuple(steps)}; every step is taken once"
+    elif "flip" in steps[1:] or "k_reciprocal" in steps[:-1]:
+        yield (
+            f"{field} is {tuple(steps)}; flip comes first, as it is of images, and "
+            "k_reciprocal last, as it is of distances"
+        )
+    for step, options in STEPS.items():
+        if step not in steps and options is not None:
+            of_step = evaluation.get(step, {})
+            hint = f"{field} has no {step!r}"
+            yield from _idle(step, of_step, options(), hint)
+    search = evaluation.get("search", {})
+    by = search.get("by", BY[0])
+    yield from _no_choice("evaluation.search.by", by, BY)
+    if by == "top_k":
+        recall = {name: search[name] for name in search if name == "recall"}
+        yield from _idle("search", recall, Search(), "search.by is 'top_k'")
+    chosen = evaluation.get("k_reciprocal", {})
+    if "k_reciprocal" in steps and chosen["k1"] < chosen["k2"]:
+        yield (
+            f"config.evaluation.k_reciprocal.k2 is {chosen['k2']}; it is at most k1, "
+            f"which is {chosen['k1']}"
+        )
+
+
+def _idle(
+    step: str, fields: Mapping[str, Any], defaults: Any, hint: str
+) -> Iterator[str]:
+    """Fields that were changed and change nothing."""
+    for name, value in fields.items():
+        if value != getattr(defaults, name):
+            yield f"config.evaluation.{step}.{name} is {value}, but {hint}"
 
 
 def _too_small(model: Mapping[str, Any]) -> Iterator[str]:

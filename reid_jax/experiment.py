@@ -19,6 +19,8 @@ from data_pipelines import prepare, prepared, protocols, records, transforms
 from reid_jax import checks, storage
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
+from reid_jax.retrieval.search import Search
+from reid_jax.retrieval.steps import STEPS
 from reid_jax.runtime import checkpoint, sharding, workdir
 from reid_jax.runtime.optimizer import OptimizerSpec
 
@@ -66,6 +68,9 @@ class EvaluationSpec:
       pair_block: of a pair model, candidates that are scored at once.
       map_cache_bytes: of a pair model, disk for the gallery's maps.
       pictured: queries that pictures show, by file name or index; () spreads them.
+      rerank: steps of re-ranking in their order, with their options.
+      search: how neighbours are found, and what a device may hold of a gallery.
+      verification: whether ROC is reported.
     """
 
     data_dir: str
@@ -75,6 +80,9 @@ class EvaluationSpec:
     pair_block: int
     map_cache_bytes: int
     pictured: tuple[str | int, ...] = ()
+    rerank: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    search: Search = dataclasses.field(default_factory=Search)
+    verification: bool = False
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -228,7 +236,16 @@ def build_evaluation(config: Any) -> EvaluationSpec:
         pair_block=chosen.pair_block,
         map_cache_bytes=chosen.map_cache_bytes,
         pictured=chosen.pictured,
+        rerank={step: _options_of_step(chosen, step) for step in chosen.rerank},
+        search=Search(**chosen.search.to_dict()),
+        verification=chosen.verification,
     )
+
+
+def _options_of_step(evaluation: Any, step: str) -> Any:
+    """Those of a step of re-ranking, None where it has none."""
+    made = STEPS[step]
+    return made(**evaluation[step].to_dict()) if made else None
 
 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:

@@ -47,6 +47,16 @@ def _set(config, field, value):
         ("model.bn_groups", 0),
         ("model.depth", 2**40),
         ("stages.train.optimizer.momentum", math.nan),
+        ("evaluation.rerank", "flip"),
+        ("evaluation.rerank", ("flop",)),
+        ("evaluation.rerank", (5,)),
+        ("evaluation.rerank", ("flip", "flip")),
+        ("evaluation.rerank", ("k_reciprocal", "query_expansion")),
+        ("evaluation.rerank", ("query_expansion", "flip")),
+        ("evaluation.k_reciprocal.k1", 30),
+        ("evaluation.query_expansion.alpha", 1.0),
+        ("evaluation.search.recall", 0.5),
+        ("evaluation.search.by", "sort"),
     ],
 )
 def test_a_value_without_sense_is_named(field, value):
@@ -54,6 +64,21 @@ def test_a_value_without_sense_is_named(field, value):
     checks.check_config(config)
     _set(config, field, value)
     with pytest.raises(UserError, match=rf"^config\.{field}") as error:
+        checks.check_config(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("k1", 5), ("k2", 21), ("k2", 0), ("lambda_value", 1.2), ("lambda_value", -0.1)],
+)
+def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
+    config = aaformer.get_config("demo")
+    config.evaluation.rerank = ("flip", "k_reciprocal")
+    config.evaluation.k_reciprocal.k1 = 10
+    checks.check_config(config)
+    _set(config, f"evaluation.k_reciprocal.{field}", value)
+    with pytest.raises(UserError, match=r"^config\.evaluation\.k_reciprocal") as error:
         checks.check_config(config)
     assert len(str(error.value).splitlines()) == 1
 

@@ -17,10 +17,17 @@ from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.lists import Lists, spread
 from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.models.method import Batch, Embedding, Method, Variables
+from reid_jax.pictures.roc import draw_roc
+from reid_jax.retrieval.verification import Curve
 from reid_jax.runtime import workdir
 
+BESIDE = {
+    "before_reranking": ("ranking_reranked.png", "before re-ranking"),
+    "before_pairs": ("ranking_pairs.png", "before pairs were scored"),
+}
+"""States before a change, by the name of their metrics: picture, and what it says."""
 COMPARED_QUERIES = 5
-"""Of so many, a picture has two lists: before and after pairs were scored."""
+"""Of so many, a picture has two lists: before and after such a change."""
 PICTURED_MAPS = 4
 """Queries, and as many gallery images, of a method's own pictures."""
 PICTURED_PAIRS = 4
@@ -89,14 +96,19 @@ class Drawing:
             title = f"{self._heading}: the {name} queries"
             self._lists(f"{name}.png", {"": lists}, lists.rows, title)
 
-    def lists_beside(self, before: Lists, after: Lists) -> None:
-        """`ranking_pairs.png`: two rows for each query, before and after the pairs."""
+    def lists_beside(self, before: Lists, after: Lists, name: str) -> None:
+        """Two rows for each query, before and after a change of `BESIDE`."""
+        file, what = BESIDE[name]
         title = (
-            f"{self._heading}: {figures(self.entry['metrics'])}; before pairs were "
-            f"scored: {figures(self.entry['metrics_before_pairs'])}"
+            f"{self._heading}: {figures(self.entry['metrics'])}; {what}: "
+            f"{figures(self.entry[f'metrics_{name}'])}"
         )
         both = {"; before": before, "; after": after}
-        self._lists("ranking_pairs.png", both, after.some(COMPARED_QUERIES), title)
+        self._lists(file, both, after.some(COMPARED_QUERIES), title)
+
+    def roc(self, curve: Curve) -> None:
+        """`roc.png`: how many pairs of one person each rate of false ones accepts."""
+        draw_roc(self.folder / "roc.png", curve.fpr, curve.tpr, title=self._heading)
 
     def method(self, method: Method, variables: Variables, rows: np.ndarray) -> None:
         """The method's own pictures, over queries and as many gallery images.

@@ -9,8 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines import loader
+from data_pipelines.part_labels.kinds import flip_classes
 from data_pipelines.records import Records
 from reid_jax.models.method import Embedding, Method, Variables
+from reid_jax.retrieval.expansion import mirror
 from reid_jax.runtime import sharding
 
 
@@ -53,13 +55,21 @@ class Embedder:
         self._image_size, self._batch_size = image_size, batch_size
         self._embed = embed_function(method, mesh)
 
-    def __call__(self, variables: Variables, records: Records, what: str) -> Embedding:
+    def __call__(
+        self,
+        variables: Variables,
+        records: Records,
+        what: str,
+        *,
+        mirrored: bool = False,
+    ) -> Embedding:
         """Embeddings [N, ...] of a split, on the host of every process.
 
         Args:
           variables: replicated on the mesh.
           records: the split.
           what: it is called by the progress bar.
+          mirrored: whether the mirror images are embedded instead.
         """
         batches = loader.eval_batches(
             records,
@@ -79,6 +89,8 @@ class Embedder:
         ) as bar:
             bar.set_postfix_str("the first batch is compiled first")
             for batch in batches:
+                if mirrored:
+                    batch = _mirror(batch, records.parts_kind)
                 rows = sharding.put_batch(batch, self._mesh)
                 rest = {name: rows[name] for name in self._inputs}
                 blocks.append(
@@ -88,3 +100,15 @@ class Embedder:
                 bar.update(min(self._batch_size, len(records) - bar.n))
         # Only the last batch is padded, at its end.
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(records)], *blocks)
+
+
+def _mirror(batch: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """A batch of the mirror images, with the labels of the other side."""
+    turned = {
+        name: np.ascontiguousarray(mirror(array))
+        for name, array in batch.items()
+        if name in ("image", "parts")
+    }
+    if "parts" in turned:
+        turned["parts"] = flip_classes(turned["parts"], kind)
+    return batch | turned

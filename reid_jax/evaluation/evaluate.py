@@ -1,18 +1,19 @@
 """Embeds query and gallery, ranks, and reports: `--mode=evaluate` and the loop's own.
 
 Every process embeds its rows; process 0 ranks. What is held at once is the embeddings
-of both splits and one block of queries x gallery distances.
+of both splits, one block of queries x gallery distances, and of k-reciprocal re-ranking
+some hundred numbers for an image.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tqdm import tqdm
@@ -21,15 +22,21 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import checks, experiment, storage
 from reid_jax.errors import UserError
-from reid_jax.evaluation import answers, finite, results
+from reid_jax.evaluation import answers, finite, reranking, results
 from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.drawing import PICTURED_MAPS, Drawing, Visibility
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.pairs import PairNetwork
+from reid_jax.evaluation.reranking import Reranking
 from reid_jax.evaluation.scoring import Ranking
 from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.experiment import EvaluationSpec
 from reid_jax.models.method import Embedding, Method, Variables
+from reid_jax.retrieval import search
+from reid_jax.retrieval.k_reciprocal import Encoding
+from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.search import Comparison, Gallery
+from reid_jax.retrieval.verification import Verification
 from reid_jax.runtime import checkpoint, sharding, trained
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.progress import said
@@ -52,7 +59,7 @@ class Evaluator:
         self._embed = Embedder(
             method, mesh, image_size=spec.image_size, batch_size=spec.batch_size
         )
-        self._distance = _distance_function(method)
+        self._comparison = Comparison(method.distance, spec.search)
         scorers = {stage: method.pair_scorer(stage) for stage in method.stages}
         self._pair_networks = {
             stage: PairNetwork(scorer) for stage, scorer in scorers.items() if scorer
@@ -84,54 +91,118 @@ class Evaluator:
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery, self._spec.pictured)
         finite.check_variables(sharding.fetch(variables))
-        embeddings = tuple(
-            self._embedded(variables, split, what)
-            for split, what in ((query, "query"), (gallery, "gallery"))
-        )
+        plain = self._embedded(variables, query, gallery)
+        compared = plain
+        if "flip" in self._spec.rerank:
+            compared = reranking.flipped(
+                plain,
+                lambda: self._embedded(variables, query, gallery, mirrored=True),
+                self._method.visibility_titles,
+            )
         entry = results.describe(protocol, query, gallery, step)
         if jax.process_index() != 0:
             return entry
         look = self._second_look(variables, stage, query, gallery)
-        before = (
-            Ranking(protocol, query, gallery, self._spec.pictured) if look else None
+        states = self._states(protocol, query, gallery, ranking, look)
+        if "before_reranking" in states:
+            self._rank(plain, query, {"final": states["before_reranking"]})
+        steps = Reranking(
+            self._spec.rerank, self._comparison, block=self._spec.query_block
         )
+        compared = steps.embeddings(compared)
+        roc = self._verification(protocol, query, gallery)
         details = Details(protocol, query, gallery) if picture_dir is not None else None
-        self._rank(*embeddings, query, ranking, before, look, details)
-        entry |= ranking.figures()
-        if before:
-            entry["metrics_before_pairs"] = before.figures()["metrics"]
+        shared = steps.encoding(*compared)
+        self._rank(compared, query, states, shared, look, roc, details)
+        entry |= self._reported(states, roc)
         if picture_dir is not None:
-            seen = Visibility.of(*embeddings, self._method.visibility_titles)
+            seen = Visibility.of(*compared, self._method.visibility_titles)
             size = self._spec.image_size
             drawing = Drawing(picture_dir, entry, query, gallery, size, seen)
-            self._draw(drawing, variables, ranking, before, look)
+            self._draw(drawing, variables, states, look, roc)
             drawing.ends(details)
         return entry
 
-    def _embedded(self, variables: Variables, split: Records, what: str) -> Embedding:
-        """The embedding of a split, all of it finite."""
-        embedding = self._embed(variables, split, what)
-        finite.check_embedding(embedding, split, what)
-        return embedding
+    def _embedded(
+        self,
+        variables: Variables,
+        query: Records,
+        gallery: Records,
+        *,
+        mirrored: bool = False,
+    ) -> tuple[Embedding, Embedding]:
+        """The embeddings of both splits, all of them finite."""
+        found = []
+        for split, what in ((query, "query"), (gallery, "gallery")):
+            embedding = self._embed(variables, split, what, mirrored=mirrored)
+            finite.check_embedding(embedding, split, what)
+            found.append(embedding)
+        return tuple(found)
+
+    def _states(
+        self,
+        protocol: Protocol,
+        query: Records,
+        gallery: Records,
+        ranking: Ranking,
+        look: SecondLook | None,
+    ) -> dict[str, Ranking]:
+        """What is ranked: the end, and what was before each change, by its name."""
+        names = ["before_reranking"] if self._spec.rerank else []
+        names += ["before_pairs"] if look else []
+        others = {
+            name: Ranking(protocol, query, gallery, self._spec.pictured)
+            for name in names
+        }
+        return others | {"final": ranking}
+
+    def _verification(
+        self, protocol: Protocol, query: Records, gallery: Records
+    ) -> Verification | None:
+        if not self._spec.verification:
+            return None
+        labels = (Labels(r.person, r.camera) for r in (query, gallery))
+        return Verification(*labels, camera_filter=protocol.camera_filter)
+
+    def _reported(
+        self, states: Mapping[str, Ranking], roc: Verification | None
+    ) -> dict[str, Any]:
+        """Figures of an entry of `results.json`."""
+        figures = states["final"].figures()
+        for name, before in states.items():
+            if name != "final":
+                figures[f"metrics_{name}"] = before.figures()["metrics"]
+        if self._spec.rerank:
+            figures["rerank"] = {
+                step: dataclasses.asdict(options) if options else {}
+                for step, options in self._spec.rerank.items()
+            }
+        if roc:
+            figures["verification"] = roc.curve().report()
+        return figures
 
     def _draw(
         self,
         drawing: Drawing,
         variables: Variables,
-        ranking: Ranking,
-        before: Ranking | None,
+        states: Mapping[str, Ranking],
         look: SecondLook | None,
+        roc: Verification | None,
     ) -> None:
         """All pictures of an evaluation."""
-        lists, local = ranking.lists, _local(variables)
+        lists, local = states["final"].lists, _local(variables)
         drawing.lists(lists)
         drawing.method(self._method, local, lists.some(PICTURED_MAPS))
         if drawing.visibility:
             chosen = lists.examples(answers.QUERIES, answers.ANSWERS)
             answers.draw(drawing, self._method, local, chosen)
-        if look and before:
-            drawing.lists_beside(before.lists, lists)
+        for name in ("before_reranking", "before_pairs"):
+            if name in states:
+                drawing.lists_beside(states[name].lists, lists, name)
+        if look:
             drawing.pairs(lists, look)
+        if roc:
+            drawing.roc(roc.curve())
 
     def check(self, protocol: Protocol, stages: Iterable[str] | None = None) -> None:
         """Raises UserError for a protocol that cannot be evaluated.
@@ -175,61 +246,58 @@ class Evaluator:
 
     def _rank(
         self,
-        query: Embedding,
-        gallery: Embedding,
+        embeddings: tuple[Embedding, Embedding],
         records: Records,
-        ranking: Ranking,
-        before: Ranking | None,
-        look: SecondLook | None,
-        details: Details | None,
+        states: Mapping[str, Ranking],
+        encoding: Encoding | None = None,
+        look: SecondLook | None = None,
+        roc: Verification | None = None,
+        details: Details | None = None,
     ) -> None:
-        """Ranks block by block; with a second look, also as it was `before` it."""
+        """Ranks block by block: distances, what they share, what pairs are scored.
+
+        Thresholds are of distances: other keys mean nothing beyond their own query.
+        """
         opened = (
             look.rescorer(cache_bytes=self._spec.map_cache_bytes)
             if look
             else contextlib.nullcontext()
         )
         with opened as rescorer:
-            for rows, distances in self._blocks(query, gallery, records):
+            for rows, distances in self._blocks(*embeddings, records):
                 keys = distances
-                if before and rescorer:
-                    before.update(rows, keys)
+                if roc:
+                    roc.update(rows, np.asarray(distances))
+                if encoding:
+                    shared = encoding.keys(rows, np.asarray(distances)[: len(rows)])
+                    keys = np.resize(shared, distances.shape)
+                if rescorer:
+                    states["before_pairs"].update(rows, keys)
                     keys = rescorer.keys(rows, keys)
-                ranking.update(rows, keys)
+                states["final"].update(rows, keys)
                 if details:
-                    details.update(rows, keys, distances, ranking.scores(rows))
+                    scores = states["final"].scores(rows)
+                    details.update(rows, keys, distances, scores)
 
     def _blocks(
         self, query: Embedding, gallery: Embedding, records: Records
-    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    ) -> Iterator[tuple[np.ndarray, jax.Array | np.ndarray]]:
         """(query rows [q], distances [block, G]); the last block is padded.
 
         `records` are the queries'.
         """
-        gallery = jax.device_put(gallery, jax.local_devices()[0])
-        block = self._spec.query_block
-        total = len(jax.tree.leaves(query)[0])
-        starts = tqdm(range(0, total, block), "ranking", unit="block", leave=False)
-        for start in starts:
-            rows = np.arange(start, min(start + block, total))
-            # Repeating rows fills the last block: one shape, one compilation.
-            filled = np.resize(rows, block)
-            part = jax.tree.map(lambda x, filled=filled: x[filled], query)
-            distances, whole = self._distance(part, gallery)
-            finite.check_distances(np.asarray(whole)[: len(rows)], rows, records)
-            yield rows, distances
-
-
-def _distance_function(
-    method: Method,
-) -> Callable[[Embedding, Embedding], tuple[jax.Array, jax.Array]]:
-    """The jitted (query, gallery) -> distances [Q, G], and which rows are finite."""
-
-    def distance(query: Embedding, gallery: Embedding) -> tuple[jax.Array, jax.Array]:
-        distances = method.distance(query, gallery)
-        return distances, jnp.isfinite(distances).all(axis=1)
-
-    return jax.jit(distance)
+        placed, block = Gallery(self._comparison, gallery), self._spec.query_block
+        with tqdm(
+            search.blocks(query, block),
+            "ranking",
+            total=-(-len(records) // block),
+            unit="block",
+            leave=False,
+        ) as blocks:
+            for rows, part in blocks:
+                distances, whole = placed.distances(part)
+                finite.check_distances(np.asarray(whole)[: len(rows)], rows, records)
+                yield rows, distances
 
 
 def evaluate_checkpoint(

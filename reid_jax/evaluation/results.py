@@ -56,7 +56,10 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
         workdirs.write_json(path, list(merged.values()))
 
 
-_PROTOCOL = ("protocol", "ap", "camera_filter", "averaged")
+STATES = {"before_reranking": "before re-ranking", "before_pairs": "before pairs"}
+"""Of an entry's further metrics, `metrics_NAME`, and what they are called."""
+
+_PROTOCOL = ("protocol", "ap", "camera_filter", "averaged", "rerank")
 
 
 def same_protocol(entry: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -73,7 +76,9 @@ def summary(entry: dict[str, Any]) -> str:
     """One line for the terminal."""
     figures = ", ".join(f"{k} {v:.1%}" for k, v in entry["metrics"].items())
     note = f"; {entry['note']}" if "note" in entry else ""
-    before = entry.get("metrics_before_pairs")
-    if before:
-        note += f"; before pairs: mAP {before['mAP']:.1%}"
+    for name, what in STATES.items():
+        if before := entry.get(f"metrics_{name}"):
+            note += f"; {what}: mAP {before['mAP']:.1%}"
+    for point in entry.get("verification", {}).get("at", ()):
+        note += f"; TPR {point['tpr']:.1%} at FPR {point['fpr']:g}"
     return f"{entry['protocol']}: {figures} ({entry['valid_queries']} queries{note})"

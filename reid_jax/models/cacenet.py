@@ -133,6 +133,7 @@ from reid_jax.losses.triplet import batch_hard_triplet
 from reid_jax.models import method
 from reid_jax.retrieval import packing
 from reid_jax.retrieval.distances import euclidean, normalise
+from reid_jax.retrieval.expansion import mirror, with_mirrored
 from reid_jax.retrieval.fusion import sort_candidates
 
 BODY_PARTS = ((1,), (2,), (3, 4), (5, 6), (7, 8))
@@ -586,10 +587,10 @@ class Method(method.Method):
             images = self.standardise(images)
             return normalise(self.module.apply(variables, images, method=test))
 
-        vector = feature(images)
+        embedding = {"vector": feature(images)}
         if self.options.flip_test:
-            vector = normalise(vector + feature(images[:, :, ::-1]))
-        return {"vector": vector}
+            return with_mirrored(embedding, {"vector": feature(mirror(images))})
+        return embedding
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Euclidean."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from clu import parameter_overview
 
+from reid_jax.evaluation.results import STATES
+
 
 def overview(name: str, params: Mapping[str, Any]) -> str:
     """Parameters of a network and of each of its modules, a line for each."""
@@ -58,8 +60,9 @@ def _figures(entries: Sequence[Mapping[str, Any]]) -> str:
 def _states(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """What an entry has figures of, by what it is called in the table."""
     states = [(f"{entry['step']} (last)", entry["metrics"])]
-    if before := entry.get("metrics_before_pairs"):
-        states.append(("before pairs", before))
+    for name, what in STATES.items():
+        if before := entry.get(f"metrics_{name}"):
+            states.append((what, before))
     if best := entry.get("best"):
         states.append((f"{best['step']} (best)", best["metrics"]))
     else:

@@ -106,6 +106,7 @@ def test_metrics_are_those_of_the_definition(toy_config, stage, top_k, inputs, d
     got = entry["metrics"]["rank1"], entry["metrics"]["mAP"]
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     assert entry["valid_queries"] == len(query)
+    assert not {"rerank", "metrics_before_reranking", "verification"} & set(entry)
     if stage == "second":
         got = [entry["metrics_before_pairs"][name] for name in ("rank1", "mAP")]
         np.testing.assert_allclose(got, before, rtol=1e-6)

@@ -20,12 +20,15 @@ def ranked(toy_config, toy):
     """Evaluates the toy's first stage with the variables given."""
     method, _ = toy
     mesh = sharding.make_mesh()
-    evaluator = Evaluator(method, mesh, experiment.build_evaluation(toy_config))
     (protocol,) = experiment.build_protocols(toy_config)
     place = sharding.replicated(mesh)
-    return lambda variables: evaluator.evaluate(
-        jax.device_put(variables, place), protocol, stage="first", step=1
-    )
+
+    def evaluate(variables):  # with a method as it is then
+        evaluator = Evaluator(method, mesh, experiment.build_evaluation(toy_config))
+        placed = jax.device_put(variables, place)
+        return evaluator.evaluate(placed, protocol, stage="first", step=1)
+
+    return evaluate
 
 
 def test_the_parameter_is_named(toy, ranked):

@@ -2,7 +2,9 @@
 
 import json
 
-from benchmarks import retrieval
+import numpy as np
+
+from benchmarks import reranking, reranking_steps, retrieval
 
 
 def test_tiny_size(capsys):
@@ -12,3 +14,18 @@ def test_tiny_size(capsys):
     assert report["times_faster_than_argsort"] > 0
     assert report["peak_memory_gib"] > 0
     assert 0 < report["metrics"]["mAP"] < 1
+
+
+def test_reranking_is_that_of_full_matrices():
+    ours, theirs = reranking._ours("tiny", 16, 64), reranking._theirs("tiny", 16)
+    np.testing.assert_allclose(ours["sample"], theirs["sample"], atol=1e-5)
+    assert {"neighbours", "sets", "jaccard", "total"} <= set(ours["seconds"])
+    assert {"rest", "total"} <= set(theirs["seconds"])
+
+
+def test_a_table_of_steps():
+    seeds = [{"rank1": x, "mAP": 0.5, "mINP": 0.25} for x in (0.1, 0.3)]
+    lines = reranking_steps.table({"none": seeds, "flip": seeds[:1]}).splitlines()
+    assert lines[0] == "| steps | rank1 | mAP | mINP |"
+    assert lines[2] == "| none | 20.0 ± 14.1 | 50.0 ± 0.0 | 25.0 ± 0.0 |"
+    assert lines[3] == "| flip | 10.0 | 50.0 | 25.0 |"

@@ -25,6 +25,7 @@ def test_the_end_of_a_run_has_last_beside_best_and_what_comes_next():
             "step": 10,
             "metrics": {"rank1": 0.5, "mAP": 0.4},
             "valid_queries": 15,
+            "metrics_before_reranking": {"rank1": 0.125, "mAP": 0.1},
             "metrics_before_pairs": {"rank1": 0.25, "mAP": 0.2},
             "best": {"step": 6, "metrics": {"rank1": 1.0, "mAP": 0.75}},
         },
@@ -39,6 +40,7 @@ def test_the_end_of_a_run_has_last_beside_best_and_what_comes_next():
     assert text.splitlines() == [
         "protocol  step                  rank1    mAP  rank3  queries",
         "tiny      10 (last)             50.0%  40.0%              15",
+        "          before re-ranking     12.5%  10.0%",
         "          before pairs          25.0%  20.0%",
         "          6 (best)             100.0%  75.0%",
         "other     10 (last)                    10.0%  50.0%        4",

@@ -1,0 +1,81 @@
+"""What each step of re-ranking changes, over the runs of several seeds, as a table.
+
+    python -m benchmarks.reranking_steps --runs=runs/seed0,runs/seed1,runs/seed2
+
+The best checkpoint of each run is evaluated on the run's own protocol without
+re-ranking, with every step alone, and with all of them. Means and sample deviations of
+the runs; their pictures and results stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from configs import run
+from reid_jax import checks
+from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
+from reid_jax.retrieval.steps import STEPS
+
+CHOICES = {
+    "none": (),
+    **{step: (step,) for step in STEPS},
+    "all": tuple(STEPS),
+}
+"""Rows of the table, and the steps of each."""
+
+COLUMNS = ("rank1", "mAP", "mINP")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", required=True, help="folders, comma-separated")
+    options = parser.parse_args(argv)
+    try:
+        found = {
+            name: [_metrics(folder, steps) for folder in options.runs.split(",")]
+            for name, steps in CHOICES.items()
+        }
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(found))
+    return 0
+
+
+def _metrics(folder: str, steps: tuple[str, ...]) -> dict[str, float]:
+    """Metrics of a run's first protocol."""
+    config = run.get_config(folder)
+    config.evaluation.rerank = steps
+    checks.check_config(config)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        entries = evaluate.evaluate_checkpoint(config, folder, workdir=elsewhere)
+    return entries[0]["metrics"]
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown, in percent."""
+    lines = ["| steps | " + " | ".join(COLUMNS) + " |", "|---" * 4 + "|"]
+    for name, runs in found.items():
+        cells = [
+            _cell([100 * metrics[column] for metrics in runs]) for column in COLUMNS
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

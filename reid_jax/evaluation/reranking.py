@@ -1,0 +1,118 @@
+"""The steps of re-ranking of one evaluation, in the order that the config lists.
+
+Flip, database-side augmentation and query expansion make other embeddings, of which all
+later distances are. k-reciprocal encoding turns these distances into others. Steps see
+all images of a protocol's query and gallery splits, and no label; what a ranking leaves
+out, or a single-shot protocol does not draw, is a neighbour as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from reid_jax.models.method import Embedding
+from reid_jax.retrieval import expansion, search
+from reid_jax.retrieval.k_reciprocal import Encoding, KReciprocal, searched
+
+Pair = tuple[Embedding, Embedding]
+"""Embeddings of the queries and of the gallery, on the host."""
+
+EXPANDED = {"database_augmentation": "gallery", "query_expansion": "query"}
+"""Steps that average neighbours in, and whose embeddings they change."""
+
+
+class Reranking:
+    """Applies steps to the embeddings of one protocol.
+
+    Args:
+      steps: of `EvaluationSpec.rerank`, with their options.
+      comparison: of the method.
+      block: queries at once.
+    """
+
+    def __init__(
+        self, steps: Mapping[str, Any], comparison: search.Comparison, *, block: int
+    ):
+        self._steps, self._comparison, self._block = steps, comparison, block
+
+    def embeddings(self, plain: Pair) -> Pair:
+        """What is compared in place of `plain` embeddings, behind the flip."""
+        query, gallery = plain
+        for step in [name for name in self._steps if name in EXPANDED]:
+            expansion.check_averaged(gallery, step)
+            if EXPANDED[step] == "query":
+                query = self._expanded(step, query, gallery)
+            else:
+                gallery = self._expanded(step, gallery, gallery)
+        return query, gallery
+
+    def encoding(self, query: Embedding, gallery: Embedding) -> Encoding | None:
+        """That of k-reciprocal neighbours, where it is a step."""
+        options = self._steps.get("k_reciprocal")
+        if options is None:
+            return None
+        everyone = {
+            name: np.concatenate([query[name], gallery[name]]) for name in query
+        }
+        _say_if_few(options, everyone)
+        return Encoding(
+            options,
+            self._nearest(everyone, everyone, searched(options)),
+            lambda *pair: search.pair_distances(self._comparison, everyone, *pair),
+            queries=len(jax.tree.leaves(query)[0]),
+        )
+
+    def _expanded(self, step: str, own: Embedding, gallery: Embedding) -> Embedding:
+        options = self._steps[step]
+        if own is gallery:
+            found = expansion.others(self._nearest(own, gallery, options.k + 1))
+        else:
+            found = self._nearest(own, gallery, options.k).indices
+        return expansion.expanded(
+            own, gallery, found, alpha=options.alpha, block=self._block
+        )
+
+    def _nearest(self, query: Embedding, gallery: Embedding, k: int) -> search.Nearest:
+        size = len(jax.tree.leaves(query)[0])
+        with tqdm(total=size, desc="neighbours", unit="img", leave=False) as bar:
+            return search.nearest(
+                search.Gallery(self._comparison, gallery),
+                query,
+                k,
+                block=self._block,
+                progress=bar.update,
+            )
+
+
+def flipped(plain: Pair, mirrored: Callable[[], Pair], titles: tuple[str, ...]) -> Pair:
+    """Embeddings averaged with those of the mirror images.
+
+    Args:
+      plain: of the images.
+      mirrored: computes those of the mirror images.
+      titles: of the parts, for their sides.
+
+    Raises:
+      UserError: if there is no average of the embeddings, or a part has no other side.
+    """
+    expansion.check_averaged(plain[0], "flip")
+    sides = expansion.other_sides(titles) if "visibility" in plain[0] else ()
+    averaged = (
+        expansion.with_mirrored(*both, sides)
+        for both in zip(plain, mirrored(), strict=True)
+    )
+    return tuple(jax.tree.map(np.asarray, one) for one in averaged)
+
+
+def _say_if_few(options: KReciprocal, everyone: Embedding) -> None:
+    size = len(jax.tree.leaves(everyone)[0])
+    if options.k1 >= size:
+        print(
+            f"note: config.evaluation.k_reciprocal.k1 is {options.k1}, and there are "
+            f"{size} images: all are neighbours of each other"
+        )

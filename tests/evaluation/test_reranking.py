@@ -1,0 +1,190 @@
+"""Re-ranking and verification in an evaluation, against the steps taken one by one."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines import loader
+from data_pipelines.prepared import open_records
+from reid_jax import experiment
+from reid_jax.evaluation import evaluate
+from reid_jax.evaluation.embedding import Embedder
+from reid_jax.retrieval import expansion
+from reid_jax.retrieval.k_reciprocal import KReciprocal
+from reid_jax.runtime import sharding
+from tests import toy_method
+from tests.evaluation.test_evaluate import _rank1_and_map
+from tests.retrieval.k_reciprocal_in_numpy import rerank
+from tests.variables import random_variables
+
+K_RECIPROCAL = KReciprocal(k1=6, k2=2)
+
+
+@pytest.fixture
+def toy(toy_config):
+    """Method, variables, and both splits with their images."""
+    method = experiment.build_method(toy_config, num_classes=9)
+    batch = {"image": np.zeros((8, 32, 16, 3), np.uint8)}
+    splits = []
+    for name in ("query", "gallery"):
+        records = open_records("tiny", name, toy_config.data.data_dir)
+        rows = range(len(records))
+        splits.append((records, loader.image_batch(records, rows, image_size=(32, 16))))
+    return method, random_variables(method.init, batch), splits
+
+
+def _evaluated(config, method, variables, *, stage="first", **options):
+    mesh = sharding.make_mesh()
+    spec = experiment.build_evaluation(config)
+    (protocol,) = experiment.build_protocols(config)
+    return evaluate.Evaluator(method, mesh, spec).evaluate(
+        jax.device_put(variables, sharding.replicated(mesh)),
+        protocol,
+        stage=stage,
+        step=7,
+        **options,
+    )
+
+
+def _apart(left, right):
+    return np.abs(left["vector"][:, None] - right["vector"]).sum(-1)
+
+
+def _nearest(left, right, k):
+    return np.argsort(_apart(left, right), axis=1, kind="stable")[:, :k]
+
+
+def _embedded(method, variables, splits, *, flip):
+    found = []
+    for _, batch in splits:
+        one = method.embed(variables, batch["image"])
+        if flip:
+            other = method.embed(variables, batch["image"][:, :, ::-1])
+            one = {
+                "vector": one["vector"] + other["vector"],
+                "visibility": one["visibility"] | other["visibility"],
+            }
+            length = np.linalg.norm(one["vector"], axis=1, keepdims=True)
+            one["vector"] = one["vector"] / length
+        found.append({name: np.asarray(x) for name, x in one.items()})
+    return found
+
+
+def _expected(method, variables, splits, steps):
+    """Keys [Q, G], with k = 2 and alpha = 1."""
+    query, gallery = _embedded(method, variables, splits, flip="flip" in steps)
+    if "database_augmentation" in steps:
+        near = _nearest(gallery, gallery, 3)[:, 1:]  # no two images are the same
+        gallery = expansion.expanded(gallery, gallery, near, alpha=1.0, block=30)
+    if "query_expansion" in steps:
+        near = _nearest(query, gallery, 2)
+        query = expansion.expanded(query, gallery, near, alpha=1.0, block=15)
+    keys = _apart(query, gallery)
+    if "k_reciprocal" in steps:
+        both = {"vector": np.concatenate([query["vector"], gallery["vector"]])}
+        keys = rerank(_apart(both, both), len(keys), K_RECIPROCAL)
+    return keys
+
+
+def _choose(config, steps):
+    config.evaluation.rerank = steps
+    for step in ("query_expansion", "database_augmentation"):
+        config.evaluation[step].update(k=2, alpha=1.0)
+    config.evaluation.k_reciprocal.update(k1=6, k2=2)
+
+
+def _agrees(metrics, keys, splits):
+    wanted = _rank1_and_map(keys, *(records for records, _ in splits))
+    got = metrics["rank1"], metrics["mAP"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("flip",),
+        ("flip", "database_augmentation", "query_expansion", "k_reciprocal"),
+    ],
+)
+def test_steps_are_those_of_the_list(toy_config, toy, steps):
+    method, variables, splits = toy
+    _choose(toy_config, steps)
+    entry = _evaluated(toy_config, method, variables)
+    _agrees(entry["metrics"], _expected(*toy, steps), splits)
+    _agrees(entry["metrics_before_reranking"], _expected(*toy, ()), splits)
+    assert entry["metrics"] != entry["metrics_before_reranking"]
+    assert list(entry["rerank"]) == list(steps)
+    json.dumps(entry)
+
+
+def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):
+    method, variables, splits = toy
+    _choose(toy_config, ("k_reciprocal",))
+    toy_config.evaluation.verification = True
+    entry = _evaluated(
+        toy_config, method, variables, stage="second", picture_dir=tmp_path
+    )
+    keys = _expected(*toy, ("k_reciprocal",))
+    _agrees(entry["metrics_before_pairs"], keys, splits)
+    scorer = method.pair_scorer("second")
+    query_maps, maps = (
+        scorer.pair_maps(variables, batch["image"], camera=batch["camera"])["map"]
+        for _, batch in splits
+    )
+    tiled = np.broadcast_to(maps, (len(keys), *maps.shape))
+    scores = scorer.score_pairs(variables, {"map": query_maps}, {"map": tiled})
+    for row, near in enumerate(np.argsort(keys, axis=1, kind="stable")[:, :3]):
+        keys[row, near] = np.asarray(scores)[row, near] - 1e3
+    _agrees(entry["metrics"], keys, splits)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert {"ranking_reranked.png", "ranking_pairs.png", "roc.png"} <= drawn
+    # 15 queries, 3 of whose 6 matches another camera took; thresholds of distances.
+    report = entry["verification"]
+    assert report["positive_pairs"] == 15 * 3
+    assert report["negative_pairs"] == 15 * 24
+    query, gallery = splits[0][0], splits[1][0]
+    same = query.person[:, None] == gallery.person
+    counted = ~(same & (query.camera[:, None] == gallery.camera))
+    apart = _apart(*_embedded(method, variables, splits, flip=False))
+    nearest_wrong = apart[~same].min()
+    (strict, _) = report["at"]
+    assert strict["tpr"] == pytest.approx(
+        (apart[same & counted] < nearest_wrong).mean(), abs=1 / 45
+    )
+
+
+def test_a_gallery_that_is_streamed_or_split_ranks_the_same(toy_config, toy, capsys):
+    """With more neighbours than there are images, which is said."""
+    method, variables, _ = toy
+    _choose(toy_config, ("k_reciprocal",))
+    toy_config.evaluation.k_reciprocal.k1 = 60
+    whole = _evaluated(toy_config, method, variables)
+    assert "k1 is 60, and there are 45 images" in capsys.readouterr().out
+    toy_config.evaluation.search.device_bytes = 32  # of 8 devices: less than the 30
+    parts = _evaluated(toy_config, method, variables)
+    assert parts == whole
+
+
+def test_mirror_images_have_the_labels_of_the_other_side(toy_config):
+    """The image and its part labels are turned, and left is right then."""
+
+    class Seen(toy_method.Method):
+        embed_inputs = ("parts",)
+
+        def embed(self, variables, images, camera=None, parts=None):
+            return {"image": images, "parts": parts}
+
+    records = open_records("tiny", "query", toy_config.data.data_dir)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    method = Seen(9, (32, 16), width=6, top_k=3)
+    embed = Embedder(method, mesh, image_size=(32, 16), batch_size=8)
+    plain, turned = (
+        embed({}, records, "query", mirrored=mirrored) for mirrored in (False, True)
+    )
+    np.testing.assert_array_equal(turned["image"], plain["image"][:, :, ::-1])
+    sides = np.arange(256)
+    sides[[3, 4, 5, 6, 7, 8]] = [4, 3, 6, 5, 8, 7]  # arms, legs, feet
+    np.testing.assert_array_equal(turned["parts"], sides[plain["parts"][:, :, ::-1]])
+    assert len(np.unique(plain["parts"])) == 9
