@@ -26,6 +26,7 @@ PROGRAMS = {
 
 VERBS = {
     "embed": ("reid_jax.embed.command", "embeds many images into a file"),
+    "search": ("reid_jax.search.command", "a gallery that is searched and reviewed"),
 }
 """Verb -> (module, what it does). The module has `main(argv)` with the arguments behind
 the verb. It raises UserError for a mistake of the user's, and may raise
