@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -22,21 +21,20 @@ class Measured:
 
     Attributes:
       index: its kind.
-      build: seconds to copy the entries and to build it.
-      median, slow: milliseconds of a single query, the middle one and that which 5 %
-        are slower than.
-      recall: share of the `top` nearest, by exact search, that it found.
+      build: seconds to build it.
+      seconds: of each query, asked alone.
+      recall: share of the nearest, by exact search, that it found.
     """
 
     index: str
     build: float
-    median: float
-    slow: float
+    seconds: Sequence[float]
     recall: float
 
     def __str__(self) -> str:
+        median, slow = (1e3 * np.quantile(self.seconds, q) for q in (0.5, 0.95))
         return (
-            f"{self.index:9} {self.build:8.1f} {self.median:10.1f} {self.slow:10.1f} "
+            f"{self.index:9} {self.build:8.1f} {median:10.1f} {slow:10.1f} "
             f"{100 * self.recall:9.1f} %"
         )
 
@@ -49,8 +47,8 @@ def measure(
 ) -> Iterator[Measured]:
     """Builds each index over a copy of the entries and asks it.
 
-    The copies stand beside the gallery while they are measured. Queries are vectors of
-    entries; exact search is a product in NumPy.
+    The copy stands beside the gallery meanwhile. Queries are vectors of entries; exact
+    search is a product in NumPy.
 
     Args:
       gallery: at least one entry.
@@ -62,38 +60,66 @@ def measure(
     Raises:
       UserError: the gallery is empty.
     """
-    name = layout.field(gallery.about.anchor)
-    ids, vectors = _vectors(gallery, name, most)
+    ids, vectors = _vectors(gallery, most)
     if not ids:
         raise UserError(f"the gallery {gallery.uri} is empty: nothing to measure")
-    top = min(top, len(ids))
     chosen = np.random.default_rng(0).choice(len(ids), min(queries, len(ids)), False)
-    truth = _exact(vectors, vectors[chosen], top)
-    exact = [{ids[i] for i in row} for row in truth]
-    for kind in kinds:
-        print(f"building {kind} ...", file=sys.stderr, flush=True)
-        begin = time.monotonic()
-        blocks = _limited(gallery, most)
-        with gallery.copy(kind, blocks) as copy:
-            build = time.monotonic() - begin
-            copy.nearest(vectors[chosen[:1]], top)  # reads the index
-            seconds, found = zip(
-                *(_ask(copy, vectors[i], top) for i in chosen), strict=True
-            )
-        hits = sum(len(a & b) for a, b in zip(exact, found, strict=True))
-        yield Measured(
-            index=kind,
-            build=build,
-            median=1e3 * float(np.median(seconds)),
-            slow=1e3 * float(np.quantile(seconds, 0.95)),
-            recall=hits / (top * len(chosen)),
-        )
+    with gallery.copy(_limited(gallery, most)) as copy:
+        for kind in kinds:
+            yield of_index(copy, kind, ids, vectors, chosen, top=min(top, len(ids)))
 
 
-def _ask(gallery: Gallery, vector: np.ndarray, top: int) -> tuple[float, set[str]]:
+def of_index(
+    gallery: Gallery,
+    kind: str,
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    chosen: np.ndarray,
+    *,
+    top: int,
+) -> Measured:
+    """Gives a gallery another index and asks it.
+
+    Args:
+      gallery: it.
+      kind: of `gallery.INDEXES`.
+      ids, vectors: of all its entries.
+      chosen: places of those that are queries.
+      top: nearest ones that are asked for.
+    """
     begin = time.monotonic()
-    found = gallery.nearest(vector[None], top)[0]
-    return time.monotonic() - begin, {row["id"] for row in found}
+    gallery.reindex(kind)
+    build = time.monotonic() - begin
+    seconds, found = asked(gallery, vectors[chosen], top)
+    truth = exact(vectors, vectors[chosen], top)
+    hits = sum(len({ids[i] for i in a} & b) for a, b in zip(truth, found, strict=True))
+    return Measured(kind, build, seconds, hits / truth.size)
+
+
+def asked(
+    gallery: Gallery,
+    queries: np.ndarray,
+    top: int,
+    *,
+    where: str = "",
+    fields: Sequence[str] = ("id",),
+) -> tuple[list[float], list[set[str]]]:
+    """Seconds of each query, asked alone, and the ids that it found."""
+    gallery.nearest(queries[:1], top, where=where)  # reads the index
+    seconds, found = [], []
+    for query in queries:
+        begin = time.monotonic()
+        rows = gallery.nearest(query[None], top, where=where, fields=fields)[0]
+        seconds.append(time.monotonic() - begin)
+        found.append({row["id"] for row in rows})
+    return seconds, found
+
+
+def exact(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
+    """Places [Q, top] of the vectors of largest cosine, in no certain order."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    cosine = queries @ vectors.T / np.maximum(lengths, 1e-12)
+    return np.argpartition(-cosine, top - 1, axis=1)[:, :top]
 
 
 def _limited(gallery: Gallery, most: int) -> Iterator[list[Row]]:
@@ -105,18 +131,10 @@ def _limited(gallery: Gallery, most: int) -> Iterator[list[Row]]:
             return
 
 
-def _vectors(gallery: Gallery, name: str, most: int) -> tuple[list[str], np.ndarray]:
+def _vectors(gallery: Gallery, most: int) -> tuple[list[str], np.ndarray]:
+    name = layout.field(gallery.about.anchor)
     blocks = gallery.blocks(["id", name])
     rows = ((r["id"], np.float32(r[name])) for block in blocks for r in block)
-    ids, vectors = [], []
-    for key, vector in itertools.islice(rows, most):
-        ids.append(key)
-        vectors.append(vector)
-    return ids, np.stack(vectors) if ids else np.zeros((0, 1), np.float32)
-
-
-def _exact(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
-    """Places [Q, top] of the vectors of largest cosine, in no certain order."""
-    lengths = np.linalg.norm(vectors, axis=1)
-    cosine = queries @ vectors.T / np.maximum(lengths, 1e-12)
-    return np.argpartition(-cosine, top - 1, axis=1)[:, :top]
+    found = list(itertools.islice(rows, most))
+    vectors = np.stack([v for _, v in found]) if found else np.zeros((0, 1), np.float32)
+    return [key for key, _ in found], vectors

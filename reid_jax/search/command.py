@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.extractor import load as loading
+from reid_jax.extractor.images import BadImage
 from reid_jax.search import check, milvus, parquet, query, rows, strip
 from reid_jax.search import gallery as galleries
 from reid_jax.search.gallery import Gallery
@@ -51,7 +52,7 @@ def add(args: argparse.Namespace) -> None:
     if tables and len(tables) < len(args.places):
         raise UserError("add either images or Parquet files, not both at once")
     if tables:
-        options = {"index": args.index}
+        options = {"model": args.model, "index": args.index}
         new, total = parquet.add(args.gallery, args.collection, tables, **options)
     else:
         entries = _entries(args)
@@ -64,12 +65,12 @@ def add(args: argparse.Namespace) -> None:
 
 
 def _entries(args: argparse.Namespace) -> list[rows.Entry]:
-    bad: list[str] = []
+    bad: list[BadImage] = []
     entries = rows.from_files(
         args.places,
         pattern=args.pattern,
         camera=args.camera,
-        skipped=(lambda error: bad.append(str(error))) if args.skip_bad else None,
+        skipped=bad.append if args.skip_bad_images else None,
     )
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)
@@ -288,7 +289,7 @@ def _add_flags(make: Make) -> None:
     parser = make("add", add, model=True)
     _image_flags(parser, "images, folders, or Parquet files of reid-jax embed")
     parser.add_argument(
-        "--skip_bad", action="store_true", help="list bad images, go on"
+        "--skip_bad_images", action="store_true", help="list unreadable ones, go on"
     )
     parser.add_argument("--batch_size", type=int, help="images at once")
     parser.add_argument(

@@ -24,11 +24,14 @@ INDEXES: dict[str, dict[str, Any]] = {
 }
 """Kinds of index and how they are built. FLAT compares with every vector: exact."""
 
+NPROBE = 16
+"""Lists that IVF looks through."""
+
 MOST = 16_384
 """Entries that Milvus gives for one query at most."""
 
 _PROPERTY = "reid_jax"
-_KEPT = "_kept"
+_KEPT, _COPY = "_kept", "_copy"
 _NAME = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 _BLOCK_BYTES = 8 << 20
 _TEXT, _PATH = 1024, 8192
@@ -40,6 +43,7 @@ class Gallery:
     Attributes:
       uri, name: where it is.
       about: what it remembers of its network.
+      index: its kind, one of `INDEXES`.
     """
 
     def __init__(self, client: MilvusClient, uri: str, name: str) -> None:
@@ -52,13 +56,8 @@ class Gallery:
                 "choose another with --collection=NAME"
             )
         self.about = About.read(properties[_PROPERTY])
-
-    @property
-    def index(self) -> str:
-        """The kind of index, one of `INDEXES`."""
-        with milvus.answered(self.uri):
-            found = self._client.describe_index(self.name, self._anchor)
-        return found["index_type"]
+        with milvus.answered(uri):
+            self.index = client.describe_index(name, self._anchor)["index_type"]
 
     def check(self, fingerprint: str, what: str) -> None:
         """Raises UserError for vectors of another network."""
@@ -110,12 +109,15 @@ class Gallery:
         fields: Sequence[str] = ("id",),
     ) -> list[list[Row]]:
         """The entries of largest cosine, for each of the vectors [Q, D]; best first."""
+        count = min(count, MOST)
+        params = {"HNSW": {"ef": ef(count)}, "IVF_FLAT": {"nprobe": NPROBE}}
         with milvus.answered(self.uri):
             found = self._client.search(
                 self.name,
                 data=list(vectors),
                 anns_field=self._anchor,
-                limit=min(count, MOST),
+                limit=count,
+                search_params={"params": params.get(self.index, {})},
                 filter=where,
                 output_fields=list(fields),
             )
@@ -174,11 +176,11 @@ class Gallery:
         return count
 
     @contextlib.contextmanager
-    def copy(self, index: str, blocks: Iterator[list[Row]]) -> Iterator[Gallery]:
-        """The same kind of collection with other entries, dropped in the end."""
-        name = f"{self.name}_{index.lower()}_copy"
+    def copy(self, blocks: Iterator[list[Row]]) -> Iterator[Gallery]:
+        """Another collection with these entries, dropped in the end."""
+        name = self.name + _COPY
         _drop(self._client, name)
-        other = _create(self._client, self.uri, name, self.about, index)
+        other = _create(self._client, self.uri, name, self.about, "FLAT")
         try:
             for rows in blocks:
                 other.put(rows)
@@ -196,6 +198,7 @@ class Gallery:
             _add_index(params, self._anchor, index)
             self._client.create_index(self.name, params)
             self._client.load_collection(self.name)
+        self.index = index
 
     def _rewrite(self) -> None:
         kept = self.name + _KEPT
@@ -213,6 +216,11 @@ class Gallery:
 
 
 _ALL = 'id != ""'
+
+
+def ef(count: int) -> int:
+    """Entries that HNSW keeps in sight for so many to be found."""
+    return max(128, 2 * count)
 
 
 @contextlib.contextmanager

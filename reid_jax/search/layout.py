@@ -138,4 +138,4 @@ def _flat(embedding: Embedding, name: str) -> np.ndarray:
     array = np.asarray(embedding[name])
     if name == "parts" and "visibility" in embedding:
         array = array * (np.asarray(embedding["visibility"]) > 0)[..., None]
-    return array.reshape(len(array), -1)
+    return array.reshape(len(array), math.prod(array.shape[1:]))

@@ -129,8 +129,8 @@ def _to_server(uri: str) -> MilvusClient:
 
 def _quiet() -> None:
     """Errors are raised; logged with a traceback, too, they would be said twice."""
-    for name in ("pymilvus", "milvus_lite"):
+    for name in ("pymilvus", "milvus_lite", "grpc"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("pymilvus.", "milvus_lite.")):
+        if name.startswith(("pymilvus.", "milvus_lite.", "grpc.")):
             logging.getLogger(name).setLevel(logging.NOTSET)

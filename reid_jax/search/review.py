@@ -7,6 +7,7 @@ again; no path of a request is opened.
 from __future__ import annotations
 
 import collections
+import json
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,10 @@ class Review:
 
     async def mark(self, request: Request) -> Response:
         """Keeps "same", "different" or "unsure" of a pair."""
-        given = await request.json()
+        try:
+            given = json.loads(await _body(request))
+        except ValueError:
+            given = None
         if not isinstance(given, dict) or given.get("mark") not in MARKS:
             raise UserError(f"a mark is one of {', '.join(MARKS)}")
         await run_in_threadpool(self._locked(self._mark), given)

@@ -157,6 +157,11 @@ def _facts(pattern: str, camera: str | None) -> Callable[[str], dict[str, Any]]:
     return facts
 
 
+def lasting(place: str) -> str:
+    """A network's place as it is found from any folder."""
+    return os.path.abspath(place) if place and "://" not in place else place
+
+
 def about(extractor: Extractor, place: str, embedding: Embedding) -> About:
     """What a gallery remembers of a network.
 
@@ -169,7 +174,7 @@ def about(extractor: Extractor, place: str, embedding: Embedding) -> About:
     return About(
         fingerprint=network.fingerprint,
         method=network.method,
-        model=place if "://" in place else os.path.abspath(place),
+        model=lasting(place),
         image_size=tuple(network.image_size),
         arrays=layout.described(embedding),
     )

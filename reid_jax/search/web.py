@@ -140,7 +140,7 @@ async def _page(request: Request) -> Response:
     nonce = base64.b64encode(secrets.token_bytes(16)).decode()
     text = importlib.resources.files(__package__).joinpath("page.html").read_text()
     policy = (
-        "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
+        "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         f"style-src 'nonce-{nonce}'; "
         f"script-src 'nonce-{nonce}'"

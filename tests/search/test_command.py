@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from reid_jax import __main__ as verbs
+from reid_jax.embed import job, listing
 from reid_jax.search import milvus
 from tests.search.conftest import CAMERAS, PERSONS
 
@@ -229,7 +230,7 @@ def test_what_cannot_be_added(gallery, photos, tmp_path, capsys):
     )
     assert "images       18" in said(capsys, "info", gallery)  # nothing half-added
     capsys.readouterr()
-    search("add", gallery, "--skip_bad", mine)
+    search("add", gallery, "--skip_bad_images", mine)
     captured = capsys.readouterr()
     assert "1 images added" in captured.out
     assert "skipped: the image" in captured.err
@@ -289,3 +290,44 @@ def test_a_server_is_a_gallery_too(photos, tmp_path, capsys, extractors):
 
 def test_texts_are_quoted():
     assert milvus.quoted('a"b\\é') == '"a\\"b\\\\é"'
+
+
+def test_files_of_embed(tmp_path, photos, capsys, extractors):
+    """Rows as `embed` writes them, without a network, again, and of another network."""
+    table = tmp_path / "photos.csv"
+    rows = [
+        f"{p},person {p.name[0]},hall {p.name[3]},2026-11-0{p.name[0]}T08:00:00"
+        for p in photos.iterdir()
+        if p.name[0] != "0"
+    ]
+    table.write_text("path,person,camera,time\n" + "\n".join(rows))
+    out = tmp_path / "shares"
+    out.mkdir()
+    listing_ = listing.of_images(str(table))
+    for i in range(2):
+        job.run(job.Job(listing_, out / f"{i}.parquet", (i, 2)), extractors["toy"])
+    gallery = f"--gallery={tmp_path}/g.db"
+    assert "15 images added" in said(capsys, "add", gallery, out)
+    assert "0 images added or changed, 15" in said(capsys, "add", gallery, out)
+    query = photos / "2_c1.png"
+    assert "which network" in refused(capsys, "query", gallery, query)
+    where = '--filter=time >= "2026-11-03" and person != "person 5"'
+    hits = ask(gallery, tmp_path, "--model=toy", "--top=17", where, query)
+    expected, _ = brute_force(extractors["toy"], query, photos)
+    assert names(hits) == [name for name in expected if name[0] in "34"]
+    assert hits[0]["time"] == f"2026-11-0{names(hits)[0][0]}T08:00:00Z"
+    # It is known to the gallery, and with it its camera.
+    hits = ask(gallery, tmp_path, "--model=toy", "--top=17", "--other_cameras", query)
+    assert {hit["camera"] for hit in hits} == {"hall 0", "hall 2"}
+    other = tmp_path / "other.parquet"
+    job.run(job.Job(listing_, other), extractors["other"])
+    assert "its fingerprint, 0000000000000000, are not" in refused(
+        capsys, "add", gallery, other
+    )
+    parts = tmp_path / "parts.parquet"
+    job.run(job.Job(listing_, parts), extractors["parts"])
+    assert "its fingerprint" in refused(capsys, "add", gallery, out, parts)
+    (tmp_path / "text.parquet").write_text("notes")
+    assert "no file of embeddings" in refused(
+        capsys, "add", gallery, tmp_path / "text.parquet"
+    )
