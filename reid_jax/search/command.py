@@ -56,7 +56,14 @@ def add(args: argparse.Namespace) -> None:
         new, total = parquet.add(args.gallery, args.collection, tables, **options)
     else:
         entries = _entries(args)
-        begin, new, total = time.monotonic(), _add(args, entries), len(entries)
+        begin, total = time.monotonic(), len(entries)
+        try:
+            new = _add(args, entries)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what was embedded is in {args.gallery}, and the same "
+                "command goes on from there"
+            ) from None
     speed = new / (time.monotonic() - begin)
     print(
         f"{args.gallery}: {new} images added or changed, {total - new} were there; "
@@ -70,7 +77,7 @@ def _entries(args: argparse.Namespace) -> list[rows.Entry]:
         args.places,
         pattern=args.pattern,
         camera=args.camera,
-        skipped=bad.append if args.skip_bad_images else None,
+        skipped=(lambda _, error: bad.append(error)) if args.skip_bad_images else None,
     )
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)

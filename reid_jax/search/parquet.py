@@ -45,7 +45,7 @@ def add(
 ) -> tuple[int, int]:
     """Adds the rows of files that are not there yet, or have changed.
 
-    All files are looked at before the first is added.
+    All files are read once before the first is added.
 
     Args:
       uri, collection: of the gallery, which is made if it is not there.
@@ -65,6 +65,7 @@ def add(
     abouts = [_about(file, model) for file in paths]
     for path, about in zip(paths, abouts, strict=True):
         _check_same(about, abouts[0], str(path), str(paths[0]))
+        _check_finite(path)
     new = total = 0
     with galleries.made(uri, abouts[0], collection, index=index) as gallery:
         _check_same(abouts[0], gallery.about, str(paths[0]), uri)
@@ -72,7 +73,7 @@ def add(
             for path in paths:
                 folder = files.read_about(path).folder
                 for batch, embedding in files.read(path, rows=_ROWS):
-                    new += _put(gallery, path, folder, batch, embedding)
+                    new += _put(gallery, folder, batch, embedding)
                     total += len(batch)
                     bar.update(len(batch))
         gallery.flush()
@@ -81,15 +82,11 @@ def add(
 
 def _put(
     gallery: Gallery,
-    path: pathlib.Path,
     folder: str,
     batch: pyarrow.RecordBatch,
     embedding: Embedding,
 ) -> int:
     """Adds what is new of a batch; gives its number."""
-    for name, values in embedding.items():
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}: column {name} has values that are not finite")
     entries = list(_entries(batch, folder, gallery.about, embedding))
     there = gallery.contents([entry.id for entry in entries])
     chosen = [i for i, e in enumerate(entries) if there.get(e.id) != e.content]
@@ -133,6 +130,13 @@ def _about(path: pathlib.Path, model: str) -> About:
         arrays=layout.described(embedding),
         columns={field.name: _kind(path, field) for field in further},
     )
+
+
+def _check_finite(path: pathlib.Path) -> None:
+    for _, embedding in files.read(path, rows=_ROWS):
+        for name, values in embedding.items():
+            if not np.isfinite(values).all():
+                raise UserError(f"{path}: column {name} has values that are not finite")
 
 
 def _kind(path: pathlib.Path, field: pyarrow.Field) -> str:

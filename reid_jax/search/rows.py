@@ -100,7 +100,7 @@ def from_files(
     *,
     pattern: str = "",
     camera: str | None = None,
-    skipped: Callable[[BadImage], None] | None = None,
+    skipped: Callable[[Any, BadImage], None] | None = None,
 ) -> list[Entry]:
     """The image files, and those below folders, all read once.
 
@@ -111,7 +111,8 @@ def from_files(
       pattern: regular expression that is looked for in each path; its named groups
         person, camera and time are what is known of the image.
       camera: of all images whose path does not tell it.
-      skipped: is told of each image that cannot be read, which is then left out.
+      skipped: is told of each image that cannot be read, its path and why; it is then
+        left out.
 
     Raises:
       UserError: a place that is not there, a folder without images, an image that
@@ -128,6 +129,8 @@ def from_files(
 
 
 def _digested(path: str) -> str:
+    if not path.isprintable():
+        raise BadImage(f"the name of {path!r} is no plain text: rename it")
     imaging.read_file(path)
     return digest(pathlib.Path(path).read_bytes())
 

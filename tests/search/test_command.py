@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import PIL.Image
@@ -9,7 +10,7 @@ import pytest
 
 from reid_jax import __main__ as verbs
 from reid_jax.embed import job, listing
-from reid_jax.search import milvus
+from reid_jax.search import milvus, rows
 from tests.search.conftest import CAMERAS, PERSONS
 
 pytest.importorskip("pymilvus")
@@ -261,9 +262,35 @@ def test_another_process_has_the_file(gallery, photos, capsys, monkeypatch):
 
 
 def test_without_pymilvus(gallery, photos, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pymilvus", None)
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
     message = refused(capsys, "query", gallery, photos / "2_c1.png")
     assert "pip install 'reid_jax[search]'" in message
+
+
+def test_without_starlette(gallery, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "reid_jax.search.web", raising=False)
+    monkeypatch.delattr("reid_jax.search.web", raising=False)
+    assert "pip install 'reid_jax[web]'" in refused(capsys, "serve", gallery)
+
+
+def test_an_interrupted_add_goes_on(photos, tmp_path, capsys, monkeypatch):
+    gallery = f"--gallery={tmp_path}/g.db"
+    real, calls = rows.put, []
+
+    def put(*args):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(real(*args))
+
+    monkeypatch.setattr(rows, "put", put)
+    with pytest.raises(SystemExit) as ended:
+        search("add", gallery, "--model=toy", "--batch_size=8", photos)
+    assert ended.value.code == 130
+    assert "goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(rows, "put", real)
+    out = said(capsys, "add", gallery, "--model=toy", photos)
+    assert "10 images added or changed, 8 were there" in out
 
 
 def test_a_server_is_a_gallery_too(photos, tmp_path, capsys, extractors):
@@ -295,12 +322,12 @@ def test_texts_are_quoted():
 def test_files_of_embed(tmp_path, photos, capsys, extractors):
     """Rows as `embed` writes them, without a network, again, and of another network."""
     table = tmp_path / "photos.csv"
-    rows = [
+    lines = [
         f"{p},person {p.name[0]},hall {p.name[3]},2026-11-0{p.name[0]}T08:00:00"
         for p in photos.iterdir()
         if p.name[0] != "0"
     ]
-    table.write_text("path,person,camera,time\n" + "\n".join(rows))
+    table.write_text("path,person,camera,time\n" + "\n".join(lines))
     out = tmp_path / "shares"
     out.mkdir()
     listing_ = listing.of_images(str(table))
@@ -321,9 +348,7 @@ def test_files_of_embed(tmp_path, photos, capsys, extractors):
     assert {hit["camera"] for hit in hits} == {"hall 0", "hall 2"}
     other = tmp_path / "other.parquet"
     job.run(job.Job(listing_, other), extractors["other"])
-    assert "its fingerprint, 0000000000000000, are not" in refused(
-        capsys, "add", gallery, other
-    )
+    assert "another network (fingerprint 0000" in refused(capsys, "add", gallery, other)
     parts = tmp_path / "parts.parquet"
     job.run(job.Job(listing_, parts), extractors["parts"])
     assert "its fingerprint" in refused(capsys, "add", gallery, out, parts)
