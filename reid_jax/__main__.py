@@ -27,6 +27,7 @@ PROGRAMS = {
 VERBS: dict[str, tuple[str, str]] = {
     "embed": ("reid_jax.embed.command", "embeds many images into a file"),
     "report": ("reid_jax.report.command", "writes one HTML file of a run, or several"),
+    "search": ("reid_jax.search.command", "a gallery that is searched and reviewed"),
 }
 """Verb -> (module, what it does). The module has `main(argv)` with the arguments behind
 the verb. It raises UserError for a mistake of the user's, and may raise

@@ -23,7 +23,7 @@ def ranking_lists(
     path: str | os.PathLike[str],
     query_images: np.ndarray,
     gallery_images: np.ndarray,
-    correct: np.ndarray,
+    correct: np.ndarray | None,
     present: np.ndarray,
     captions: Sequence[str],
     *,
@@ -45,7 +45,7 @@ def ranking_lists(
       query_images: uint8 [n, H, W, 3], framed in blue.
       gallery_images: uint8 [n, k, H, W, 3], nearest first.
       correct: bool [n, k], whether an image shows the query's person: framed in green,
-        otherwise in red.
+        otherwise in red; None where nobody knows, without frames.
       present: bool [n, k], False where a list is shorter than k: an empty place.
       captions: n texts, such as the person and the camera of the query.
       notes: n times k texts under the gallery images, such as file and distance.
@@ -63,14 +63,16 @@ def ranking_lists(
         for j, image in enumerate(gallery_images[i]):
             pixels = sheet.resize(image, _HEIGHT)
             if present[i, j]:
-                frame = answer_colour(correct[i, j])
+                frame = None if correct is None else answer_colour(correct[i, j])
                 strip = _strip(pixels, gallery_visibility, (i, j))
                 note = notes[i][j] if notes else ""
                 row.append(Tile(pixels, frame, note, strip))
             else:
                 row.append(Tile(np.full_like(pixels, sheet.FAINT)))
         rows.append(row)
-    legend = ANSWERS if query_visibility is None else ANSWERS + _parts(part_titles)
+    legend = ANSWERS[:1] if correct is None else ANSWERS
+    if query_visibility is not None:
+        legend = legend + _parts(part_titles)
     headers = ["query", *(str(rank + 1) for rank in range(present.shape[1]))]
     heading = {"title": title, "about": about}
     sheet.write(path, rows, headers, legend=legend, row_group=row_group, **heading)

@@ -1,0 +1,344 @@
+"""A collection of embedded images of one network, in a file or on a server."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reid_jax.errors import UserError
+from reid_jax.search import layout, milvus
+from reid_jax.search.layout import About, Row
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+COLLECTION = "reid"
+INDEXES: dict[str, dict[str, Any]] = {
+    "FLAT": {},
+    "HNSW": {"M": 32, "efConstruction": 200},
+    "IVF_FLAT": {"nlist": 128},
+}
+"""Kinds of index and how they are built. FLAT compares with every vector: exact."""
+
+NPROBE = 16
+"""Lists that IVF looks through."""
+
+MOST = 16_384
+"""Entries that Milvus gives for one query at most."""
+
+_PROPERTY = "reid_jax"
+_KEPT, _COPY = "_kept", "_copy"
+_NAME = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
+_BLOCK_BYTES = 8 << 20
+_TEXT, _PATH = 1024, 8192
+
+
+class Gallery:
+    """An open collection; see `existing` and `made`.
+
+    Attributes:
+      uri, name: where it is.
+      about: what it remembers of its network.
+      index: its kind, one of `INDEXES`.
+    """
+
+    def __init__(self, client: MilvusClient, uri: str, name: str) -> None:
+        self._client, self.uri, self.name = client, uri, name
+        with milvus.answered(uri):
+            properties = client.describe_collection(name).get("properties", {})
+        if _PROPERTY not in properties:
+            raise UserError(
+                f"the collection {name} of --gallery={uri} was not made by reid-jax; "
+                "choose another with --collection=NAME"
+            )
+        self.about = About.read(properties[_PROPERTY])
+        with milvus.answered(uri):
+            self.index = client.describe_index(name, self._anchor)["index_type"]
+
+    def check(self, fingerprint: str, what: str) -> None:
+        """Raises UserError for vectors of another network."""
+        if fingerprint != self.about.fingerprint:
+            raise UserError(
+                f"{what} is of another network (fingerprint {fingerprint}) than the "
+                f"gallery {self.uri} ({self.about.method}, {self.about.fingerprint}, "
+                f"{self.about.model or 'place unknown'}): vectors of two networks "
+                "cannot be compared. Make another gallery, or --collection in it"
+            )
+
+    def get(
+        self, ids: Sequence[str], fields: Sequence[str] = layout.FIELDS
+    ) -> list[Row]:
+        """Those entries that are there, in no certain order."""
+        found: list[Row] = []
+        for start in range(0, len(ids), 1000):
+            block = list(ids[start : start + 1000])
+            with milvus.answered(self.uri):
+                rows = self._client.get(
+                    self.name, ids=block, output_fields=list(fields)
+                )
+            found += [dict(row) for row in rows]
+        return found
+
+    def contents(self, ids: Sequence[str]) -> dict[str, str]:
+        """Id -> digest of the content, of those that are there."""
+        found = self.get(ids, fields=["id", "content"])
+        return {row["id"]: row["content"] for row in found}
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Adds entries; one whose id is there is replaced."""
+        size = max(1, min(1000, _BLOCK_BYTES // (4 * self.about.numbers)))
+        for start in range(0, len(rows), size):
+            with milvus.answered(self.uri):
+                self._client.upsert(self.name, list(rows[start : start + size]))
+
+    def flush(self) -> None:
+        """Ends adding: what is flushed is indexed, and quicker to search."""
+        with milvus.answered(self.uri):
+            self._client.flush(self.name)
+
+    def nearest(
+        self,
+        vectors: np.ndarray,
+        count: int,
+        *,
+        where: str = "",
+        fields: Sequence[str] = ("id",),
+    ) -> list[list[Row]]:
+        """The entries of largest cosine, for each of the vectors [Q, D]; best first."""
+        count = min(count, MOST)
+        params = {"HNSW": {"ef": ef(count)}, "IVF_FLAT": {"nprobe": NPROBE}}
+        with milvus.answered(self.uri):
+            found = self._client.search(
+                self.name,
+                data=list(vectors),
+                anns_field=self._anchor,
+                limit=count,
+                search_params={"params": params.get(self.index, {})},
+                filter=where,
+                output_fields=list(fields),
+            )
+        return [[dict(hit["entity"], id=hit["id"]) for hit in hits] for hits in found]
+
+    def rows(
+        self,
+        where: str = "",
+        *,
+        fields: Sequence[str] = layout.FIELDS,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Row]:
+        """Entries that a filter lets through, in no certain order."""
+        with milvus.answered(self.uri):
+            found = self._client.query(
+                *(self.name, where or _ALL),
+                output_fields=list(fields),
+                limit=limit,
+                offset=offset,
+            )
+        return [dict(row) for row in found]
+
+    def blocks(self, fields: Sequence[str]) -> Iterator[list[Row]]:
+        """All entries, block by block."""
+        with milvus.answered(self.uri):
+            iterator = self._client.query_iterator(
+                self.name, batch_size=1000, filter=_ALL, output_fields=list(fields)
+            )
+            while block := iterator.next():
+                yield [dict(row) for row in block]
+            iterator.close()
+
+    def count(self, where: str = "") -> int:
+        """Entries that a filter lets through."""
+        with milvus.answered(self.uri):
+            found = self._client.query(self.name, where, output_fields=["count(*)"])
+        return int(found[0]["count(*)"])
+
+    def delete(self, where: str) -> int:
+        """Removes the entries that a filter lets through; gives their number.
+
+        Milvus Lite only stops to find what is deleted, and keeps its bytes. So a file
+        is written anew without them; a server does so by itself, in its own time.
+        """
+        count = self.count(where)
+        if not count:
+            return 0
+        with milvus.answered(self.uri):
+            self._client.delete(self.name, filter=where)
+            self._client.flush(self.name)
+            if milvus.is_server(self.uri):
+                self._client.compact(self.name)
+            else:
+                self._rewrite()
+        return count
+
+    @contextlib.contextmanager
+    def copy(self, blocks: Iterator[list[Row]]) -> Iterator[Gallery]:
+        """Another collection with these entries, dropped in the end."""
+        name = self.name + _COPY
+        _drop(self._client, name)
+        other = _create(self._client, self.uri, name, self.about, "FLAT")
+        try:
+            for rows in blocks:
+                other.put(rows)
+            other.flush()
+            yield other
+        finally:
+            _drop(self._client, name)
+
+    def reindex(self, index: str) -> None:
+        """Replaces the index by one of another kind."""
+        with milvus.answered(self.uri):
+            self._client.release_collection(self.name)
+            self._client.drop_index(self.name, self._anchor)
+            params = self._client.prepare_index_params()
+            _add_index(params, self._anchor, index)
+            self._client.create_index(self.name, params)
+            self._client.load_collection(self.name)
+        self.index = index
+
+    def _rewrite(self) -> None:
+        kept = self.name + _KEPT
+        _drop(self._client, kept)
+        other = _create(self._client, self.uri, kept, self.about, self.index)
+        for rows in self.blocks(["*"]):
+            other.put(rows)
+        other.flush()
+        self._client.drop_collection(self.name)
+        self._client.rename_collection(kept, self.name)
+
+    @property
+    def _anchor(self) -> str:
+        return layout.field(self.about.anchor)
+
+
+_ALL = 'id != ""'
+
+
+def ef(count: int) -> int:
+    """Entries that HNSW keeps in sight for so many to be found."""
+    return max(128, 2 * count)
+
+
+@contextlib.contextmanager
+def existing(uri: str, name: str = COLLECTION) -> Iterator[Gallery]:
+    """Opens a gallery.
+
+    Raises:
+      UserError: there is none, or see `milvus.connect`.
+    """
+    with contextlib.closing(milvus.connect(uri)) as client:
+        found = _found(client, uri, name)
+        if found is None:
+            raise milvus.NoGallery(
+                f"--gallery={uri} has no collection {name}; there are: "
+                f"{', '.join(client.list_collections()) or 'none'}"
+            )
+        yield found
+
+
+@contextlib.contextmanager
+def made(
+    uri: str, about: About, name: str = COLLECTION, *, index: str = "FLAT"
+) -> Iterator[Gallery]:
+    """Opens a gallery, which is made if it is not there.
+
+    Raises:
+      UserError: it is of another network, or has other columns than `about`; or see
+        `milvus.connect`.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--collection={name}: use letters, digits and _ alone")
+    with contextlib.closing(milvus.connect(uri, new=True)) as client:
+        found = _found(client, uri, name)
+        if found is None:
+            found = _create(client, uri, name, about, index)
+        found.check(about.fingerprint, "what is added")
+        _check_columns(found, about.columns)
+        yield found
+
+
+def _check_columns(found: Gallery, columns: Mapping[str, str]) -> None:
+    there = found.about.columns
+    other = {k: v for k, v in columns.items() if there.get(k) != v}
+    if other:
+        raise UserError(
+            f"columns {other} are not those of the gallery {found.uri}, which it was "
+            f"made with: {dict(there) or 'none'}. Write the file with these, or make "
+            "another gallery"
+        )
+
+
+def _found(client: MilvusClient, uri: str, name: str) -> Gallery | None:
+    with milvus.answered(uri):
+        if not client.has_collection(name):
+            if not client.has_collection(name + _KEPT):
+                return None
+            # `_rewrite` was killed between its last two steps.
+            client.rename_collection(name + _KEPT, name)
+        client.load_collection(name)
+    return Gallery(client, uri, name)
+
+
+def _drop(client: MilvusClient, name: str) -> None:
+    if client.has_collection(name):
+        client.drop_collection(name)
+
+
+def _create(
+    client: MilvusClient, uri: str, name: str, about: About, index: str
+) -> Gallery:
+    with milvus.answered(uri):
+        params = client.prepare_index_params()
+        for array, (_, shape) in about.arrays.items():
+            if array == about.anchor or layout.is_vector(shape):
+                kind = index if array == about.anchor else "FLAT"
+                _add_index(params, layout.field(array), kind)
+        client.create_collection(
+            name,
+            schema=_schema(client, about),
+            index_params=params,
+            properties={_PROPERTY: about.text()},
+        )
+    return Gallery(client, uri, name)
+
+
+def _add_index(params: Any, field: str, index: str) -> None:
+    params.add_index(
+        field, index_type=index, metric_type="COSINE", params=INDEXES[index]
+    )
+
+
+def _schema(client: MilvusClient, about: About) -> Any:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    text = {"datatype": DataType.VARCHAR, "max_length": _TEXT}
+    schema.add_field("id", **text, is_primary=True)
+    schema.add_field("path", DataType.VARCHAR, max_length=_PATH)
+    for name in ("content", "added"):
+        schema.add_field(name, **text)
+    for name in ("person", "camera", "time"):
+        schema.add_field(name, **text, nullable=True)
+    kinds = {
+        "text": text,
+        "whole": {"datatype": DataType.INT64},
+        "number": {"datatype": DataType.DOUBLE},
+        "truth": {"datatype": DataType.BOOL},
+    }
+    for name, kind in about.columns.items():
+        schema.add_field(name, **kinds[kind], nullable=True)
+    for name, (_, shape) in about.arrays.items():
+        numbers = int(np.prod(shape, dtype=int))
+        if name == about.anchor or layout.is_vector(shape):
+            schema.add_field(layout.field(name), DataType.FLOAT_VECTOR, dim=numbers)
+        else:
+            schema.add_field(
+                *(layout.field(name), DataType.ARRAY),
+                element_type=DataType.FLOAT,
+                max_capacity=numbers,
+            )
+    return schema

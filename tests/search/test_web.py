@@ -1,0 +1,154 @@
+"""The page for review, asked as a browser would ask it."""
+
+import socket
+
+import pytest
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+pytest.importorskip("uvicorn")
+testclient = pytest.importorskip("starlette.testclient")
+
+from reid_jax.search import gallery as galleries  # noqa: E402
+from reid_jax.search import rows, web  # noqa: E402
+from reid_jax.search.marks import Marks  # noqa: E402
+from tests.search.test_command import (  # noqa: E402, F401
+    brute_force,
+    gallery,
+    made,
+    names,
+    refused,
+    said,
+)
+
+WRITES = {"X-Review": "1"}
+
+
+@pytest.fixture(scope="module")
+def opened(made):  # noqa: F811
+    with galleries.existing(str(made)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def marks(tmp_path):
+    kept = Marks(tmp_path / "marks")
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def page(opened, extractors, marks):
+    app = web.make(opened, extractors["toy"], marks)
+    return testclient.TestClient(app, base_url="http://127.0.0.1")
+
+
+def _id(photos, name):
+    return rows.identity(str(photos / name))
+
+
+def test_it_ranks_an_entry_and_an_upload(page, photos, extractors):
+    query = photos / "2_c1.png"
+    expected, distances = brute_force(extractors["toy"], query, photos)
+    params = {"id": _id(photos, query.name), "top": "17"}
+    found = page.post("/api/search", params=params, headers=WRITES).json()
+    assert names(found["hits"]) == expected
+    assert found["hits"][3]["distance"] == pytest.approx(distances[3], abs=1e-4)
+    assert found["query"]["camera"] == "1"
+    params |= {"camera": "0", "other_cameras": "1"}
+    found = page.post("/api/search", params=params, headers=WRITES).json()
+    assert names(found["hits"]) == [name for name in expected if "_c0" in name]
+    found = page.post("/api/search", content=query.read_bytes(), headers=WRITES).json()
+    assert names(found["hits"]) == [query.name, *expected]
+
+
+def test_marks_become_a_table(page, photos, marks):
+    query = photos / "2_c1.png"
+    upload = page.post("/api/search", content=query.read_bytes(), headers=WRITES).json()
+    pairs = [
+        (upload["query"]["id"], _id(photos, "2_c2.png"), "same"),
+        (_id(photos, "2_c2.png"), _id(photos, "2_c0.png"), "same"),
+        (_id(photos, "2_c2.png"), _id(photos, "3_c0.png"), "different"),
+    ]
+    for one, other, mark in pairs:
+        sent = {"query": one, "candidate": other, "mark": mark, "query_camera": "9"}
+        answer = page.post("/api/mark", json=sent, headers=WRITES)
+        assert answer.status_code == 200
+    assert answer.json()["counts"] == {"same": 2, "different": 1, "unsure": 0}
+    lines = (marks.folder / "table.csv").read_text().splitlines()
+    persons = [line.split(",")[1] for line in lines[1:]]
+    assert sorted(persons) == ["-1", "person 1", "person 1", "person 1"]
+    kept = next((marks.folder / "images").iterdir())
+    assert kept.read_bytes() == query.read_bytes()
+    assert f"{kept},person 1,train,9" in lines
+    params = {"id": _id(photos, "2_c2.png")}
+    found = page.post("/api/search", params=params, headers=WRITES).json()
+    said = {hit["path"].rsplit("/")[-1]: hit["mark"] for hit in found["hits"]}
+    assert (said["2_c0.png"], said["3_c0.png"], said["4_c0.png"]) == (
+        *("same", "different", None),
+    )
+
+
+def test_images_of_the_gallery_alone(page, photos):
+    answer = page.get(f"/image/{_id(photos, '2_c1.png')}?height=30")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.content.startswith(b"\xff\xd8")
+    for path in (
+        "/etc/passwd",
+        str(photos / "2_c1.png"),
+        "..%2f..%2fetc%2fpasswd",
+        "x",
+    ):
+        assert page.get(f"/image/{path}").status_code == 404
+
+
+def test_what_it_refuses(page, photos):
+    params = {"id": _id(photos, "2_c1.png")}
+    assert page.post("/api/search", params=params).status_code == 403
+    other = page.get("/api/about", headers={"Host": "evil.example"})
+    assert other.status_code == 400
+    answer = page.post("/api/search", content=b"no image", headers=WRITES)
+    assert answer.json() == {"error": "this is no image that can be read"}
+    answer = page.post("/api/search?id=none", headers=WRITES)
+    assert answer.json() == {"error": "the gallery has no such image"}
+    answer = page.post("/api/search", params=params | {"since": "x"}, headers=WRITES)
+    assert "'x' is no time" in answer.json()["error"]
+    sent = {"query": "a", "candidate": "b", "mark": "perhaps"}
+    answer = page.post("/api/mark", json=sent, headers=WRITES)
+    assert answer.json() == {"error": "a mark is one of same, different, unsure"}
+    answer = page.post("/api/mark", content=b"{", headers=WRITES)
+    assert answer.status_code == 400
+
+
+def test_a_token_is_asked_for_elsewhere(opened, extractors, marks):
+    app = web.make(opened, extractors["toy"], marks, host="0.0.0.0", token="secret")
+    page = testclient.TestClient(app, base_url="http://some.where")
+    for path in ("/", "/api/about", "/image/x"):
+        assert page.get(path).status_code == 401
+    assert page.get("/?token=wrong").status_code == 401
+    assert page.get("/?token=secret").status_code == 200
+    assert page.get("/api/about").json()["images"] == 18
+
+
+def test_the_page_runs_nothing_but_its_own(page):
+    answer = page.get("/")
+    policy = answer.headers["content-security-policy"]
+    nonce = policy.split("script-src 'nonce-")[1].rstrip("'")
+    assert f'<script nonce="{nonce}">' in answer.text
+    assert "default-src 'none'" in policy
+    assert "NONCE" not in answer.text
+    assert answer.text.count("http://") == answer.text.count("https://") == 0
+
+
+def test_serving(gallery, tmp_path, capsys, monkeypatch):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"--port={taken.getsockname()[1]}"
+        assert "cannot be served at" in refused(capsys, "serve", gallery, port)
+    served = []
+    monkeypatch.setattr(
+        web.uvicorn.Server, "run", lambda self, sockets: served.append(1)
+    )
+    web_args = ["serve", gallery, f"--marks={tmp_path}/m"]
+    assert "at http://127.0.0.1:0/\n" in said(capsys, *web_args, "--port=0")
+    assert "?token=" in said(capsys, *web_args, "--port=0", "--host=0.0.0.0")
+    assert len(served) == 2
