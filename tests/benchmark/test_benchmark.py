@@ -138,7 +138,7 @@ def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
     mapped.work.call()
     mesh = sharding.make_mesh(devices)
     shapes = experiment.example_batch(toy_config, stage.batch_size)
-    program = workloads._program(toy_config, method, stage, mesh, shapes)
+    program = workloads.stage_program(toy_config, method, stage, mesh, shapes)
     rows = random_data.training_rows(toy_config, method, stage)
     state, _ = program.step(program.fresh(), sharding.put_batch(rows, mesh))
     for found, wanted in zip(
