@@ -223,9 +223,10 @@ class Program:
         """
         for line in self.computations.get(name, {}).values():
             yield line, name, times
-            inner = line.called("body", "calls") + _branches(line)
             if line.opcode == "fusion" and not whole:
                 continue
+            applied = ("to_apply",) if line.opcode == "call" else ()
+            inner = line.called("body", "calls", *applied) + _branches(line)
             each = times * (self._trips(line) if line.opcode == "while" else 1)
             for called in inner:
                 yield from self._executed(called, each, whole=whole)
@@ -261,7 +262,7 @@ class Program:
         inside = self.computations[name]
         parameters = _parameters(inside)
         for part in inside.values():
-            if part.root and part.opcode == "dynamic-update-slice":
+            if written and part.root and part.opcode == "dynamic-update-slice":
                 # In place: only the update is written, and its surroundings stay.
                 update = inside.get(part.operands[1])
                 written = sum(a.stored for a in update.results) if update else written
@@ -273,7 +274,6 @@ class Program:
             total += whole if seen is None else min(seen, whole)
         return total
 
-    @functools.cache  # noqa: B019 - a program lives as long as its figures are read
     def _trips_of(self, condition: str) -> int:
         lines = self.computations.get(condition, {})
         limits = [

@@ -307,6 +307,7 @@ def test_nothing_is_measured_before_every_point_was_checked(toy_config, tmp_path
         (("--mode=benchmark", "--batch=8", "--batch_per_device=8"), "give either"),
         (("--mode=benchmark", "--checkpoint=runs/x"), "for evaluate and export"),
         (("--batch=8",), "--batch is for --mode=benchmark"),
+        (("--mode=benchmark", "--topology=v5e:2x2"), "is for --mode=plan"),
         (("--mode=benchmark", "--sweep=model.dtpye=x"), "did you mean model.dtype"),
     ],
 )

@@ -193,6 +193,27 @@ custom_call_target="__cublas$gemm"
     assert found.hbm_bytes() == 3 * 4096
 
 
+def test_what_is_updated_in_place_stays():
+    update = """
+    %update (x: f32[64,128], y: f32[8,128], i: s32[]) -> f32[64,128] {
+      %x = f32[64,128]{1,0} parameter(0)
+      %y = f32[8,128]{1,0} parameter(1)
+      %i = s32[] parameter(2)
+      ROOT %d = f32[64,128]{1,0} dynamic-update-slice(%x, %y, %i, %i)
+    }
+    """
+    found = program(
+        """
+        %p = f32[64,128]{1,0} parameter(0)
+        %q = f32[8,128]{1,0} parameter(1)
+        %i = s32[] parameter(2)
+        ROOT %u = f32[64,128]{1,0} fusion(%p, %q, %i), kind=kLoop, calls=%update
+        """,
+        update,
+    )
+    assert found.hbm_bytes() == 4096 + 4096 + 4  # read, written, and where
+
+
 def test_a_branch_counts_as_the_costliest():
     branch = """
     %branch.{n} (x: f32[{n},128]) -> f32[] {{
