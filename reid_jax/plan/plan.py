@@ -37,7 +37,8 @@ from reid_jax.benchmark.sweep import (
 from reid_jax.benchmark.workloads import build
 from reid_jax.errors import UserError
 from reid_jax.plan import compile as compiling
-from reid_jax.plan import hlo, roofline, topologies
+from reid_jax.plan import program as programs
+from reid_jax.plan import roofline, topologies
 from reid_jax.plan.compile import MEASURES, Compiled, Work
 from reid_jax.plan.levers import levers
 from reid_jax.plan.plan_report import Line, Report
@@ -226,9 +227,9 @@ def _too_large(made: Compiled) -> Line:
 
 def _figures(made: Compiled, work: Work, topology: Topology) -> Line:
     """What the compiled program says, per chip."""
-    program, chips = hlo.Program(made.program.as_text()), len(work.devices)
+    program, chips = programs.Program(made.program.as_text()), len(work.devices)
     memory = _memory(made.program)
-    exchanged = hlo.count(program.collectives(), chips)
+    exchanged = programs.count(program.collectives(), chips)
     flops, moved = work.flops(), program.hbm_bytes()
     sent = sum(kind["bytes"] for kind in exchanged.values())
     own = flops / chips if flops is not None else None

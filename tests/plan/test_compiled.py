@@ -38,13 +38,13 @@ def resnet_config():
 @pytest.fixture
 def programs(monkeypatch):
     """The programs that are read, to look at what no line says."""
-    found, original = [], planning.hlo.Program
+    found, original = [], planning.programs.Program
 
     def keep(text):
         found.append(original(text))
         return found[-1]
 
-    monkeypatch.setattr(planning.hlo, "Program", keep)
+    monkeypatch.setattr(planning.programs, "Program", keep)
     return found
 
 

@@ -5,6 +5,7 @@ import textwrap
 import pytest
 
 from reid_jax.plan import hlo
+from reid_jax.plan.program import Program, count
 
 HEAD = "HloModule jit_step, is_scheduled=true"
 
@@ -13,7 +14,7 @@ def program(entry, *others, head=HEAD):
     """A program of the lines of its entry, and of whole other computations."""
     body = textwrap.indent(textwrap.dedent(entry).strip(), "  ")
     texts = (textwrap.dedent(text).strip() for text in others)
-    return hlo.Program(
+    return Program(
         "\n\n".join([head, *texts, f"ENTRY %main (p: f32[]) -> f32[] {{\n{body}\n}}"])
     )
 
@@ -136,7 +137,7 @@ dimensions={{0}}, metadata={{op_name="jit(step)/triplet/dot_general"}}
     )
     assert [c.kind for c in found.collectives()] == ["all-gather", "all-reduce"]
     assert found.collectives()[0].op_name == "jit(step)/triplet/dot_general"
-    counted = hlo.count(found.collectives(), 4)
+    counted = count(found.collectives(), 4)
     assert counted["all-gather"] == {"count": 1, "bytes": 3 / 4 * 16384}
     assert counted["all-reduce"] == {"count": 1, "bytes": 2 * 3 / 4 * 4096}
 
@@ -261,4 +262,4 @@ def test_donation_and_dtypes():
 
 def test_what_is_no_program():
     with pytest.raises(ValueError, match="no text of a compiled program"):
-        hlo.Program("<html>")
+        Program("<html>")
