@@ -15,7 +15,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from reid_jax.benchmark import speed_report
+from reid_jax.benchmark.lines import read_lines
+from reid_jax.benchmark.speed_report import table
 from reid_jax.errors import UserError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -27,7 +28,7 @@ def section(path: pathlib.Path) -> str:
     Raises:
       UserError: if there are no measurements.
     """
-    lines = speed_report.read_lines(path)
+    lines = read_lines(path)
     if not lines:
         raise UserError(f"{path} has no measurements")
     launches = {
@@ -41,8 +42,8 @@ def section(path: pathlib.Path) -> str:
         f"    python -m reid_jax.main {command.partition(' ')[2]}\n"
         for (_, revision, command), line in launches.items()
     ]
-    table = speed_report.table(lines)
-    return f"### {lines[0]['config']} ({path.stem})\n\n{table}\n" + "\n".join(about)
+    title = f"### {lines[0]['config']} ({path.stem})"
+    return f"{title}\n\n{table(lines)}\n" + "\n".join(about)
 
 
 def main(arguments: Sequence[str]) -> None:

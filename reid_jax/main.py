@@ -4,6 +4,7 @@ python -m reid_jax.main --config=configs/aaformer.py:demo
 python -m reid_jax.main --workdir=runs/aaformer-demo --mode=evaluate
 python -m reid_jax.main --workdir=runs/aaformer-demo --mode=export
 python -m reid_jax.main --config=configs/aaformer.py:demo --mode=benchmark
+python -m reid_jax.main --config=configs/aaformer.py --mode=plan --topology=v5e:2x2
 
 `reid-jax` is the same in any folder, and finds the library's configs by name:
 
@@ -40,7 +41,10 @@ WORKDIR = flags.DEFINE_string(
     "Folder of the run, also gs://BUCKET/FOLDER; default runs/<config>-<variant>.",
 )
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "export", "benchmark"], "What to do."
+    "mode",
+    "train",
+    ["train", "evaluate", "export", "benchmark", "plan"],
+    "What to do.",
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -83,14 +87,13 @@ PROCESS_TIMEOUT = flags.DEFINE_integer(
     "third of it later is taken for dead.",
 )
 
-# For benchmark.
+# For benchmark and plan.
 MEASURE = flags.DEFINE_list(
     "measure",
     None,
-    "What to measure, such as train,embed; default everything but comparisons. See "
-    "reid_jax/benchmark/benchmark.py.",
+    "What to measure, such as train,embed; default everything but comparisons, and "
+    "train,embed for plan. See reid_jax/benchmark/benchmark.py.",
 )
-DEVICES = flags.DEFINE_list("devices", [], "Numbers of devices, such as 1,2,4.")
 BATCH = flags.DEFINE_list(
     "batch", [], "Images per step over all devices, such as 64,128 (strong scaling)."
 )
@@ -103,12 +106,21 @@ SWEEP = flags.DEFINE_multi_string(
     "Values of a field of the config, such as model.dtype=float32,bfloat16; may be "
     "given several times.",
 )
+SWEEP_FLAGS = (MEASURE, BATCH, BATCH_PER_DEVICE, SWEEP)
+
+# For benchmark.
+DEVICES = flags.DEFINE_list("devices", [], "Numbers of devices, such as 1,2,4.")
 PEAK_TFLOPS = flags.DEFINE_float(
     "peak_tflops", None, "Dense bf16 peak of a device, for MFU; known for many."
 )
 WINDOWS = flags.DEFINE_integer("windows", 10, "Windows that a time is the median of.")
-BENCHMARK_FLAGS = (
-    *(MEASURE, DEVICES, BATCH, BATCH_PER_DEVICE, SWEEP, PEAK_TFLOPS, WINDOWS),
+BENCHMARK_FLAGS = (DEVICES, PEAK_TFLOPS, WINDOWS)
+
+# For plan.
+TOPOLOGY = flags.DEFINE_list(
+    "topology",
+    [],
+    "Chips to plan for, such as v5e:2x2,v5p:2x2x1,h200:8; none of them is needed.",
 )
 
 
@@ -122,6 +134,8 @@ def main(argv: Sequence[str]) -> None:
             "python -m reid_jax --config=aaformer:demo; to evaluate or export a run, "
             "name its --workdir"
         )
+    if MODE.value == "plan":  # compilers alone answer: a device here is left in peace
+        jax.config.update("jax_platforms", "cpu")
     processes.join(
         COORDINATOR.value,
         count=PROCESS_COUNT.value,
@@ -140,6 +154,7 @@ def main(argv: Sequence[str]) -> None:
         "evaluate": _evaluate,
         "export": _export,
         "benchmark": _benchmark,
+        "plan": _plan,
     }[MODE.value]
     with storage.written(workdir), interrupts.acknowledged():
         verb(config, workdir)
@@ -207,9 +222,24 @@ def _benchmark(config: Any, workdir: str) -> None:
         print(f"benchmark.jsonl, table.md and benchmark.png in {folder}")
 
 
+def _plan(config: Any, workdir: str) -> None:
+    from reid_jax.plan import plan
+
+    request = plan.Request(
+        topologies=TOPOLOGY.value,
+        measures=MEASURE.value or plan.Request.measures,
+        batches=_numbers(BATCH) + _numbers(BATCH_PER_DEVICE),
+        per_device=bool(BATCH_PER_DEVICE.value),
+        sweeps=SWEEP.value,
+    )
+    folder = f"{workdir}/plan"
+    plan.plan(config, folder, request)
+    print(f"plan.jsonl, table.md and plan.png in {folder}")
+
+
 def _check_flags() -> None:
     """Raises UserError for a flag that another mode would need, or one too many."""
-    if CHECKPOINT.value and MODE.value in ("train", "benchmark"):
+    if CHECKPOINT.value and MODE.value in ("train", "benchmark", "plan"):
         raise UserError(
             "--checkpoint is for evaluate and export; to start from a run's backbone, "
             f"--config.pretrained={CHECKPOINT.value}"
@@ -218,9 +248,17 @@ def _check_flags() -> None:
         raise UserError("--format is for --mode=export")
     if EXTEND.value and MODE.value != "train":
         raise UserError("--extend is for --mode=train")
-    given = [flag.name for flag in BENCHMARK_FLAGS if flag.present]
-    if given and MODE.value != "benchmark":
-        raise UserError(f"--{given[0]} is for --mode=benchmark")
+    for verbs, of_them in (
+        (("benchmark", "plan"), SWEEP_FLAGS),
+        (("benchmark",), BENCHMARK_FLAGS),
+        (("plan",), (TOPOLOGY,)),
+    ):
+        given = [flag.name for flag in of_them if flag.present]
+        if given and MODE.value not in verbs:
+            modes = " and ".join(f"--mode={verb}" for verb in verbs)
+            raise UserError(f"--{given[0]} is for {modes}")
+    if MODE.value == "plan" and jax.process_count() > 1:
+        raise UserError("--mode=plan runs in one process")
     if BATCH.value and BATCH_PER_DEVICE.value:
         raise UserError("give either --batch or --batch_per_device")
 

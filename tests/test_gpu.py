@@ -111,7 +111,7 @@ def test_implementations_of_attention_agree(implementation):
 
 def test_a_feature_is_that_of_the_cpu():
     (point,) = sweep.points(_config("aaformer", "float32"), devices=[1])
-    method, _ = workloads._build(point, trained=False)
+    method, _ = workloads.build(point, trained=False)
     batch = {
         "image": np.random.default_rng(0).integers(0, 256, (2, 256, 128, 3), np.uint8),
         "camera": np.zeros(2, np.int32),

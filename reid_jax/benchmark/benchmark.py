@@ -119,9 +119,9 @@ def benchmark(config: Any, folder: str, request: Request) -> list[dict[str, Any]
         storage.check_writable(folder)
         report = Report(folder, fields)
         workdirs.write_manifest(folder, fields)
-    launch = _launch(config, workdirs.manifest(fields))
+    launch = about_launch(config, workdirs.manifest(fields))
     lines = []
-    with _without_compilation_cache():
+    with without_compilation_cache():
         for point in todo:
             for line in _measure_point(point, request):
                 lines.append(launch | line)
@@ -156,7 +156,7 @@ def _checked_points(config: Any, request: Request) -> list[Point]:
     return checked
 
 
-def _launch(config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+def about_launch(config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     """What all lines of a launch share."""
     packages = manifest["packages"]
     return {
@@ -173,7 +173,7 @@ def _launch(config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _without_compilation_cache() -> Iterator[None]:
+def without_compilation_cache() -> Iterator[None]:
     """What another run has compiled would make compile times those of reading it."""
     name = "jax_enable_compilation_cache"
     before = getattr(jax.config, name)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from reid_jax import storage
-from reid_jax.errors import UserError
+from reid_jax.benchmark.lines import Line, Lines, aligned, label, optional, short
 from reid_jax.runtime import workdir as workdirs
-
-Line = dict[str, Any]
 
 # What makes a line another measurement, rather than the same one again.
 _IDENTITY = ("what", "sweep", "scaling", "devices", "processes", "device_kind", "batch")
@@ -40,58 +36,19 @@ and banks are of each device's rows alone, so that several devices learn somethi
 """
 
 
-class Report:
-    """The measurements of a folder, old and new.
+class Report(Lines):
+    """The measurements of a folder, old and new: `benchmark.jsonl`."""
 
-    Args:
-      folder: that they lie in.
-      config: whose measurements they are, before what a sweep changes.
-
-    Raises:
-      UserError: if there are measurements of another config.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]):
-        self._folder = storage.absolute(folder)
-        text = json.dumps(workdirs.flatten(config), sort_keys=True)
-        self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.lines = read_lines(self._folder / "benchmark.jsonl")
-        if any(line["config_digest"] != self._digest for line in self.lines):
-            raise UserError(
-                f"{folder} has measurements of a config with other fields; name "
-                "another --workdir, or sweep over the field: --sweep=FIELD=VALUE,VALUE"
-            )
-
-    def add(self, line: Line) -> None:
-        """Writes a line, in place of an earlier one of the same measurement."""
-        line = {**line, "config_digest": self._digest}
-        kept = [old for old in self.lines if _identity(old) != _identity(line)]
-        self.lines = [*kept, line]
-        text = "".join(json.dumps(each) + "\n" for each in self.lines)
-        workdirs.write_text(self._folder / "benchmark.jsonl", text)
+    file = "benchmark.jsonl"
+    what = "measurements"
+    identity = _IDENTITY
 
     def finish(self) -> str:
         """Writes `table.md` and `benchmark.png`; returns the table."""
         text = table(self.lines)
-        workdirs.write_text(self._folder / "table.md", f"{text}\n{_notes(self.lines)}")
-        plot(self._folder / "benchmark.png", self.lines)
+        workdirs.write_text(self.folder / "table.md", f"{text}\n{_notes(self.lines)}")
+        plot(self.folder / "benchmark.png", self.lines)
         return text
-
-
-def read_lines(path: epath.Path) -> list[Line]:
-    """Lines of a JSONL file; none if there is no file.
-
-    Raises:
-      UserError: if the file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        return [
-            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove that file") from error
 
 
 def efficiencies(lines: Sequence[Line]) -> list[float | None]:
@@ -127,27 +84,15 @@ def _series(line: Line) -> str:
     return json.dumps([*(line[name] for name in names), batch])
 
 
-def _identity(line: Line) -> str:
-    return json.dumps([line[name] for name in _IDENTITY])
-
-
 def _measured(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if "error" not in line]
 
 
 def table(lines: Sequence[Line]) -> str:
     """Measurements as a Markdown table, aligned for reading as text."""
-    shown = list(zip(lines, efficiencies(lines), strict=True))
-    rows = [_COLUMNS, *(_row(line, efficiency) for line, efficiency in shown)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [
-        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in cells]
-        for cells in (enumerate(zip(row, widths, strict=True)) for row in rows)
-    ]
-    rules = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "".join(
-        "| " + " | ".join(row) + " |\n" for row in (padded[0], rules, *padded[1:])
-    )
+    shown = zip(lines, efficiencies(lines), strict=True)
+    rows = [_row(line, efficiency) for line, efficiency in shown]
+    return aligned([_COLUMNS, *rows])
 
 
 def _row(line: Line, efficiency: float | None) -> tuple[str, ...]:
@@ -157,12 +102,12 @@ def _row(line: Line, efficiency: float | None) -> tuple[str, ...]:
     return (
         *named,
         str(line["batch"]),
-        _short(line["seconds"] * 1e3),
-        _short(line["per_second"]),
-        _short(line["per_second_per_device"]),
-        _optional(efficiency, "{:.1%}"),
-        _short(line["flops"] / 1e9) if line["flops"] is not None else "",
-        _optional(line["mfu"], "{:.1%}"),
+        short(line["seconds"] * 1e3),
+        short(line["per_second"]),
+        short(line["per_second_per_device"]),
+        optional(efficiency, "{:.1%}"),
+        short(line["flops"] / 1e9) if line["flops"] is not None else "",
+        optional(line["mfu"], "{:.1%}"),
         _memory(line),
         f"{line['compile_seconds']:.3g} s",
     )
@@ -172,16 +117,7 @@ def _memory(line: Line) -> str:
     if line["peak_bytes"] is None:
         return ""
     source = line["peak_bytes_from"][0]
-    return f"{_short(line['peak_bytes'] / 2**20)} MiB ({source})"
-
-
-def _short(value: float) -> str:
-    """Three digits or more, and no exponent for large numbers."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _optional(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+    return f"{short(line['peak_bytes'] / 2**20)} MiB ({source})"
 
 
 def _notes(lines: Sequence[Line]) -> str:
@@ -206,11 +142,6 @@ def _peak(line: Line) -> str:
         f"MFU against {line['peak_tflops']:g} TFLOP/s of dense bf16 per device "
         f"({line['peak_source']})."
     )
-
-
-def label(sweep: Mapping[str, Any]) -> str:
-    """The fields of a sweep point, such as "dtype=bfloat16"."""
-    return " ".join(f"{name.rpartition('.')[2]}={x}" for name, x in sweep.items())
 
 
 def plot(path: epath.Path, lines: Sequence[Line]) -> None:

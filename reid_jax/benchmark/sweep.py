@@ -72,11 +72,25 @@ def points(
     Raises:
       UserError: no such field or value, or more devices than there are.
     """
-    parsed = dict(parse_sweep(text, config) for text in sweeps)
     chosen = [choose_devices(n) for n in devices or [jax.device_count()]]
+    yield from points_over(
+        chosen, config, sweeps=sweeps, batches=batches, per_device=per_device
+    )
+
+
+def points_over(
+    chosen: Sequence[tuple[Any, ...]],
+    config: Any,
+    *,
+    sweeps: Sequence[str] = (),
+    batches: Sequence[int] = (),
+    per_device: bool = False,
+) -> Iterator[Point]:
+    """As `points`, with each of the tuples of devices."""
+    parsed = dict(parse_sweep(text, config) for text in sweeps)
     for values in itertools.product(*parsed.values()):
         fields = dict(zip(parsed, values, strict=True))
-        changed = _with_fields(config, fields)
+        changed = with_fields(config, fields)
         checks.check_config(changed)
         sizes = itertools.product(chosen, batches or [None])
         for index, (some, batch) in enumerate(sizes):
@@ -187,7 +201,8 @@ def _value(text: str, kind: type, name: str) -> Any:
     return value
 
 
-def _with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
+def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
+    """A copy of a config with other values of some fields."""
     changed = config.copy_and_resolve_references()
     for name, value in fields.items():
         place, field = _place(changed, name)

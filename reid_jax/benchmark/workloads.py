@@ -75,9 +75,9 @@ def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
     fields only, and on process 0.
     """
     config, mesh = point.config, sharding.make_mesh(point.devices)
-    method, stages = _build(point, bool({"train", "pmap"} & set(measures)))
+    method, stages = build(point, bool({"train", "pmap"} & set(measures)))
     shapes = experiment.example_batch(config, stages[0].micro_batch_size)
-    layout = _program(config, method, stages[0], mesh, shapes).layout
+    layout = stage_program(config, method, stages[0], mesh, shapes).layout
     variables = _initial(config, method, shapes, layout)
     for stage in stages if "train" in measures else ():
         trainer = _trainer(config, method, stage, mesh, shapes, variables)
@@ -101,7 +101,7 @@ def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
         yield _ranking(config, method, variables)
 
 
-def _build(point: Point, trained: bool) -> tuple[Method, tuple[Stage, ...]]:
+def build(point: Point, trained: bool) -> tuple[Method, tuple[Stage, ...]]:
     """Method and stages, with the point's batch if they are to be trained."""
     config, identities = point.config, IDENTITIES
     method = experiment.build_method(config, num_classes=identities)
@@ -125,13 +125,14 @@ def _initial(
     return jax.jit(init, out_shardings=layout.variables)()
 
 
-def _program(
+def stage_program(
     config: Any,
     method: Method,
     stage: Stage,
     mesh: jax.sharding.Mesh,
     shapes: Batch,
 ) -> StageProgram:
+    """The program that a run of the config would train the stage by."""
     return StageProgram(
         method,
         stage,
@@ -171,7 +172,7 @@ def _trainer(
     variables: Variables,
 ) -> _Trainer:
     """The step of the training loop."""
-    program = _program(config, method, stage, mesh, shapes)
+    program = stage_program(config, method, stage, mesh, shapes)
     return _Trainer(
         program.step,
         program.following(variables),
@@ -261,7 +262,7 @@ def _pairs(
     # The network scores one query after the other, in a loop of traced length.
     one = jax.tree.map(lambda m: m[:1], maps)
     together = jax.tree.map(lambda m: m[None], maps)
-    flops = _flops(scorer.score_pairs, variables, one, together)
+    flops = flops_of(scorer.score_pairs, variables, one, together)
     work = _work(
         network.score,
         *(variables, query_maps, queries, maps),
@@ -334,11 +335,12 @@ def _work(
         call=call or (lambda: compiled(*args)),
         compiled=compiled,
         compile_seconds=seconds,
-        flops=_flops(jitted, *args),
+        flops=flops_of(jitted, *args),
     )
 
 
-def _flops(function: Callable[..., Any], *args: Any) -> int | None:
+def flops_of(function: Callable[..., Any], *args: Any) -> int | None:
+    """As `count_flops`; None where they cannot be counted."""
     try:
         return count_flops(function, *args)
     except ValueError:  # a loop whose length is not known before it runs

@@ -18,7 +18,10 @@ class BatchNorm(nn.Module):
     As torch.nn.BatchNorm: the biased variance normalises, the unbiased one enters
     the running average, and `momentum` is the weight of the new batch. Statistics
     are float32. Under `jax.jit` with a sharded batch they are those of the global
-    batch, whatever the number of devices.
+    batch, whatever the number of devices: one all-reduce forward and one backward,
+    because both sums are taken at once, of distances from the running mean. The
+    variance then has float32's digits as long as that is near the batch's mean; of a
+    batch that is n standard deviations away from it, it has an error of n² roundings.
 
     Attributes:
       groups: split the rows into this many consecutive groups, each normalised by
@@ -57,12 +60,14 @@ class BatchNorm(nn.Module):
         if train:
             values = _split_rows(values, self.groups)
             if weights is None:
-                mean, var = _moments(values)
+                mean, var = _moments_about(running_mean.value, values)
                 count = values[0].size // shape[0]
                 unbiased, counted = var * (count / max(count - 1, 1)), None
             else:
                 weights = _split_rows(weights.astype(jnp.float32), self.groups)
-                mean, var, unbiased, counted = _weighted_moments(values, weights)
+                mean, var, unbiased, counted = _weighted_moments_about(
+                    running_mean.value, values, weights
+                )
             used = mean, var
             if counted is not None:
                 used = (
@@ -114,32 +119,50 @@ def _moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, var
 
 
-def _weighted_moments(
-    values: jax.Array, weights: jax.Array
+def _moments_about(centre: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same in one pass, about a `centre` [C] that is known before."""
+    axes = tuple(range(1, values.ndim - 1))
+    offsets = values - centre
+    offset = offsets.mean(axes, keepdims=True)
+    square = jnp.square(offsets).mean(axes, keepdims=True)
+    return centre + offset, jnp.maximum(square - jnp.square(offset), 0)
+
+
+def _weighted_moments_about(
+    centre: jax.Array, values: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Mean, biased and unbiased variance per group, and whether its rows count.
 
     The unbiased variance is that of reliability weights: with weights of 0 and 1 it
-    is the usual one over the rows of weight 1.
+    is the usual one over the rows of weight 1. All sums are taken in one pass.
 
     Args:
+      centre: [C], known before.
       values: [groups, rows, ..., C].
       weights: [groups, rows].
     """
     axes = tuple(range(1, values.ndim - 1))
     weights = weights.reshape(*weights.shape, *[1] * (values.ndim - 2))
     places = values[0, 0].size // values.shape[-1]
-    total = places * weights.sum(axes, keepdims=True)
-    counted = total > _LEAST_WEIGHT
+    offsets = values - centre
+
+    def summed(x: jax.Array) -> jax.Array:
+        return x.sum(axes, keepdims=True)
+
+    total, squares = summed(weights), summed(jnp.square(weights))
+    offset = summed(weights * offsets)
+    square = summed(weights * jnp.square(offsets))
+    counted = places * total > _LEAST_WEIGHT
     total = jnp.where(counted, total, 1.0)
-    share = jnp.where(counted, weights, 0.0) / total
-    mean = (share * values).sum(axes, keepdims=True)
-    var = (share * jnp.square(values - mean)).sum(axes, keepdims=True)
+    offset, square = (
+        jnp.where(counted, x, 0.0) / (places * total) for x in (offset, square)
+    )
+    var = jnp.maximum(square - jnp.square(offset), 0)
     # The sum of squared shares: one over the number of places that count.
-    effective = places * jnp.square(share).sum(axes, keepdims=True)
+    effective = squares / jnp.square(total) / places
     several = effective < 1 - _LEAST_WEIGHT
     unbiased = var / jnp.where(several, 1 - effective, 1.0)
-    return mean, var, unbiased, counted
+    return centre + offset, var, unbiased, counted
 
 
 class InstanceNorm(nn.Module):

@@ -525,7 +525,12 @@ class Method(method.Method):
     def _attention_losses(
         self, layers: Sequence[dict[str, jax.Array]], labels: jax.Array
     ) -> dict[str, jax.Array]:
-        """Losses of ContrastAttn that have a weight, each the sum over its layers."""
+        """Losses of ContrastAttn that have a weight, each the sum over its layers.
+
+        All layers at once: devices exchange features once then, not once a layer.
+        """
+        if not layers:
+            return {}
         options = self.options
         *decays, stripe_decay = options.rank_decays or (0.0, 0.0, 0.0)
         inter = partial(inter_image, decays=tuple(decays), groups=options.mining_groups)
@@ -535,10 +540,11 @@ class Method(method.Method):
             "intra": lambda a: intra(a["stripes_focused"], a["stripes_rest"]),  # Eq. 6
             "auxiliary": lambda a: cross_entropy(a["logits"], labels),
         }
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *layers)
         return {
-            name: sum(map(term, layers))
+            name: jax.vmap(term)(stacked).sum()
             for name, term in terms.items()
-            if layers and getattr(options, f"{name}_weight")
+            if getattr(options, f"{name}_weight")
         }
 
     def _verify(

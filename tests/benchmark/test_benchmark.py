@@ -138,7 +138,7 @@ def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
     mapped.work.call()
     mesh = sharding.make_mesh(devices)
     shapes = experiment.example_batch(toy_config, stage.batch_size)
-    program = workloads._program(toy_config, method, stage, mesh, shapes)
+    program = workloads.stage_program(toy_config, method, stage, mesh, shapes)
     rows = random_data.training_rows(toy_config, method, stage)
     state, _ = program.step(program.fresh(), sharding.put_batch(rows, mesh))
     for found, wanted in zip(
@@ -307,6 +307,7 @@ def test_nothing_is_measured_before_every_point_was_checked(toy_config, tmp_path
         (("--mode=benchmark", "--batch=8", "--batch_per_device=8"), "give either"),
         (("--mode=benchmark", "--checkpoint=runs/x"), "for evaluate and export"),
         (("--batch=8",), "--batch is for --mode=benchmark"),
+        (("--mode=benchmark", "--topology=v5e:2x2"), "is for --mode=plan"),
         (("--mode=benchmark", "--sweep=model.dtpye=x"), "did you mean model.dtype"),
     ],
 )

@@ -24,6 +24,16 @@ def reference(inputs, scale, bias, groups):
     return np.concatenate(outputs), np.mean(means, 0), np.mean(variances, 0)
 
 
+def input_gradient(inputs, cotangent, scale):
+    """Of one group, in float64, by the formula of Ioffe and Szegedy."""
+    rows, cotangent = inputs.astype(np.float64), cotangent.astype(np.float64)
+    axes = tuple(range(inputs.ndim - 1))
+    deviation = np.sqrt(rows.var(axes) + EPSILON)
+    normed = (rows - rows.mean(axes)) / deviation
+    passed = normed * (cotangent * normed).mean(axes)
+    return scale / deviation * (cotangent - cotangent.mean(axes) - passed)
+
+
 def make(shape, seed=0):
     rng = np.random.default_rng(seed)
     channels = shape[-1]
@@ -70,19 +80,60 @@ def test_gradient_equals_formula(groups):
     def loss(inputs):
         return jnp.sum(weights * train_step(groups)(variables, inputs)[0])
 
-    expected = []
-    scale = variables["params"]["scale"].astype(np.float64)
-    for rows, cotangent in zip(
-        np.split(inputs.astype(np.float64), groups),
-        np.split(weights, groups),
-        strict=True,
-    ):
-        deviation = np.sqrt(rows.var(0) + EPSILON)
-        normed = (rows - rows.mean(0)) / deviation
-        centred = cotangent - cotangent.mean(0) - normed * (cotangent * normed).mean(0)
-        expected.append(scale / deviation * centred)
+    scale = variables["params"]["scale"]
+    expected = [
+        input_gradient(rows, cotangent, scale)
+        for rows, cotangent in zip(
+            np.split(inputs, groups), np.split(weights, groups), strict=True
+        )
+    ]
     np.testing.assert_allclose(
-        jax.grad(loss)(inputs), np.concatenate(expected), rtol=1e-4, atol=1e-5
+        jax.grad(loss)(inputs), np.concatenate(expected), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_mean_that_the_running_one_is_near_costs_no_digits(weighted):
+    """Values of 1000 with a deviation of 1 have three digits less to begin with; plain
+    E[x²] - E[x]² would lose three more and find variances of 0 to 2."""
+    rng = np.random.default_rng(0)
+    inputs = (1000 + rng.normal(size=(16, 4, 4, 5))).astype(np.float32)
+    cotangent = rng.normal(size=inputs.shape).astype(np.float32)
+    _, variables = make((1, 5))
+    variables["batch_stats"]["mean"] += 1000
+    weights = np.ones(16, np.float32) if weighted else None
+
+    def loss(inputs):
+        outputs, updated = apply(variables, inputs, weights)
+        return jnp.sum(cotangent * outputs), (outputs, updated["batch_stats"])
+
+    def apply(variables, inputs, weights):
+        return BatchNorm().apply(
+            variables, inputs, train=True, weights=weights, mutable=["batch_stats"]
+        )
+
+    gradient, (outputs, stats) = jax.jit(jax.grad(loss, has_aux=True))(inputs)
+    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
+    expected, _, var = reference(inputs, scale, bias, 1)
+    np.testing.assert_allclose(outputs, expected, atol=2e-4)  # a rounding of 1000
+    wanted = 0.9 * variables["batch_stats"]["var"] + 0.1 * var
+    np.testing.assert_allclose(stats["var"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, input_gradient(inputs, cotangent, scale), atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("far", [1, 10, 100])
+def test_the_error_of_a_batch_that_is_far_from_the_running_mean_is_bounded(far):
+    """n standard deviations away, n² roundings: as in the first steps of a network."""
+    rng = np.random.default_rng(0)
+    inputs = (far + rng.normal(size=(64, 4, 4, 5))).astype(np.float32)
+    outputs, _ = BatchNorm(use_bias=False).init_with_output(
+        jax.random.key(0), inputs, train=True
+    )
+    expected, *_ = reference(inputs, np.ones(5), 0, 1)
+    np.testing.assert_allclose(
+        outputs, expected, rtol=(1 + far**2) * 2e-7, atol=(1 + far) * 2e-7
     )
 
 

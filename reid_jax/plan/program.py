@@ -1,0 +1,272 @@
+"""What a compiled program moves and sends, read from its text.
+
+The text tells what the compiler's own "bytes accessed" does not: how many bytes pass
+between chip and HBM. On a GPU all arrays are HBM's, whatever its caches keep.
+
+A collective that the compiler spreads over several fusions stands in the text once for
+each of them; it is one, by its channel.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+from reid_jax.plan import hlo
+from reid_jax.plan.hlo import Array, Computation, Instruction
+
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
+)
+
+# Nothing is moved by these: names for what is there, or ends of what is counted where
+# it begins.
+_FREE = frozenset(
+    (
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+        *("after-all", "add-dependency", "opt-barrier", "domain"),
+        *("partition-id", "replica-id", "async-update"),
+        *(f"{name}-done" for name in ("copy", "slice", "async", "send", "recv")),
+        *(f"{name}-done" for name in COLLECTIVES),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What chips exchange.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      op_name: as of an instruction.
+      plain: bytes of its result on a chip.
+      times: how often a call of the program does it.
+    """
+
+    kind: str
+    op_name: str
+    plain: int
+    times: int
+
+    def sent(self, chips: int) -> float:
+        """Bytes that each chip sends at least, all of its doings together."""
+        others = (chips - 1) / chips
+        factor = {
+            "all-reduce": 2 * others,
+            "all-gather": others,
+            "reduce-scatter": chips - 1,
+            "all-to-all": others,
+            "ragged-all-to-all": others,
+        }.get(self.kind, 1.0)
+        return self.times * self.plain * factor
+
+
+class Program:
+    """A compiled program.
+
+    Args:
+      text: of `jax.stages.Compiled.as_text()`.
+
+    Attributes:
+      computations: their instructions, by name, in the order in which they run.
+      entry: name of the first one.
+      aliased: outputs that lie where an input lay.
+    """
+
+    def __init__(self, text: str):
+        head = text[: text.find("\n")]
+        self.aliased = len(re.findall(r"\{[\d, ]*\}: \(\d+", head))
+        self.entry, self.computations = hlo.parse(text)
+
+    def hbm_bytes(self) -> int:
+        """Bytes that a call moves between a chip and its HBM."""
+        return self._moved(self.entry)
+
+    def collectives(self) -> list[Collective]:
+        """Each collective once, in the order in which they start."""
+        found: dict[str, Collective] = {}
+        for line, computation, times in self._executed(self.entry, 1, whole=True):
+            if line.kind not in COLLECTIVES:
+                continue
+            scattered = computation.startswith("all-reduce-scatter")
+            plain = sum(a.plain for a in _of_collective(line))
+            kind = line.kind
+            if scattered and kind == "all-reduce":
+                root = _root(self.computations[computation])
+                kind, plain = "reduce-scatter", sum(a.plain for a in root.results)
+            channel = re.search(r"channel_id=(\d+)", line.rest)
+            key = channel.group(1) if channel else line.name
+            found.setdefault(key, Collective(kind, line.op_name, plain, times))
+        return list(found.values())
+
+    def largest(self, count: int) -> list[tuple[Instruction, int]]:
+        """The instructions with the largest results in HBM, and their bytes.
+
+        What is only moved between memories is left out.
+        """
+        sizes = [
+            (line, sum(a.in_hbm for a in line.results))
+            for line, *_ in self._executed(self.entry, 1, whole=False)
+            if line.opcode not in _FREE
+            and line.opcode != "while"
+            and (line.kind == line.opcode or line.kind in COLLECTIVES)
+        ]
+        return sorted(sizes, key=lambda pair: -pair[1])[:count]
+
+    def dtypes(self) -> set[str]:
+        """Of all arrays."""
+        return {
+            array.dtype
+            for lines in self.computations.values()
+            for line in lines.values()
+            for array in line.results
+        }
+
+    def _executed(
+        self, name: str, times: int, *, whole: bool
+    ) -> Iterator[tuple[Instruction, str, int]]:
+        """Instructions that run, their computation, and how often.
+
+        Args:
+          name: of the computation to begin with.
+          times: it runs.
+          whole: whether what fusions consist of counts, too.
+        """
+        for line in self.computations.get(name, {}).values():
+            yield line, name, times
+            if line.opcode == "fusion" and not whole:
+                continue
+            applied = ("to_apply",) if line.opcode == "call" else ()
+            inner = line.called("body", "calls", *applied) + line.branches()
+            each = times * (self._trips(line) if line.opcode == "while" else 1)
+            for called in inner:
+                yield from self._executed(called, each, whole=whole)
+
+    def _moved(self, name: str) -> int:
+        lines = self.computations.get(name, {})
+        return sum(self._moved_by(line, lines) for line in lines.values())
+
+    def _moved_by(self, line: Instruction, lines: Computation) -> int:
+        if line.opcode in _FREE:
+            return 0
+        if line.opcode == "while":
+            return self._trips(line) * sum(map(self._moved, line.called("body")))
+        if branches := line.branches():
+            return max(map(self._moved, branches))
+        if line.opcode in ("call", "async-start"):
+            return sum(map(self._moved, line.called("calls", "to_apply")))
+        if line.kind in ("copy", "slice") and line.opcode != line.kind:
+            return _prefetched(line)
+        written = sum(a.in_hbm for a in _of_use(line))
+        if line.opcode == "fusion":
+            return self._moved_by_fusion(line, lines, written)
+        if line.opcode in ("dynamic-slice", "slice", "gather"):
+            part = sum(a.stored for a in line.results)
+            return written + min(part, _read(lines, line.operands[0]))
+        return written + sum(_read(lines, operand) for operand in line.operands)
+
+    def _moved_by_fusion(
+        self, line: Instruction, lines: Computation, written: int
+    ) -> int:
+        """What a fusion writes, and of its operands what it looks at."""
+        (name,) = line.called("calls")
+        inside = self.computations[name]
+        parameters = _parameters(inside)
+        for part in inside.values():
+            if written and part.root and part.opcode == "dynamic-update-slice":
+                # In place: only the update is written, and its surroundings stay.
+                update = inside.get(part.operands[1])
+                written = sum(a.stored for a in update.results) if update else written
+        total = written
+        for index, operand in enumerate(line.operands):
+            whole = _read(lines, operand)
+            parameter = parameters.get(index)
+            seen = _looked_at(inside, parameter) if parameter and whole else None
+            total += whole if seen is None else min(seen, whole)
+        return total
+
+    def _trips_of(self, condition: str) -> int:
+        lines = self.computations.get(condition, {})
+        limits = [
+            int(found.group(1))
+            for line in lines.values()
+            if line.opcode == "constant"
+            and (found := re.match(r"\((\d+)\)", line.rest))
+        ]
+        return limits[0] if len(limits) == 1 else 1
+
+    def _trips(self, line: Instruction) -> int:
+        """How often a loop runs: as is known, or as a scan's condition compares."""
+        known = re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest)
+        if known:
+            return int(known.group(1))
+        return max(map(self._trips_of, line.called("condition")), default=1)
+
+
+def _of_collective(line: Instruction) -> Sequence[Array]:
+    """The arrays that a collective gives; where it is started, inputs come first."""
+    if not line.opcode.endswith("-start") or line.kind == "all-reduce":
+        return line.results
+    arrays = [a for a in line.results if a.shape or a.dtype not in ("u32", "s32")]
+    return arrays[len(arrays) // 2 :]
+
+
+def _of_use(line: Instruction) -> Sequence[Array]:
+    """The results but for a workspace of a library, of which it may use a part."""
+    *others, last = line.results or (None,)
+    scratch = line.opcode == "custom-call" and last and last.dtype in ("s8", "u8")
+    return others if others and scratch else line.results
+
+
+def _prefetched(line: Instruction) -> int:
+    """Bytes that a copy between memories reads or writes in HBM."""
+    if line.kind == "copy":
+        return sum(a.in_hbm for a in line.results[:2])
+    source, part = line.results[0], line.results[-2]
+    return part.in_hbm + (part.stored if source.space == 0 else 0)
+
+
+def _read(lines: Computation, operand: str) -> int:
+    found = lines.get(operand)
+    return sum(a.in_hbm for a in found.results) if found else 0
+
+
+def _root(lines: Computation) -> Instruction:
+    return next(line for line in lines.values() if line.root)
+
+
+def _parameters(lines: Computation) -> dict[int, str]:
+    found = {}
+    for line in lines.values():
+        if line.opcode == "parameter":
+            found[int(line.rest[1 : line.rest.index(")")])] = line.name
+    return found
+
+
+def _looked_at(lines: Computation, parameter: str) -> int | None:
+    """Bytes of a fusion's parameter that slices take; None if something takes all."""
+    total = 0
+    for line in lines.values():
+        if parameter not in line.operands:
+            continue
+        if line.opcode == "dynamic-update-slice" and line.operands[0] == parameter:
+            continue
+        sliced = ("dynamic-slice", "slice", "gather")
+        if line.opcode not in sliced or line.operands[0] != parameter:
+            return None
+        total += sum(a.stored for a in line.results)
+    return total
+
+
+def count(collectives: Sequence[Collective], chips: int) -> dict[str, dict[str, float]]:
+    """How many of each kind there are in the program, and bytes that a chip sends."""
+    found: dict[str, dict[str, float]] = collections.defaultdict(
+        lambda: {"count": 0, "bytes": 0.0}
+    )
+    for one in collectives:
+        found[one.kind]["count"] += 1
+        found[one.kind]["bytes"] += one.sent(chips)
+    return dict(found)
