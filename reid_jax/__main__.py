@@ -14,6 +14,7 @@ CONFIG_VERBS = {
     "evaluate": "ranks with the checkpoint of a --workdir",
     "export": "writes artifacts for other programs, and a model card",
     "benchmark": "measures speed and memory of a --config",
+    "plan": "compiles a --config for TPUs and GPUs that are not here",
 }
 """`reid_jax.main` has these, as `--mode=VERB` too: flags alone are a training."""
 
