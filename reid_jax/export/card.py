@@ -57,6 +57,7 @@ def describe(
         "training_identities": meta["num_classes"],
         "input": {name: kinds[name] for name in ("images", *method.embed_inputs)},
         "output": _arrays(embedding),
+        "parts": list(method.visibility_titles),
         **_pairs(method.pair_scorer(meta["stage"]), kinds),
         **written,
         "versions": {"jax": jax.__version__},

@@ -43,6 +43,7 @@ def read(folder: pathlib.Path) -> Network:
         method=about["method"],
         fingerprint=about["fingerprint"],
         image_size=about["image_size"],
+        parts=about["parts"],
         inputs=about["inputs"],
         embed=embed,
         distance=artifacts["distance"].call,
@@ -60,6 +61,7 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
             "method": about["method"],
             "fingerprint": about["fingerprint"],
             "image_size": (height, width),
+            "parts": tuple(about["parts"]),
             "inputs": tuple(name for name, _ in inputs),
         }
     except KeyError as error:

@@ -12,11 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from reid_jax.errors import UserError
-from reid_jax.extractor import batches, mirrored
+from reid_jax.extractor import batches
 from reid_jax.extractor import images as imaging
 from reid_jax.extractor.images import BadImage, Images, Source
 from reid_jax.extractor.network import Arrays, Network
 from reid_jax.extractor.ranking import Ranking
+from reid_jax.retrieval import expansion
 from reid_jax.retrieval.lists import smallest
 from reid_jax.runtime import sharding
 
@@ -187,8 +188,10 @@ class Extractor:
         embedding = self.network.embed(variables, images, *inputs)
         if not flip:
             return embedding
-        other = self.network.embed(variables, images[:, :, ::-1], *inputs)
-        return mirrored.mean(embedding, other)
+        other = self.network.embed(variables, expansion.mirror(images), *inputs)
+        expansion.check_averaged(embedding, "flip")
+        sides = expansion.other_sides(self.network.parts)
+        return expansion.with_mirrored(embedding, other, sides)
 
     def _start(self, arrays: Mapping[str, np.ndarray], *, flip: bool) -> Arrays:
         for name in self.network.inputs:

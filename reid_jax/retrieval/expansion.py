@@ -42,9 +42,9 @@ def check_averaged(embedding: Mapping[str, object], step: str) -> None:
     further = [name for name in embedding if name not in _FIELDS]
     if further:
         raise UserError(
-            f"config.evaluation.rerank: {step} averages unit vectors, and this "
-            f"method's embedding has `{further[0]}` beside them; leave {step} out, or "
-            "choose another test feature (AAformer: another config.model.vector)"
+            f"{step} averages unit vectors, and this method's embedding has "
+            f"`{further[0]}` beside them; leave {step} out, or choose another test "
+            "feature (AAformer: another config.model.vector)"
         )
 
 
@@ -119,8 +119,9 @@ def mirror(images: jax.Array) -> jax.Array:
 def with_mirrored(
     embedding: Embedding, mirrored: Embedding, sides: Sequence[int] = ()
 ) -> Embedding:
-    """The average of images' embeddings and those of their mirror images, of unit norm.
+    """The average of images' embeddings and those of their mirror images.
 
+    Vectors keep their mean length, so that unit vectors stay so; parts have unit norm.
     A part is what either image shows; it is visible where one of them shows it.
 
     Args:
@@ -129,7 +130,9 @@ def with_mirrored(
     """
     made = dict(embedding)
     if "vector" in embedding:
-        made["vector"] = normalise(embedding["vector"] + mirrored["vector"])
+        vectors = embedding["vector"], mirrored["vector"]
+        length = sum(jnp.linalg.norm(x, axis=-1, keepdims=True) for x in vectors) / 2
+        made["vector"] = normalise(sum(vectors)) * length
     if "visibility" not in embedding:
         return made
     order = np.array(sides or range(embedding["visibility"].shape[1]))
@@ -161,7 +164,7 @@ def other_sides(titles: Sequence[str]) -> tuple[int, ...]:
             order.append(titles.index(other))
         else:
             raise UserError(
-                f"config.evaluation.rerank: flip has to know which part is {title!r} "
+                f"flip has to know which part is {title!r} "
                 f"in a mirror image; no {other!r} is among {', '.join(titles)}"
             )
     return tuple(order)
