@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from data_pipelines.augment.base import Pair
 from data_pipelines.augment.colour import Colour
@@ -19,9 +20,20 @@ from data_pipelines.augment.geometry import Flip, PadCrop, RandomCrop
 from data_pipelines.augment.occlusion import PasteOccluder, RandomErasing
 from reid_jax.errors import UserError
 
+BILINEAR = "bilinear"
+_PILLOW = {
+    "pil-bilinear": Image.Resampling.BILINEAR,
+    "pil-bicubic": Image.Resampling.BICUBIC,
+}
+RESIZES = (BILINEAR, *_PILLOW)
+"""Ways of resizing. OpenCV's looks at the nearest pixels; Pillow's, which torchvision
+applies to pictures from files, weighs all pixels of the area that becomes one."""
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of uint8 [H, W, 3] to (height, width)."""
+
+def resize(image: np.ndarray, size: tuple[int, int], how: str = BILINEAR) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] to (height, width) by one of `RESIZES`."""
+    if how in _PILLOW:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], _PILLOW[how]))
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 

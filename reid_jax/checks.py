@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.transforms import BILINEAR, RESIZES
 from reid_jax.errors import UserError
 from reid_jax.retrieval.ranking import APS
 from reid_jax.runtime import workdir
@@ -72,6 +73,7 @@ def check_config(config: Any) -> None:
         *_unreadable(fields),
         *_no_protocols(fields["evaluate_on"]),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
+        *_no_choice("data.resize", fields.get("data.resize", BILINEAR), RESIZES),
         *_too_small(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
     ]

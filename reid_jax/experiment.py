@@ -66,6 +66,7 @@ class EvaluationSpec:
       pair_block: of a pair model, candidates that are scored at once.
       map_cache_bytes: of a pair model, disk for the gallery's maps.
       pictured: queries that pictures show, by file name or index; () spreads them.
+      resize: how images are brought to that size.
     """
 
     data_dir: str
@@ -75,6 +76,7 @@ class EvaluationSpec:
     pair_block: int
     map_cache_bytes: int
     pictured: tuple[str | int, ...] = ()
+    resize: str = transforms.BILINEAR
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -181,7 +183,9 @@ def build_augment(config: Any) -> transforms.Augment:
     return transforms.build(fields.pop("steps"), fields)
 
 
-def open_split(data_dir: str, dataset: str, split: str) -> records.Records:
+def open_split(
+    data_dir: str, dataset: str, split: str, *, resize: str = transforms.BILINEAR
+) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 
     Into a bucket nothing is rendered.
@@ -195,7 +199,7 @@ def open_split(data_dir: str, dataset: str, split: str) -> records.Records:
             prepare.prepare(name, data_dir=data_dir)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("data prepared")
-    return prepared.open_records(dataset, split, data_dir)
+    return prepared.open_records(dataset, split, data_dir).resized_by(resize)
 
 
 def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) -> None:
@@ -228,6 +232,7 @@ def build_evaluation(config: Any) -> EvaluationSpec:
         pair_block=chosen.pair_block,
         map_cache_bytes=chosen.map_cache_bytes,
         pictured=chosen.pictured,
+        resize=config.data.resize,
     )
 
 
@@ -313,7 +318,7 @@ def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:
     parameters' shapes allow it.
     """
     now = workdir.flatten(config.to_dict())
-    others = {"data.height", "data.width"}
+    others = {"data.height", "data.width", "data.resize"}
     if trained.get("ema_decay", 0.0):
         others.add("evaluation.ema")
     return {

@@ -40,7 +40,7 @@ def describe(
     height, width = image_size
     best = meta["best"] or {"entries": []}
     kinds = {
-        "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
+        "images": f"uint8 RGB [b, {height}, {width}, 3], resized: {_resize(meta)}",
         "camera": "int32 [b], the training set's number of the camera",
         "parts": f"uint8 [b, {height}, {width}], part classes",
     }
@@ -66,6 +66,28 @@ def describe(
         ],
         "config": meta["config"] | changed,
     }
+
+
+def _resize(about: Meta | dict[str, Any]) -> str:
+    """`config.data.resize` of a checkpoint or an export."""
+    return about["config"].get("data.resize", "bilinear")
+
+
+def _loading(about: dict[str, Any], image_size: tuple[int, int]) -> tuple[str, str]:
+    """How an image is read at the network's size: an import, and lines of code."""
+    height, width = image_size
+    resize = _resize(about)
+    how = resize.removeprefix("pil-")
+    if how != resize:
+        return "from PIL import Image", (
+            f"""    image = Image.open(path).convert("RGB")
+    return np.asarray(image.resize(({width}, {height}), Image.{how.upper()}))"""
+        )
+    return "import cv2", (
+        f"""    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    assert image is not None, f"cannot read {{path}}"
+    return cv2.resize(image, ({width}, {height}))  # bilinear"""
+    )
 
 
 def _pairs(scorer: PairScorer | None, kinds: dict[str, str]) -> dict[str, Any]:
@@ -140,23 +162,22 @@ A person re-identification extractor.
 
 def _use(about: dict[str, Any], image_size: tuple[int, int]) -> str:
     """How images are embedded and compared."""
-    height, width = image_size
+    imported, lines = _loading(about, image_size)
+    package = "pillow" if "PIL" in imported else "opencv-python-headless"
     inputs = about["input"]
     return f"""## Use
 
-With `pip install jax flatbuffers opencv-python-headless`, in this folder:
+With `pip install jax flatbuffers {package}`, in this folder:
 
 ```python
 import pathlib
-import cv2
+{imported}
 import jax
 import numpy as np
 from jax import export
 
 def load(path):
-    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
-    assert image is not None, f"cannot read {{path}}"
-    return cv2.resize(image, ({width}, {height}))  # bilinear
+{lines}
 
 embed = export.deserialize(pathlib.Path("embed.jaxexport").read_bytes())
 distance = export.deserialize(pathlib.Path("distance.jaxexport").read_bytes())
