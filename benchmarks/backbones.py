@@ -6,10 +6,10 @@
 
 Needs PyTorch, torchvision and timm, as `tests/goldens/make_goldens.py` does, and for
 OSNet torchreid, as `make_osnet.py` does, in one environment with reid_jax, and for
-`--device=cuda` both JAX and PyTorch with CUDA. Both sides get the same weights and images
-(256 x 128, float32), matrix products in `--dtype` (PyTorch's by its automatic mixed
-precision) and every core that the process may use or one GPU, and must agree before
-they are timed.
+`--device=cuda` both JAX and PyTorch with CUDA. Both sides get the same weights and
+images (256 x 128, float32), matrix products in `--dtype` (PyTorch's by its automatic
+mixed precision) and every core that the process may use or one GPU, and must agree
+before they are timed.
 Their repetitions alternate, so that whatever else the machine does slows down both.
 
 Prints one line of JSON per backbone and mode: "forward" in evaluation; "train", a

@@ -162,6 +162,8 @@ class ResNet(nn.Module):
         `DotNonLocal` block stands; fast-reid's are (0, 2, 3, 0). Empty for none.
       ceil_pool: whether the stem's pooling begins at the first pixel and rounds its
         size up, as fast-reid's since its version 1.0, in place of borders all around.
+      stem_relu: whether there is a ReLU in front of that pooling; the ResNet of BoT's
+        code has none.
       feature_dim: channels of torchreid's fully connected layer behind the mean over
         the last map; 0 for none.
       bn_groups: see `BatchNorm.groups`.
@@ -177,6 +179,7 @@ class ResNet(nn.Module):
     non_local: bool = False
     dot_non_local: tuple[int, ...] = ()
     ceil_pool: bool = False
+    stem_relu: bool = True
     feature_dim: int = 0
     bn_groups: int = 1
     dtype: str = "float32"
@@ -207,10 +210,10 @@ class ResNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         features = conv(self.width, 7, stride=2, dtype=dtype, name="conv1")(images)
         features = BatchNorm(self.bn_groups, name="bn1")(features, train=train)
+        if self.stem_relu:
+            features = jax.nn.relu(features)
         border = ((0, 1), (0, 1)) if self.ceil_pool else ((1, 1), (1, 1))
-        features = nn.max_pool(
-            jax.nn.relu(features), (3, 3), strides=(2, 2), padding=border
-        )
+        features = nn.max_pool(features, (3, 3), strides=(2, 2), padding=border)
         maps = {"stem": features}
         for layer, blocks in enumerate(self.blocks, start=1):
             bottlenecks = _bottlenecks(

@@ -68,6 +68,7 @@ class Kind:
       zero: the peer's names of what must be zero, as we have no such parameter.
       dropped: the peer's names of what no test of it reads.
       options: of the backbone, where the file does not say them.
+      options_of: more of them, by the name of the backbone.
       ceil_pool: the peer's names that only networks with `ResNet.ceil_pool` have.
     """
 
@@ -80,6 +81,9 @@ class Kind:
     zero: str = r"(?!)"
     dropped: str = _COUNTERS
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options_of: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+        default_factory=dict
+    )
     ceil_pool: str = r"(?!)"
 
     def place(self, name: str) -> tuple[str, int] | None:
@@ -168,6 +172,9 @@ KINDS: dict[str, Kind] = {
         zero=r"bottleneck\.bias",
         dropped=f"{_COUNTERS}|{_IMAGENET_CLASSIFIER}",
         options={"last_stride": 1},
+        # Its ResNet has left the stem's ReLU out ("add missed relu", a comment says);
+        # its IBN-a has it.
+        options_of={"resnet50": {"stem_relu": False}},
     ),
     "fastreid-bot": _fast_reid("BoT"),
     "fastreid-agw": _fast_reid("AGW", pool="gem"),

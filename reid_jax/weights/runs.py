@@ -178,7 +178,8 @@ def describe(found: Sorted, kind: str, *, origin: str) -> Any:
         config.model.pool = "gem"
     options |= {"ceil_pool": True} if found.ceil_pool else {}
     with config.model.options.ignore_type():  # an MLP may have a broken ratio
-        config.model.options.update({**row.options, **options})
+        config.model.options.update(row.options, **options)
+        config.model.options.update(row.options_of.get(name, {}))
     return config
 
 

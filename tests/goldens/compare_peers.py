@@ -2,7 +2,8 @@
 
 `python -m tests.goldens.compare_peers FOLDER`, with the folder that
 `make_peers.py --full FOLDER` has written: each file is converted as a user would, and
-the embeddings of eight pictures are compared, resampling included.
+the embeddings of eight pictures are compared, resampling included. A second argument,
+such as `transreid*`, takes some of the files.
 """
 
 import contextlib
@@ -45,7 +46,8 @@ def embeddings(folder, how):
 
 def main():
     """One line per file: the network, the difference, and with OpenCV's resampling."""
-    for file in sorted(pathlib.Path(sys.argv[1]).glob("*.pth.tar")):
+    folder, pattern = pathlib.Path(sys.argv[1]), (sys.argv[2:] or ["*"])[0]
+    for file in sorted(folder.glob(f"{pattern}.pth.tar")):
         name = file.name.removesuffix(".pth.tar")
         kind = name.rpartition("-")[0]
         expected = np.load(file.with_name(f"{name}.npy"))

@@ -26,13 +26,18 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def peers_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """`tensor` for trained networks: their necks have no bias, and pooling a power."""
+    """`tensor` for trained networks: their necks have no bias, and pooling a power.
+
+    Non-local blocks multiply what they read, and so add little of it here.
+    """
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     if name.endswith("pool_layer.p"):
         return np.full(shape, 2.5, np.float32)
     if "bottleneck" in name and name.endswith("bias"):
         return np.zeros(shape, np.float32)
+    if "NL_" in name and name.endswith("weight"):
+        return np.float32(0.2) * tensor(name, shape)
     return tensor(name, shape)
 
 

@@ -125,15 +125,14 @@ def transreid_networks(small):
 def bot_networks(small):
     """reid-strong-baseline's ResNet-50, with and without IBN-a."""
     from modeling import baseline
-    from modeling.backbones import resnet_ibn_a
+    from modeling.backbones import resnet
 
     arguments = (CLASSES, 1, "", "bnneck", "after")
-    model = baseline.Baseline(*arguments, "resnet50_ibn_a", "none")
+    model = baseline.Baseline(*arguments, "resnet50", "none")
     if small:
-        block = resnet_ibn_a.Bottleneck_IBN
-        model.base = resnet_ibn_a.ResNet_IBN(1, block, [1, 1, 1, 1])
+        model.base = resnet.ResNet(1, resnet.Bottleneck, [1, 1, 1, 1])
     else:
-        yield "bot", baseline.Baseline(*arguments, "resnet50", "none")
+        yield "bot", baseline.Baseline(*arguments, "resnet50_ibn_a", "none")
     yield "bot", model
 
 

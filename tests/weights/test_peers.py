@@ -17,6 +17,7 @@ from data_pipelines import transforms
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime.state import TrainState
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import files, mapping, peers, runs
 from tests.goldens import filling, layout
@@ -102,7 +103,7 @@ def test_what_each_peers_network_is(converted):
     found = {kind: run_config.get_config(str(converted(kind))) for kind in KINDS}
     model = {kind: config.model for kind, config in found.items()}
     assert {k: m.backbone for k, m in model.items()} == {
-        "bot": "resnet50_ibn_a",
+        "bot": "resnet50",
         "fastreid-sbs": "resnet50_ibn_a",
         "torchreid-osnet": "osnet_x0_25",
         "torchreid-resnet50_fc512": "resnet50",
@@ -112,6 +113,7 @@ def test_what_each_peers_network_is(converted):
     assert model["transreid"].options.stride == (16, 16)
     assert model["fastreid-sbs"].options.dot_non_local == (0, 1, 2, 0)
     assert model["fastreid-sbs"].options.ceil_pool
+    assert not model["bot"].options.stem_relu
     assert model["fastreid-sbs"].pool == "gem"
     assert found["fastreid-sbs"].data.height == 384
     assert [m.feature for m in model.values()].count("after") == 2
@@ -129,6 +131,16 @@ def test_what_was_converted_starts_a_training(converted):
         np.testing.assert_array_equal(own[path], got[path])
     assert {p.split("/")[1] for p in report.loaded} == {"backbone"}
     assert {p.split("/")[1] for p in report.missing} == {"heads"}
+
+
+def test_no_training_goes_on_in_its_folder(converted):
+    _, _, variables = restored(converted("bot"))
+    rest = {name: x for name, x in variables.items() if name != "params"}
+    state = TrainState(None, None, variables["params"], rest, None)
+    checkpoints = checkpoint.Checkpoints(str(converted("bot")))
+    with pytest.raises(UserError, match=r"no training .* --config\.pretrained=.*/run$"):
+        checkpoints.restore(state, None)
+    checkpoints.close()
 
 
 def test_safetensors_are_the_same(converted, tmp_path):
