@@ -423,5 +423,5 @@ def _check_head(backbone: str, *, neck: str, pool: str, cosine: bool) -> None:
         )
     if neck == "none" and cosine:
         raise UserError(
-            "neck='none' has a linear classifier: take classifier='linear', or neck='bn'"
+            "neck='none' has a linear classifier: take classifier='linear' or neck='bn'"
         )

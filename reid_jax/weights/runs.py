@@ -171,6 +171,7 @@ def describe(found: Sorted, kind: str, *, origin: str) -> Any:
     config = baseline.get_config(f"backbone={name}")
     config.variant = kind
     config.pretrained = "none"
+    config.model.center_weight = 0.0  # nobody trains here, and no file has centres
     config.data.height, config.data.width = size or row.size
     config.data.resize = row.resize
     config.model.update({**row.model, **found.statistics})
