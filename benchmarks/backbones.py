@@ -4,11 +4,12 @@
     python -m benchmarks.backbones --backbone=vit_base --batch=64 --device=cuda \\
         --dtype=bfloat16
 
-Needs PyTorch, torchvision and timm, as `tests/goldens/make_goldens.py` does, in one
-environment with reid_jax, and for `--device=cuda` both JAX and PyTorch with CUDA. Both
-sides get the same weights and images (256 x 128, float32), matrix products in `--dtype`
-(PyTorch's by its automatic mixed precision) and every core that the process may use or
-one GPU, and must agree before they are timed.
+Needs PyTorch, torchvision and timm, as `tests/goldens/make_goldens.py` does, and for
+OSNet torchreid, as `make_osnet.py` does, in one environment with reid_jax, and for
+`--device=cuda` both JAX and PyTorch with CUDA. Both sides get the same weights and
+images (256 x 128, float32), matrix products in `--dtype` (PyTorch's by its automatic
+mixed precision) and every core that the process may use or one GPU, and must agree
+before they are timed.
 Their repetitions alternate, so that whatever else the machine does slows down both.
 
 Prints one line of JSON per backbone and mode: "forward" in evaluation; "train", a
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -44,6 +46,7 @@ import numpy as np
 import optax
 
 from reid_jax.backbones.hrnet import HRNet
+from reid_jax.backbones.osnet import OSNet
 from reid_jax.backbones.resnet import ResNet
 from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.errors import UserError
@@ -55,6 +58,7 @@ OURS = {
     "resnet50": ResNet(),
     "resnet50_ibn_a": ResNet(ibn=True),
     "hrnet_w32": HRNet(),
+    "osnet_x1_0": OSNet(),
 }
 IMAGE_SIZE = (256, 128)
 WARM_UP = 2
@@ -125,7 +129,9 @@ def _step(
 
 
 def _feature(maps: dict[str, Any]) -> jax.Array:
-    """CLS, or the means over the places of the last maps, as the baselines do."""
+    """CLS, OSNet's feature, or the means over the last maps, as the baselines do."""
+    if "feature" in maps:
+        return maps["feature"]
     if "cls" in maps:
         return maps["cls"]
     last = maps["incre"] if "incre" in maps else (maps["layer4"],)
@@ -174,6 +180,8 @@ class Original:
         with self._mixed():
             maps = self._model(self._images)
         maps = {key: m.float() for key, m in maps.items()}
+        if "feature" in maps:
+            return maps["feature"]
         if "norm" in maps:
             return maps["norm"][:, 0]
         last = [m for key, m in maps.items() if key.startswith(("incre", "layer4"))]
@@ -185,6 +193,10 @@ def _original(name: str, scripts: ModuleType) -> Any:
         sizes = {"embed_dim": 768, "depth": 12, "num_heads": 12}
         model = scripts.ViT(IMAGE_SIZE, 16, (16, 8), **sizes)
         model.load()
+    elif name == "osnet_x1_0":
+        # With the script's neighbours, which it has imported.
+        model = importlib.import_module("tests.goldens.make_osnet").Featured()
+        scripts.fill(model.net)
     elif name == "hrnet_w32":
         model = scripts.HRNet(32, (1, 4, 3), 4, 32)
         scripts.fill(model.net)

@@ -7,10 +7,11 @@
 
 Backbones: `vit` (ViT-B/16, the ViT-baseline of AAformer's Tables II to IV, on its
 schedule), `vit_small`, `vit_large`, `transreid` (ViT-B/16 with jigsaw parts),
-`resnet50` and `resnet50_ibn_a` (BoT), `hrnet_w32` (BoT without the centre loss), and
-`pcb` (stripes on ResNet-50). Each trains by the recipe of the authors' code; what is
-left of it, and what a row of `VARIANTS` below is, is said in
-`reid_jax/models/baseline.py`.
+`resnet50` and `resnet50_ibn_a` (BoT), `hrnet_w32` (BoT without the centre loss), `pcb`
+(stripes on ResNet-50), and `osnet_x1_0`, `osnet_x0_75`, `osnet_x0_5`, `osnet_x0_25`,
+`osnet_ibn_x1_0` and `osnet_ain_x1_0` (as `hrnet_w32`). Each but OSNet trains by the
+recipe of the authors' code; what is left of it, and what a row of `VARIANTS` below is,
+is said in `reid_jax/models/baseline.py`.
 
 A demo is none of these recipes. It trains a small network from scratch with AdamW, and
 from scratch BoT's losses learn faster than TransReID's: all demos have those, without
@@ -24,6 +25,7 @@ the circle loss on pairs; `reid_jax/losses/features.py` has all of them.
 from ml_collections import ConfigDict
 
 from configs import common
+from reid_jax.backbones import osnet
 from reid_jax.backbones.vit import SIZES
 from reid_jax.models.baseline import Options
 
@@ -37,6 +39,7 @@ PRETRAINED = {
     "resnet50_ibn_a": "resnet50_ibn_a",
     "hrnet_w32": "hrnet_w32",
     "pcb": "resnet50",
+    **{name: name for name in osnet.SIZES},
 }
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Statistics of the channels with which all weights but Google's ViTs were trained."""
@@ -100,6 +103,12 @@ def _model(name: str) -> ConfigDict:
     model.backbone = "vit" if name in ("vit_small", "vit_large") else name
     model.triplet_weight = 0.0 if name == "pcb" else 1.0
     model.feature = "after"
+    # Whether the test feature is brought to unit length.
+    model.normalise = True
+    # "bn", or "none" for a classifier without BNNeck, as torchreid's.
+    model.neck = "bn"
+    # Of a ResNet's last map: "mean", or "gem", a generalised mean that is learned.
+    model.pool = "mean"
     model.bn_groups = 1
     model.dtype = "float32"
     # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
@@ -134,6 +143,9 @@ def _cnn(name: str) -> ConfigDict:
         return ConfigDict(
             {"width": 32, "modules": (1, 4, 3), "blocks": 4, "stem": 64, "incre": 32}
         )
+    if name in osnet.SIZES:
+        channels = osnet.SIZES[name]["channels"]
+        return ConfigDict({"channels": channels, "feature_dim": 512})
     return ConfigDict({"blocks": (3, 4, 6, 3), "width": 64, "last_stride": 1})
 
 
@@ -181,6 +193,8 @@ def _shrink(config: ConfigDict) -> None:
     elif config.model.backbone == "hrnet_w32":
         options.width, options.incre, options.stem = 8, 8, 16
         options.modules, options.blocks = (1, 1, 1), 1
+    elif config.model.backbone in osnet.SIZES:
+        options.channels, options.feature_dim = (16, 64, 96, 128), 128
     else:
         options.width, options.blocks = 16, (1, 1, 1, 1)
     config.stages.train.optimizer.milestones = ()

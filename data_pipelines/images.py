@@ -20,6 +20,15 @@ from data_pipelines.entries import File, bad_file
 MIN_SIDE = 16
 """Images with a shorter side than a ViT patch are refused."""
 
+BILINEAR = "bilinear"
+_PILLOW = {
+    "pil-bilinear": PIL.Image.Resampling.BILINEAR,
+    "pil-bicubic": PIL.Image.Resampling.BICUBIC,
+}
+RESIZES = (BILINEAR, *_PILLOW)
+"""Ways of resizing. OpenCV's looks at the nearest pixels; Pillow's, which torchvision
+applies to pictures from files, weighs all pixels of the area that becomes one."""
+
 _FORMATS = {"JPEG", "MPO", "PNG", "TIFF"}
 _AGAIN = "Copy or download it again, or remove it"
 # What Pillow and zipfile raise on damaged, encrypted and unsupported files.
@@ -100,8 +109,10 @@ def decode_parts(encoded: bytes) -> np.ndarray:
     return parts
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of uint8 [H, W, 3] to (height, width)."""
+def resize(image: np.ndarray, size: tuple[int, int], how: str = BILINEAR) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] to (height, width) by one of `RESIZES`."""
+    if how in _PILLOW:
+        return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], _PILLOW[how]))
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 

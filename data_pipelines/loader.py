@@ -78,7 +78,7 @@ class _Reader:
         record = self.records[index]
         try:
             image = images.decode(record["image"])
-            image = images.resize(image, self.image_size)
+            image = images.resize(image, self.image_size, self.records.resize)
             if not self.with_parts or "parts" not in record:
                 return image, None
             parts = images.decode_parts(record["parts"])

@@ -5,9 +5,10 @@ features, whatever its source.
 """
 
 import bisect
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,7 +16,23 @@ from data_pipelines.entries import fingerprint
 from reid_jax.errors import UserError
 
 
-class Records:
+class _Resized:
+    """What all records say of how their pictures are brought to a network's size.
+
+    Attributes:
+      resize: one of `images.RESIZES`.
+    """
+
+    resize = "bilinear"
+
+    def resized_by(self, how: str) -> Self:
+        """The same records with another `resize`."""
+        records = copy.copy(self)
+        records.resize = how
+        return records
+
+
+class Records(_Resized):
     """Random access to one prepared split; picklable, so that workers can hold it.
 
     Attributes:
@@ -90,7 +107,7 @@ class Records:
         return fingerprint(self._filenames, self.person, self.camera)
 
 
-class JoinedRecords:
+class JoinedRecords(_Resized):
     """Several training splits in one; takes the place of `Records`.
 
     Identities are taken to be other people in every data set. Persons are numbered

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.images import BILINEAR, RESIZES
 from reid_jax.errors import UserError
 from reid_jax.retrieval.ranking import APS
 from reid_jax.retrieval.search import BY, Search
@@ -86,6 +87,7 @@ def check_config(config: Any) -> None:
         *_unknown_trackers(fields.get("trackers", [])),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
         *_of_reranking(config.evaluation.to_dict()),
+        *_no_choice("data.resize", fields.get("data.resize", BILINEAR), RESIZES),
         *_too_small(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
     ]

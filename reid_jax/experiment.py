@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import reid_jax.models
-from data_pipelines import prepare, prepared, protocols, records, transforms
+from data_pipelines import images, prepare, prepared, protocols, records, transforms
 from reid_jax import checks, storage
 from reid_jax.errors import UserError
 from reid_jax.models.method import Batch, Method, Variables
@@ -71,6 +71,7 @@ class EvaluationSpec:
       rerank: steps of re-ranking in their order, with their options.
       search: how neighbours are found, and what a device may hold of a gallery.
       verification: whether ROC is reported.
+      resize: how images are brought to that size.
     """
 
     data_dir: str
@@ -83,6 +84,7 @@ class EvaluationSpec:
     rerank: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     search: Search = dataclasses.field(default_factory=Search)
     verification: bool = False
+    resize: str = images.BILINEAR
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -189,7 +191,9 @@ def build_augment(config: Any) -> transforms.Augment:
     return transforms.build(fields.pop("steps"), fields)
 
 
-def open_split(data_dir: str, dataset: str, split: str) -> records.Records:
+def open_split(
+    data_dir: str, dataset: str, split: str, *, resize: str = images.BILINEAR
+) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 
     Into a bucket nothing is rendered.
@@ -203,7 +207,7 @@ def open_split(data_dir: str, dataset: str, split: str) -> records.Records:
             prepare.prepare(name, data_dir=data_dir)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("data prepared")
-    return prepared.open_records(dataset, split, data_dir)
+    return prepared.open_records(dataset, split, data_dir).resized_by(resize)
 
 
 def check_parts(method: Method, stored: records.Records, inputs: Iterable[str]) -> None:
@@ -239,6 +243,7 @@ def build_evaluation(config: Any) -> EvaluationSpec:
         rerank={step: _options_of_step(chosen, step) for step in chosen.rerank},
         search=Search(**chosen.search.to_dict()),
         verification=chosen.verification,
+        resize=config.data.resize,
     )
 
 
@@ -330,7 +335,7 @@ def changed_fields(config: Any, trained: dict[str, Any]) -> dict[str, Any]:
     parameters' shapes allow it.
     """
     now = workdir.flatten(config.to_dict())
-    others = {"data.height", "data.width"}
+    others = {"data.height", "data.width", "data.resize"}
     if trained.get("ema_decay", 0.0):
         others.add("evaluation.ema")
     return {

@@ -5,7 +5,8 @@ stride in the 3x3 convolution; Pan et al., "Two at Once: Enhancing Learning and
 Generalization Capacities via IBN-Net", 2018, variant a. Parameters are named after
 torchvision's (`layer1.0.bn1.weight` is `layer1_0/bn1/scale`), so that its weights
 load by renaming and transposing. Padding is PyTorch's: the same on both sides, also
-where the stride is 2. Non-local blocks between the bottlenecks are an option.
+where the stride is 2. Options are non-local blocks between the bottlenecks, and what
+torchreid's and fast-reid's trained networks have of their own.
 """
 
 from __future__ import annotations
@@ -16,21 +17,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.backbones.non_local import INIT, NON_LOCAL, DotNonLocal, NonLocal
 from reid_jax.errors import UserError
+from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
 from reid_jax.layers.remat import run_block
 
 EXPANSION = 4
 """Channels of a bottleneck's output per channel of its 3x3 convolution."""
-
-NON_LOCAL = "nonlocal"
-"""How the names of non-local blocks begin; no pretrained file has them."""
-
-_COMPRESSION = 16
-"""Channels of a map per channel inside its non-local block."""
-
-# torchvision's: Kaiming, fan out, normal and not cut off.
-_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(width: int, size: int, *, stride: int = 1, dtype: Any, name: str) -> nn.Conv:
@@ -42,7 +36,7 @@ def conv(width: int, size: int, *, stride: int = 1, dtype: Any, name: str) -> nn
         padding=size // 2,
         use_bias=False,
         dtype=dtype,
-        kernel_init=_INIT,
+        kernel_init=INIT,
         name=name,
     )
 
@@ -111,40 +105,6 @@ class Bottleneck(nn.Module):
         return jax.nn.relu(branch + features)
 
 
-class NonLocal(nn.Module):
-    """Adds to each place of a map a weighted mean over all places, through attention.
-
-    Source: Wang et al., "Non-local Neural Networks", 2018, the embedded Gaussian form,
-    with 1/16 of the channels inside. The last convolution starts at zero, so that a
-    pretrained network starts as it was.
-
-    Attributes:
-      dtype: of the matrix products; the softmax is float32.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Maps [B, H, W, C] to the same shape, in `dtype`."""
-        batch, height, width, channels = features.shape
-        inner = max(channels // _COMPRESSION, 1)
-
-        def projected(name: str) -> jax.Array:
-            dense = nn.Dense(inner, dtype=self.dtype, kernel_init=_INIT, name=name)
-            return dense(features).reshape(batch, height * width, inner)
-
-        theta, phi, g = map(projected, ("theta", "phi", "g"))
-        scores = jnp.einsum(
-            "bnc,bmc->bnm", theta, phi, preferred_element_type=jnp.float32
-        )
-        weights = jax.nn.softmax(scores).astype(g.dtype)
-        mixed = jnp.einsum("bnm,bmc->bnc", weights, g)
-        zeros = nn.initializers.zeros
-        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")
-        return features + out(mixed).reshape(features.shape)
-
-
 class Stage(nn.Module):
     """One of the four layers of a ResNet on its own, for networks that repeat it.
 
@@ -198,6 +158,14 @@ class ResNet(nn.Module):
       ibn: whether layer1 to layer3 are IBN-a's.
       non_local: whether a `NonLocal` block stands before the last bottleneck of each
         of layer2, layer3 and layer4.
+      dot_non_local: of each layer, behind how many of its last bottlenecks a
+        `DotNonLocal` block stands; fast-reid's are (0, 2, 3, 0). Empty for none.
+      ceil_pool: whether the stem's pooling begins at the first pixel and rounds its
+        size up, as fast-reid's since its version 1.0, in place of borders all around.
+      stem_relu: whether there is a ReLU in front of that pooling; the ResNet of BoT's
+        code has none.
+      feature_dim: channels of torchreid's fully connected layer behind the mean over
+        the last map; 0 for none.
       bn_groups: see `BatchNorm.groups`.
       dtype: "float32" or "bfloat16", of the convolutions and the maps between them.
         Parameters and normalisation are float32.
@@ -209,6 +177,10 @@ class ResNet(nn.Module):
     last_stride: int = 1
     ibn: bool = False
     non_local: bool = False
+    dot_non_local: tuple[int, ...] = ()
+    ceil_pool: bool = False
+    stem_relu: bool = True
+    feature_dim: int = 0
     bn_groups: int = 1
     dtype: str = "float32"
     remat: bool = False
@@ -232,14 +204,16 @@ class ResNet(nn.Module):
           stem [B, H/4, W/4, width], after the max-pooling; layer1 [B, H/4, W/4,
           4 * width], layer2 [B, H/8, W/8, 8 * width], layer3 [B, H/16, W/16,
           16 * width], layer4 [B, H/16, W/16, 32 * width] or half the height and
-          width of that with `last_stride` 2. Fractions are rounded up.
+          width of that with `last_stride` 2. Fractions are rounded up. With a
+          `feature_dim` also feature, float32 [B, feature_dim].
         """
         dtype = jnp.dtype(self.dtype)
         features = conv(self.width, 7, stride=2, dtype=dtype, name="conv1")(images)
         features = BatchNorm(self.bn_groups, name="bn1")(features, train=train)
-        features = nn.max_pool(
-            jax.nn.relu(features), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
-        )
+        if self.stem_relu:
+            features = jax.nn.relu(features)
+        border = ((0, 1), (0, 1)) if self.ceil_pool else ((1, 1), (1, 1))
+        features = nn.max_pool(features, (3, 3), strides=(2, 2), padding=border)
         maps = {"stem": features}
         for layer, blocks in enumerate(self.blocks, start=1):
             bottlenecks = _bottlenecks(
@@ -251,11 +225,21 @@ class ResNet(nn.Module):
                 bn_groups=self.bn_groups,
                 dtype=dtype,
             )
-            for block in bottlenecks:
-                if self.non_local and layer > 1 and block is bottlenecks[-1]:
+            behind = (self.dot_non_local or (0, 0, 0, 0))[layer - 1]
+            for left, block in zip(range(blocks, 0, -1), bottlenecks, strict=True):
+                if self.non_local and layer > 1 and left == 1:
                     features = NonLocal(dtype, name=f"{NON_LOCAL}{layer}")(features)
                 features = run_block(block, features, remat=self.remat, train=train)
+                if left <= behind:
+                    name = f"{NON_LOCAL}{layer}_{behind - left}"
+                    extra = DotNonLocal(self.bn_groups, dtype, name=name)
+                    features = extra(features, train=train)
             maps[f"layer{layer}"] = features
+        if self.feature_dim:
+            pooled = features.astype(jnp.float32).mean((1, 2))
+            maps["feature"] = fully_connected(
+                pooled, self.feature_dim, bn_groups=self.bn_groups, train=train
+            )
         return maps
 
 

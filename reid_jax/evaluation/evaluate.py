@@ -222,7 +222,10 @@ class Evaluator:
     ) -> tuple[Records, Records]:
         """Query and gallery, with what the method needs of them."""
         query, gallery = (
-            experiment.open_split(self._spec.data_dir, protocol.dataset, split)
+            experiment.open_split(
+                *(self._spec.data_dir, protocol.dataset, split),
+                resize=self._spec.resize,
+            )
             for split in (protocol.query_split, protocol.gallery_split)
         )
         networks = [self._pair_networks[s] for s in stages if s in self._pair_networks]

@@ -43,7 +43,7 @@ def describe(
     best = meta["best"] or {"entries": []}
     config = meta["config"] | changed
     kinds = {
-        "images": f"uint8 RGB [b, {height}, {width}, 3], resized bilinearly",
+        "images": f"uint8 RGB [b, {height}, {width}, 3], resized: {_resize(meta)}",
         "camera": "int32 [b], the training set's number of the camera",
         "parts": f"uint8 [b, {height}, {width}], part classes",
     }
@@ -71,6 +71,38 @@ def describe(
         ],
         "config": config,
     }
+
+
+def _resize(about: Meta | dict[str, Any]) -> str:
+    """`config.data.resize` of a checkpoint or an export."""
+    return about["config"].get("data.resize", "bilinear")
+
+
+def _loading(
+    about: dict[str, Any], image_size: tuple[int, int]
+) -> tuple[str, str, str]:
+    """How an image is read at the network's size: package, import, lines of code."""
+    height, width = image_size
+    resize = _resize(about)
+    how = resize.removeprefix("pil-")
+    if how != resize:
+        return (
+            "pillow",
+            "from PIL import Image",
+            (
+                f"""    image = Image.open(path).convert("RGB")
+    return np.asarray(image.resize(({width}, {height}), Image.{how.upper()}))"""
+            ),
+        )
+    return (
+        "opencv-python-headless",
+        "import cv2",
+        (
+            f"""    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    assert image is not None, f"cannot read {{path}}"
+    return cv2.resize(image, ({width}, {height}))  # bilinear"""
+        ),
+    )
 
 
 def _pairs(scorer: PairScorer | None, kinds: dict[str, str]) -> dict[str, Any]:
@@ -149,23 +181,21 @@ A person re-identification extractor.
 
 def _use(about: dict[str, Any], image_size: tuple[int, int]) -> str:
     """How images are embedded and compared."""
-    height, width = image_size
+    package, imported, lines = _loading(about, image_size)
     inputs = about["input"]
     return f"""## Use
 
-With `pip install jax flatbuffers opencv-python-headless`, in this folder:
+With `pip install jax flatbuffers {package}`, in this folder:
 
 ```python
 import pathlib
-import cv2
+{imported}
 import jax
 import numpy as np
 from jax import export
 
 def load(path):
-    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
-    assert image is not None, f"cannot read {{path}}"
-    return cv2.resize(image, ({width}, {height}))  # bilinear
+{lines}
 
 embed = export.deserialize(pathlib.Path("embed.jaxexport").read_bytes())
 distance = export.deserialize(pathlib.Path("distance.jaxexport").read_bytes())
@@ -190,7 +220,7 @@ fresh process. JAX promises to read them for six months; `params/` is the lastin
 
 def _use_of_onnx(about: dict[str, Any], image_size: tuple[int, int]) -> str:
     """How images are embedded and compared in onnxruntime."""
-    height, width = image_size
+    package, imported, lines = _loading(about, image_size)
     embed = about["artifacts"]["embed.onnx"]
     given = ", ".join(f'"{name}": {name}' for name in embed["input"])
     named = "".join(f"{name}, " for name in embed["output"]).rstrip()
@@ -206,17 +236,15 @@ def _use_of_onnx(about: dict[str, Any], image_size: tuple[int, int]) -> str:
     )
     return f"""## Use
 
-With `pip install onnxruntime opencv-python-headless`, in this folder:
+With `pip install onnxruntime {package}`, in this folder:
 
 ```python
-import cv2
+{imported}
 import numpy as np
 import onnxruntime
 
 def load(path):
-    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
-    assert image is not None, f"cannot read {{path}}"
-    return cv2.resize(image, ({width}, {height}))  # bilinear
+{lines}
 
 embed = onnxruntime.InferenceSession("embed.onnx")
 distance = onnxruntime.InferenceSession("distance.onnx")

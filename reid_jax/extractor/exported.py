@@ -43,6 +43,7 @@ def read(folder: pathlib.Path) -> Network:
         method=about["method"],
         fingerprint=about["fingerprint"],
         image_size=about["image_size"],
+        resize=about["resize"],
         parts=about["parts"],
         inputs=about["inputs"],
         embed=embed,
@@ -61,6 +62,7 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
             "method": about["method"],
             "fingerprint": about["fingerprint"],
             "image_size": (height, width),
+            "resize": about["config"]["data.resize"],
             "parts": tuple(about["parts"]),
             "inputs": tuple(name for name, _ in inputs),
         }

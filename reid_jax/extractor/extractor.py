@@ -154,7 +154,8 @@ class Extractor:
           UserError: an input that the network needs is not there, or an embedding is
             not finite.
         """
-        read = functools.partial(imaging.resized, size=self.network.image_size)
+        size, how = self.network.image_size, self.network.resize
+        read = functools.partial(imaging.resized, size=size, how=how)
         rows = batches.usable(imaging.read_ahead(read, sources), skipped)
         running: tuple[list[Source], Arrays] | None = None
         for batch, arrays in batches.padded(rows, self.batch_size(batch_size)):

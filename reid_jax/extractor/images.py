@@ -115,10 +115,12 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ) from error
 
 
-def resized(source: Source, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What `source` gives, the image at (height, width) as in training."""
+def resized(
+    source: Source, size: tuple[int, int], how: str = encoded.BILINEAR
+) -> dict[str, np.ndarray]:
+    """What `source` gives, the image at (height, width) by one of `encoded.RESIZES`."""
     row = dict(source.read())
-    return {**source.inputs, **row, "image": encoded.resize(row["image"], size)}
+    return {**source.inputs, **row, "image": encoded.resize(row["image"], size, how)}
 
 
 def read_ahead(

@@ -20,6 +20,7 @@ class Network:
       method: dotted name of the paper's module.
       fingerprint: tells it from another network, see `runtime.fingerprint`.
       image_size: height and width that it takes.
+      resize: how images become that large, of `data_pipelines.images.RESIZES`.
       parts: names of the parts whose visibility it tells.
       inputs: what it reads beside the images, in order: of `camera` and `parts`.
       embed: (variables, images uint8 [B, H, W, 3], *inputs) -> Embedding. Rows do not
@@ -31,6 +32,7 @@ class Network:
     method: str
     fingerprint: str
     image_size: tuple[int, int]
+    resize: str
     parts: tuple[str, ...]
     inputs: tuple[str, ...]
     embed: Callable[..., Arrays]

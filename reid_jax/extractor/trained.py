@@ -40,6 +40,7 @@ def read(place: str, mesh: jax.sharding.Mesh) -> Network:
         method=meta["method"],
         fingerprint=fingerprint(meta["method"], meta["config"], variables),
         image_size=experiment.image_size(config),
+        resize=config.data.resize,
         parts=method.visibility_titles,
         inputs=tuple(method.embed_inputs),
         embed=embed,

@@ -73,6 +73,25 @@ class CosineClassifier(nn.Module):
         return (features @ kernel) * norms
 
 
+class LinearHead(nn.Module):
+    """A classifier with a bias and nothing in front of it, as torchreid has it.
+
+    Attributes:
+      num_classes: training identities.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """`BNNeck`'s outputs for `features` [B, D]; `before` is `after`."""
+        del train
+        features = features.astype(jnp.float32)
+        init = nn.initializers.normal(0.01)
+        logits = nn.Dense(self.num_classes, kernel_init=init, name="classifier")
+        return {"before": features, "after": features, "logits": logits(features)}
+
+
 class DropoutClassifier(nn.Module):
     """Logits of features; with dropout, after a ReLU and it.
 
@@ -121,6 +140,24 @@ class Reduction(nn.Module):
         return jax.nn.relu(norm(layer(pooled), train=train))
 
 
+def fully_connected(
+    pooled: jax.Array, width: int, *, bn_groups: int, train: bool
+) -> jax.Array:
+    """torchreid's layer between pooling and classifier; call it within a module.
+
+    Linear with a bias, BN and ReLU, in the module's `fc_0` and `fc_1`.
+
+    Args:
+      pooled: float32 [B, C].
+      width: channels of the result [B, width].
+      bn_groups: see `BatchNorm.groups`.
+      train: whether to normalise by the batch.
+    """
+    init = nn.initializers.normal(0.01)
+    features = nn.Dense(width, kernel_init=init, name="fc_0")(pooled)
+    return jax.nn.relu(BatchNorm(bn_groups, name="fc_1")(features, train=train))
+
+
 class PixelClassifier(nn.Module):
     """Scores of some classes for every place: BN and a 1x1 convolution.
 
@@ -145,7 +182,7 @@ class PixelClassifier(nn.Module):
 
 
 def token_heads(
-    head: BNNeck, tokens: jax.Array, *, train: bool
+    head: BNNeck | LinearHead, tokens: jax.Array, *, train: bool
 ) -> dict[str, jax.Array]:
     """Applies a head of its own to each of several tokens; call it within a module.
 

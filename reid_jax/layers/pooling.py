@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 _LEAST_WEIGHT = 1e-6
 """A mask that sums to less holds nothing; its mean fades to zero."""
+
+_LEAST_VALUE = 1e-6
+"""Smaller values of a map have no power, as in fast-reid."""
+
+
+class GeneralizedMean(nn.Module):
+    """The mean of powers, and its root: 1 is the mean, a large exponent the maximum.
+
+    Source: Radenovic et al., "Fine-tuning CNN Image Retrieval with No Human
+    Annotation", 2018. Negative values count as (almost) none.
+
+    Parameter `p` [1]: the exponent, 3 at first.
+    """
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Maps float32 [B, H, W, C] to [B, C]."""
+        p = self.param("p", nn.initializers.constant(3.0), (1,))
+        powers = jnp.maximum(features, _LEAST_VALUE) ** p
+        return powers.mean((1, 2)) ** (1 / p)
 
 
 def weighted_average(features: jax.Array, masks: jax.Array) -> jax.Array:

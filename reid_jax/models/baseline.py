@@ -15,6 +15,11 @@ mean of their joint map where the streams are enlarged bilinearly with half-pixe
 centres. With `align_corners=True`, as re-ID systems on HRNet enlarge them (ISP,
 BPBReID), it is not: that weighs the border less than the middle.
 
+osnet_x1_0 and its siblings: Zhou et al., "Omni-Scale Feature Learning for Person
+Re-Identification", 2019, and OSNet-AIN, 2021. Its feature is that of its own fully
+connected layer. Deviation: BoT's recipe and neck. The authors train with the identity
+loss alone and without a neck (`neck="none"`, `triplet_weight=0`), by AMSGrad.
+
 transreid: He et al., "TransReID: Transformer-based Object Re-Identification", 2021.
 The CLS token, and four parts from a second copy of the last block over shifted and
 shuffled patches (jigsaw patch module, section 3.3), by the configuration that the
@@ -50,15 +55,18 @@ import jax.numpy as jnp
 
 from reid_jax.backbones.attention import attend_and_keep
 from reid_jax.backbones.hrnet import HRNet
+from reid_jax.backbones.osnet import SIZES as OSNETS
+from reid_jax.backbones.osnet import OSNet
 from reid_jax.backbones.patches import grid_size
 from reid_jax.backbones.resnet import ResNet
 from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.backbones.vit_parts import LocalBranch, runs, shift_and_shuffle, with_cls
 from reid_jax.errors import UserError, check_choices
-from reid_jax.layers.heads import BNNeck, token_heads
+from reid_jax.layers.heads import BNNeck, LinearHead, token_heads
 from reid_jax.layers.heat_maps import activation, relative, rollout
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
+from reid_jax.layers.pooling import GeneralizedMean
 from reid_jax.losses.features import FeatureLosses
 from reid_jax.models import method
 from reid_jax.retrieval.distances import euclidean, normalise
@@ -81,6 +89,8 @@ class Network(nn.Module):
     num_classes: int
     bn_groups: int
     cosine: bool = False
+    pool: str = "mean"
+    neck: str = "bn"
 
     @nn.compact
     def __call__(
@@ -92,22 +102,30 @@ class Network(nn.Module):
           before, after [B, T, D] and logits [B, T, num_classes] of T features.
         """
         features = self.features(images, camera, train)
-        head = BNNeck(
-            self.num_classes, self.bn_groups, cosine=self.cosine, name="heads"
-        )
+        if self.neck == "none":
+            head = LinearHead(self.num_classes, name="heads")
+        else:
+            head = BNNeck(
+                self.num_classes, self.bn_groups, cosine=self.cosine, name="heads"
+            )
         return token_heads(head, features, train=train)
 
     def features(
         self, images: jax.Array, camera: jax.Array | None, train: bool
     ) -> jax.Array:
-        """One feature per image, [B, 1, D]: CLS, or the mean of the last maps."""
+        """One feature per image, [B, 1, D]: CLS, the backbone's, or the pooled maps."""
         if isinstance(self.backbone, VisionTransformer):
             outputs = self.backbone(images, train=train, camera=camera)
             return outputs["cls"][:, None]
         outputs = self.backbone(images, train=train)
-        maps = outputs["incre"] if "incre" in outputs else (outputs["layer4"],)
-        means = [m.astype(jnp.float32).mean((1, 2)) for m in maps]
-        return jnp.concatenate(means, axis=-1)[:, None]
+        if "feature" in outputs:
+            return outputs["feature"][:, None]
+        maps = [m.astype(jnp.float32) for m in _last_maps(outputs)]
+        if self.pool == "gem":
+            pooled = [GeneralizedMean(name="pool")(m) for m in maps]
+        else:
+            pooled = [m.mean((1, 2)) for m in maps]
+        return jnp.concatenate(pooled, axis=-1)[:, None]
 
     def rolled_out(self, images: jax.Array, camera: jax.Array | None) -> jax.Array:
         """The patches' shares in a ViT's CLS token, [B, rows, columns]."""
@@ -124,11 +142,16 @@ class Network(nn.Module):
         map, or of HRNet's four streams at the size of the finest.
         """
         outputs = self.backbone(images, train=False)
-        maps = outputs["incre"] if "incre" in outputs else (outputs["layer4"],)
-        squares = [activation(m) ** 2 for m in maps]
+        squares = [activation(m) ** 2 for m in _last_maps(outputs)]
         shape = squares[0].shape
         resized = [jax.image.resize(s, shape, "bilinear") for s in squares]
         return jnp.stack(resized, axis=1)
+
+
+def _last_maps(outputs: Mapping[str, Any]) -> Sequence[jax.Array]:
+    """The maps that a convolutional network ends with."""
+    last = "layer4" if "layer4" in outputs else "conv5"
+    return outputs["incre"] if "incre" in outputs else (outputs[last],)
 
 
 class JigsawNetwork(Network):
@@ -201,6 +224,7 @@ BACKBONES: dict[str, tuple[type[Network], type[nn.Module], dict[str, Any]]] = {
     "resnet50_ibn_a": (Network, ResNet, {"ibn": True}),
     "hrnet_w32": (Network, HRNet, {}),
     "pcb": (StripeNetwork, ResNet, {}),
+    **{name: (Network, OSNet, fixed) for name, fixed in OSNETS.items()},
 }
 """Name: the network, its backbone, and that one's fixed arguments."""
 
@@ -214,6 +238,10 @@ class Method(method.Method):
       backbone: one of `BACKBONES`.
       options: arguments of the backbone's module, see there.
       feature: the feature to test with: "after" or "before" BNNeck's normalisation.
+      normalise: whether it is brought to unit length, as all but torchreid's are.
+      neck: "bn" for BNNeck; "none" for a plain classifier with a bias.
+      pool: of a ResNet's last map: "mean", or "gem" for a generalised mean whose
+        exponent is learned.
       bn_groups: statistics per group of rows, as on that many GPUs.
       mean, std: of the channels, in units of the full range.
       dtype: "float32" or "bfloat16", of the matrix products and convolutions.
@@ -233,6 +261,9 @@ class Method(method.Method):
         backbone: str = "vit",
         options: Mapping[str, Any] | None = None,
         feature: str = "after",
+        normalise: bool = True,
+        neck: str = "bn",
+        pool: str = "mean",
         bn_groups: int = 1,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -243,6 +274,7 @@ class Method(method.Method):
     ):
         self.losses = Options(**losses)
         _check(backbone, feature, attention_implementation)
+        _check_head(backbone, neck=neck, pool=pool, cosine=self.losses.cosine)
         network, trunk, fixed = BACKBONES[backbone]
         given = {**fixed, **(options or {}), "dtype": dtype, "remat": remat}
         if trunk is VisionTransformer:
@@ -253,7 +285,9 @@ class Method(method.Method):
         else:
             given["bn_groups"] = bn_groups
         self.module = network(
-            trunk(**given), num_classes, bn_groups, self.losses.cosine
+            *(trunk(**given), num_classes, bn_groups, self.losses.cosine),
+            pool=pool,
+            neck=neck,
         )
         if trunk is VisionTransformer:
             vit = self.module.backbone
@@ -265,6 +299,7 @@ class Method(method.Method):
                 }
         self.standardise = partial(standardise, mean=tuple(mean), std=tuple(std))
         self.feature = feature
+        self.normalise = normalise
 
     def init(self, rng: jax.Array, batch: method.Batch) -> method.Variables:
         """Fresh variables; the pretrained backbone is loaded over them."""
@@ -312,14 +347,18 @@ class Method(method.Method):
         camera: jax.Array | None = None,
         parts: jax.Array | None = None,
     ) -> method.Embedding:
-        """`vector` [B, T * D] of unit norm; TransReID's parts weigh 1/4, as its own."""
+        """`vector` [B, T * D], of unit norm unless `normalise` is off.
+
+        TransReID's parts weigh 1/4, as its own.
+        """
         del parts
         tokens = self.module.apply(
             variables, self.standardise(images), camera, train=False
         )[self.feature]
         if isinstance(self.module, JigsawNetwork):
             tokens = tokens.at[:, 1:].divide(TRANSREID_PARTS)
-        return {"vector": normalise(tokens.reshape(tokens.shape[0], -1))}
+        vector = tokens.reshape(tokens.shape[0], -1)
+        return {"vector": normalise(vector) if self.normalise else vector}
 
     def distance(self, query: method.Embedding, gallery: method.Embedding) -> jax.Array:
         """Euclidean."""
@@ -373,4 +412,16 @@ def _check(backbone: str, feature: str, implementation: str) -> None:
         raise UserError(
             f"attention_implementation={implementation!r} is for a ViT; "
             f"backbone={backbone!r} has no attention"
+        )
+
+
+def _check_head(backbone: str, *, neck: str, pool: str, cosine: bool) -> None:
+    check_choices(neck=(neck, ("bn", "none")), pool=(pool, ("mean", "gem")))
+    if pool == "gem" and BACKBONES[backbone][:2] != (Network, ResNet):
+        raise UserError(
+            f"pool='gem' is for a ResNet's last map; backbone={backbone!r} has none"
+        )
+    if neck == "none" and cosine:
+        raise UserError(
+            "neck='none' has a linear classifier: take classifier='linear' or neck='bn'"
         )

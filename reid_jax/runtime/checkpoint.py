@@ -102,12 +102,20 @@ class Checkpoints:
             saved in may have been others.
 
         Raises:
-          UserError: if the checkpoint is damaged, or its parameters or collections
-            have other shapes.
+          UserError: if the checkpoint is damaged, its parameters or collections have
+            other shapes, or it is a converted network, which has nothing else.
         """
         folder = self._last.newest()
         wanted = {"params": abstract.params, "collections": abstract.collections}
-        _check_same(_stored(folder / "state", wanted, folder), wanted, folder)
+        stored = _stored(folder / "state", (*wanted, "step"), folder)
+        if "step" not in stored:
+            raise UserError(
+                f"{folder} is a converted network, which no training has left an "
+                "optimizer for: start from its backbone, in another --workdir, with "
+                f"--config.pretrained={folder.parent.parent.parent}"
+            )
+        del stored["step"]
+        _check_same(stored, wanted, folder)
         abstract = place(abstract, layout)
         with _readable(folder):
             restored = self._last.restore(

@@ -55,6 +55,10 @@ NEWER_FIELDS = {
     "center_weight": 0.0,
     "center_rate": 0.5,
     "part_weights": [1.0, 1.0],
+    "resize": "bilinear",
+    "normalise": True,
+    "neck": "bn",
+    "pool": "mean",
 }
 
 

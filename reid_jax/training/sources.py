@@ -27,7 +27,10 @@ def open_data(config: Any) -> records.Records:
                 f"--config.evaluate_on={name}"
             )
     try:
-        return experiment.open_split(config.data.data_dir, config.data.dataset, "train")
+        data = config.data
+        return experiment.open_split(
+            data.data_dir, data.dataset, "train", resize=data.resize
+        )
     except UserError as error:
         known = weights.KNOWN.get(config.pretrained)
         source = f"\nIts pretrained weights come from {known.url}." if known else ""

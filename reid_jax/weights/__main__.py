@@ -2,10 +2,14 @@
 
 python -m reid_jax.weights --from=jx_vit_base_p16_224-80ecf9dd.pth --to=weights/vit_base
 python -m reid_jax.weights --from=runs/baseline-market1501 --to=vit.safetensors
+python -m reid_jax.weights --from=osnet_x1_0.pth --as=torchreid-osnet --to=runs/osnet
 
 A folder holds {"params": {"backbone": ...}, "batch_stats": ...} and is what
 --config.pretrained takes. A file ending in .safetensors gets the backbone under the
 names of timm, torchvision, IBN-Net or HRNet, to be read by PyTorch.
+
+With --as, the file is a trained re-ID network of another library, and the folder a run
+that --mode=evaluate and --mode=export take, and --config.pretrained.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import numpy as np
 
 from reid_jax.errors import UserError
 from reid_jax.runtime import processes
-from reid_jax.weights import fetch, files, folders, load, mapping
+from reid_jax.weights import fetch, files, folders, load, mapping, peers, runs
 
 
 def convert(source: str, target: str) -> str:
@@ -42,7 +46,7 @@ def convert(source: str, target: str) -> str:
     if architecture is None:
         raise UserError(
             f"{file.path} holds the weights of no known architecture (ViT, ResNet, "
-            f"HRNet); its names start with: {', '.join(list(file.arrays)[:4])}"
+            f"HRNet, OSNet); its names start with: {', '.join(list(file.arrays)[:4])}"
         )
     grid = load.known_grid(file, mapped)
     arrays = {name: _float32(array) for name, array in mapped.arrays.items()}
@@ -119,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help=f"file, folder, or known name: {', '.join(fetch.KNOWN)}",
     )
+    kinds = "\n".join(f"  {name}: {kind.about}" for name, kind in peers.KINDS.items())
+    parser.add_argument(
+        "--as", dest="kind", metavar="KIND", help="of a trained network, see below"
+    )
+    parser.epilog = f"kinds of trained networks:\n{kinds}"
     parser.add_argument("--to", required=True, help="new folder, or FILE.safetensors")
     return parser
 
@@ -128,7 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         processes.check_devices()
-        print(convert(args.source, args.to))
+        if args.kind:
+            print(runs.convert(args.source, args.kind, _target(args.to)))
+        else:
+            print(convert(args.source, args.to))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

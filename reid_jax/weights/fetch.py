@@ -23,6 +23,7 @@ ATTEMPTS = 3
 """Connections in a row that may bring nothing before a download gives up."""
 
 _CHUNK = 1 << 20
+_PYTORCH_STARTS = (b"PK", b"\x80\x02")  # a zip archive; a pickle of protocol 2
 _TIMEOUT = 30  # seconds without a byte
 _PAUSE = 1.0  # seconds before the next connection
 
@@ -33,22 +34,28 @@ class Source:
 
     Attributes:
       url: its address.
-      digest: algorithm and leading hex digits of the file's checksum.
+      digest: algorithm and leading hex digits of the file's checksum; None where none
+        was published: only the format can be checked then.
       grid: rows and columns of its position embedding.
       mean, std: of the channels of the images that it was trained with, in units of
         the full range.
     """
 
     url: str
-    digest: tuple[str, str]
+    digest: tuple[str, str] | None
     grid: tuple[int, int] | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @property
     def file_name(self) -> str:
-        """The file's name, at its address and in the cache."""
-        return self.url.rsplit("/", 1)[-1]
+        """The file's name in the cache; it is the end of its address."""
+        return _last_part(self.url)
+
+
+def _last_part(url: str) -> str:
+    """What an address ends with; behind a # where the address itself has no name."""
+    return url.rpartition("#")[2].rsplit("/", 1)[-1]
 
 
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download"
@@ -57,6 +64,23 @@ _IBN = "https://github.com/XingangPan/IBN-Net/releases/download"
 
 _VIT = (14, 14)  # patches of 16 in 224 x 224
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of Google's ViTs
+
+
+def _osnet(name: str, identifier: str) -> Source:
+    """An address on Google Drive, which has no names; torchreid calls the file so."""
+    address = f"https://drive.google.com/uc?export=download&id={identifier}"
+    return Source(f"{address}#{name}_imagenet.pth", None)
+
+
+_OSNETS = {
+    "osnet_x1_0": "1LaG1EJpHrxdAxKnSCJ_i0u-nbxSAeiFY",
+    "osnet_x0_75": "1uwA9fElHOk3ZogwbeY5GkLI6QPTX70Hq",
+    "osnet_x0_5": "16DGLbZukvVYgINws8u8deSaOqjybZ83i",
+    "osnet_x0_25": "1rb8UN5ZzPKRc_xvtHlyDh-cSz88YX9hs",
+    "osnet_ibn_x1_0": "1sr90V6irlYYDd4_4ISU2iruoRG8J__6l",
+    "osnet_ain_x1_0": "1-CaioD9NaqbHK_kzSMW8VE4_3KcsRjEo",
+}
+"""As torchreid's model zoo has them."""
 
 # PyTorch's convention: the file's name ends with the start of its SHA-256.
 KNOWN = {
@@ -90,6 +114,7 @@ KNOWN = {
         "https://zenodo.org/records/10604211/files/hrnetv2_w32_imagenet_pretrained.pth",
         ("md5", "58ea12b0420aa3adaa2f74114c9f9721"),
     ),
+    **{name: _osnet(name, identifier) for name, identifier in _OSNETS.items()},
 }
 """Public weights by name."""
 
@@ -201,7 +226,10 @@ def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _check(path: pathlib.Path, source: Source) -> None:
-    """Removes a file with a wrong checksum, and raises UserError."""
+    """Removes a file with a wrong checksum or format, and raises UserError."""
+    if source.digest is None:
+        _check_format(path, source)
+        return
     algorithm, digits = source.digest
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
@@ -212,6 +240,18 @@ def _check(path: pathlib.Path, source: Source) -> None:
         f"{path.name} is not the file that it should be: its {algorithm} checksum "
         f"starts with {found[: len(digits)]}, not with {digits}. It was removed from "
         f"{path.parent}; run the command again, or get {source.url} another way"
+    )
+
+
+def _check_format(path: pathlib.Path, source: Source) -> None:
+    """The same of a file without a known checksum, which may be a page about it."""
+    with path.open("rb") as stream:
+        if stream.read(2) in _PYTORCH_STARTS:
+            return
+    path.unlink()
+    raise UserError(
+        f"what {source.url} has given is not a file of PyTorch's; it was removed. Get "
+        f"{source.file_name} with a browser, and give its path"
     )
 
 
@@ -281,7 +321,7 @@ def _receive(url: str, stream: BinaryIO) -> None:
         rest = response.headers.get("Content-Length")
         total = start + int(rest) if rest else None
         with tqdm(
-            desc=url.rsplit("/", 1)[-1],
+            desc=_last_part(url),
             initial=start,
             total=total,
             unit="B",

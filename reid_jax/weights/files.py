@@ -20,7 +20,7 @@ from etils import epath
 
 from reid_jax import storage
 from reid_jax.errors import UserError
-from reid_jax.weights import damage, folders, grids, huggingface, pytorch, zips
+from reid_jax.weights import damage, folders, grids, huggingface, onnx, pytorch, zips
 from reid_jax.weights.folders import GRID
 
 PYTORCH, GOOGLE, OURS = "pytorch", "google", "ours"
@@ -65,8 +65,8 @@ def read(path: str | pathlib.Path) -> WeightFile:
     """Reads a weight file or a folder.
 
     Known are PyTorch's `.pth` in both formats, `.safetensors`, `.npz` of Google's
-    ViT, folders of Hugging Face's, and of this library a converted folder, an export,
-    its `params`, or a run.
+    ViT, the initialisers of `.onnx`, folders of Hugging Face's, and of this library a
+    converted folder, an export, its `params`, or a run.
 
     Raises:
       UserError: no such file, or none that can be read; the message says what it
@@ -124,6 +124,8 @@ def _read_file(path: pathlib.Path) -> WeightFile:
         return _read_archive(path)
     if head[:1] == b"\x80" and pytorch.LEGACY_MAGIC in head[:32]:
         return WeightFile(path, PYTORCH, pytorch.read_legacy(path))
+    if path.suffix == ".onnx" and head.startswith(onnx.STARTS):
+        return WeightFile(path, PYTORCH, onnx.read(path))
     header = int.from_bytes(head[:8], "little")
     fits = head[8:9] == b"{" and header < path.stat().st_size
     if path.suffix == ".safetensors" or fits:

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reid_jax.backbones.non_local import NON_LOCAL
 from reid_jax.backbones.patches import resize_position_embedding
-from reid_jax.backbones.resnet import NON_LOCAL
 from reid_jax.errors import UserError
 from reid_jax.weights import fetch, files, grids, mapping
 
 SHOWN_NAMES = 6
 
-EXTRAS = re.compile(rf".*/(extra_tokens|extra_pos_embed|sie_embed|{NON_LOCAL}\d/.*)")
+EXTRAS = re.compile(
+    rf".*/(extra_tokens|extra_pos_embed|sie_embed|{NON_LOCAL}\d(_\d)?/.*)"
+)
 """Parameters of backbones that no pretrained file has; they start as initialised."""
 
 

@@ -4,7 +4,7 @@ PyTorch's names become ours by rule, for any backbone whose modules are named af
 the original's: `layer1.0.bn1.weight` is `params/backbone/layer1_0/bn1/scale`, a number
 joins the name before it; matrices are transposed, convolutions go from [out, in, h, w]
 to [h, w, in, out], running statistics to `batch_stats`. So timm's ViT, torchvision's
-ResNet, IBN-Net and HRNet need no tables, and the way back is the same rule.
+ResNet, IBN-Net, HRNet and OSNet need no tables, and the way back is the same rule.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ _BESIDE = {
     "encoder_q.": re.compile(r"encoder_k\..*|queue(_ptr)?"),  # MoCo
     "teacher.": re.compile(r"student\..*"),  # DINO
 }
+# torchreid's layer between pooling and classifier is the network's own; the projection
+# of self-supervised networks, which has the same names, has more layers.
+_FULLY_CONNECTED = re.compile(r"fc\.[01]\..*")
+
 _LEAVES = {
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
@@ -105,6 +109,7 @@ def _from_ours(arrays: Mapping[str, np.ndarray]) -> _Triples:
 def _from_pytorch(arrays: Mapping[str, np.ndarray]) -> _Triples:
     arrays, renamed = vits.to_timm(arrays, _unwrap(arrays))
     branches = _transreid_branches(renamed.values())
+    kept = _fully_connected(renamed.values())
     for name, array in arrays.items():
         clean = renamed.get(name)
         branch = clean and clean[:5]
@@ -113,12 +118,22 @@ def _from_pytorch(arrays: Mapping[str, np.ndarray]) -> _Triples:
         elif branch in branches:
             module, own = branches[branch]
             yield name, *_ours(own + clean[5:], array, module)
-        elif _SKIPPED.fullmatch(clean) or clean.startswith(
+        elif (_SKIPPED.fullmatch(clean) and clean not in kept) or clean.startswith(
             tuple(own for module, own in branches.values() if module == "backbone")
         ):
             yield name, None, array
         else:
-            yield name, *_ours(clean, array)
+            # fast-reid's non-local blocks
+            yield name, *_ours(re.sub(r"^NL_(\d)\.", r"nonlocal\1.", clean), array)
+
+
+def _fully_connected(names: Iterable[str]) -> set[str]:
+    """Names of torchreid's fully connected layer, without its counter."""
+    found = {name for name in names if name.startswith("fc.")}
+    known = {name for name in found if _FULLY_CONNECTED.fullmatch(name)}
+    if found != known or "fc.1.running_mean" not in found:
+        return set()
+    return {name for name in known if not name.endswith("num_batches_tracked")}
 
 
 def _unwrap(names: Iterable[str]) -> dict[str, str]:
@@ -232,6 +247,10 @@ def describe(arrays: Mapping[str, Any]) -> str | None:
     if shape("stage2_0/branches_0_0/conv1/kernel"):
         widths = shape("stage4_0/branches_0_0/conv1/kernel") or ("?",)
         return f"HRNet-W{widths[-1]}"
+    if last := shape("conv5/conv/kernel"):
+        kind = "-IBN" if shape("conv2_0/IN/scale") else ""
+        kind = "-AIN" if shape("pool2_0/conv/kernel") else kind
+        return f"OSNet{kind} of {last[-1]} channels"
     if shape("layer1_0/conv1/kernel"):
         blocks = {p.split("/")[2] for p in arrays if "/backbone/layer" in p}
         ibn = "-IBN-a" if shape("layer1_0/bn1/IN/scale") else ""

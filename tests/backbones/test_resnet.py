@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax.backbones import resnet
+from reid_jax.backbones import non_local, resnet
 from reid_jax.errors import UserError
 from tests.goldens import filling, layout
 from tests.variables import random_variables
@@ -125,7 +125,7 @@ def non_local_by_loops(features, params):
 
 def test_non_local_block_equals_loops():
     features = np.random.default_rng(0).normal(size=(2, 3, 2, 32)).astype(np.float32)
-    block = resnet.NonLocal()
+    block = non_local.NonLocal()
     variables = random_variables(block.init, features, scale=0.5)
     found = np.asarray(jax.jit(block.apply)(variables, features)).reshape(2, 6, 32)
     for one, given in zip(found, features.reshape(2, 6, 32), strict=True):
@@ -137,7 +137,7 @@ def test_non_local_blocks_start_as_if_absent_and_stand_before_the_last_bottlenec
     model = resnet.ResNet(**SMALL, non_local=True)
     variables = {**layout.variables(resnet.ResNet(**SMALL), (40, 24))}
     images = filling.images(40, 24)
-    block = resnet.NonLocal()
+    block = non_local.NonLocal()
     variables["params"] = dict(variables["params"])
     channels = {2: 16, 3: 32, 4: 128}
     for layer, width in channels.items():

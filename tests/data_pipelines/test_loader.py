@@ -1,6 +1,7 @@
 """Batches of the Grain pipelines against rows put together by hand."""
 
 import errno
+import io
 import itertools
 import multiprocessing
 import multiprocessing.synchronize
@@ -15,6 +16,7 @@ import grain
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from data_pipelines import images, loader, store, transforms
 from data_pipelines.prepared import open_records
@@ -30,6 +32,7 @@ class MemoryRecords:
     """Stands in for `records.Records`, with or without part labels."""
 
     parts_kind = "parts"
+    resize = "bilinear"
 
     def __init__(self, count=30, has_parts=False, images_each=5):
         rng = np.random.default_rng(0)
@@ -368,6 +371,20 @@ def test_evaluation_on_hosts_takes_equally_many_batches():
 
 def test_evaluation_of_nothing_is_empty():
     assert evaluate(MemoryRecords(0)) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "filter_"), [("pil-bilinear", "BILINEAR"), ("pil-bicubic", "BICUBIC")]
+)
+def test_images_are_resized_as_their_records_say(how, filter_):
+    """Beside Pillow's own reading and resizing, as the libraries on PyTorch do it."""
+    stored = MemoryRecords(3)
+    stored.resize = how
+    (batch,) = evaluate(stored, batch_size=3)
+    for content, found in zip(stored.images, batch["image"], strict=True):
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        expected = image.resize(SIZE[::-1], Image.Resampling[filter_])
+        np.testing.assert_array_equal(found, np.asarray(expected))
 
 
 def test_image_batch_takes_any_rows():

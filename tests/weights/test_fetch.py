@@ -163,6 +163,15 @@ def test_other_checksums(server, tmp_path):
     assert fetch.fetch(server.source(("md5", digest)), tmp_path).exists()
 
 
+def test_a_page_in_place_of_a_file_without_a_checksum(server, tmp_path):
+    server.content = b"<html>too many downloads</html>"
+    with pytest.raises(UserError, match=r"not a file of PyTorch's; it was removed"):
+        fetch.fetch(server.source(None), tmp_path)
+    assert files_in(tmp_path) == []
+    server.content = b"PK" + CONTENT
+    assert fetch.fetch(server.source(None), tmp_path).read_bytes() == server.content
+
+
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, fetch.ATTEMPTS)])
 def test_an_address_without_the_file(server, tmp_path, status, requests):
     server.status = status
@@ -218,9 +227,13 @@ def test_names_paths_and_the_cache(server, tmp_path, monkeypatch):
 
 def test_checksums_are_those_of_the_names():
     """PyTorch's files carry the start of their SHA-256 in their names."""
-    for source in fetch.KNOWN.values():
-        algorithm, digits = source.digest
+    for name, source in fetch.KNOWN.items():
         assert source.url.startswith("https://")
+        assert source.file_name.endswith(".pth")
+        if name.startswith("osnet_"):  # torchreid publishes none
+            assert (source.file_name, source.digest) == (f"{name}_imagenet.pth", None)
+            continue
+        algorithm, digits = source.digest
         if algorithm == "sha256":
             assert source.file_name.endswith(f"-{digits}.pth")
 

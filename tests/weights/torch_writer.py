@@ -69,7 +69,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, np.ndarray):
             return NotImplemented
-        storage = _Storage(str(len(self.storages)), np.ascontiguousarray(obj))
+        storage = _Storage(str(len(self.storages)), np.asarray(obj, order="C"))
         self.storages.append(storage)
         strides = tuple(s // obj.itemsize for s in storage.array.strides)
         arguments = (storage, 0, obj.shape, strides)
