@@ -62,12 +62,15 @@ def _embedded(method, variables, splits, *, flip):
         one = method.embed(variables, batch["image"])
         if flip:
             other = method.embed(variables, batch["image"][:, :, ::-1])
+            # In the direction of their sum, of their mean length.
+            vectors = [np.asarray(side["vector"], np.float64) for side in (one, other)]
+            lengths = np.linalg.norm(vectors, axis=2).mean(0)
+            total = sum(vectors)
+            total *= (lengths / np.linalg.norm(total, axis=1))[:, None]
             one = {
-                "vector": one["vector"] + other["vector"],
+                "vector": total.astype(np.float32),
                 "visibility": one["visibility"] | other["visibility"],
             }
-            length = np.linalg.norm(one["vector"], axis=1, keepdims=True)
-            one["vector"] = one["vector"] / length
         found.append({name: np.asarray(x) for name, x in one.items()})
     return found
 
