@@ -511,9 +511,10 @@ def test_one_and_eight_devices_agree():
 
 
 def same_gradient(one, other):
-    """Entries far below the largest are what is left of sums that cancel."""
+    """Entries far below the largest are what is left of sums that cancel. The random
+    running means are many standard deviations from the batch's, which costs digits."""
     scale = np.abs(one).max()
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * max(scale, 1))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=3e-5 * max(scale, 1))
 
 
 def test_distance_equals_loops_over_common_branches():
