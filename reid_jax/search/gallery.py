@@ -302,6 +302,7 @@ def _create(
             schema=_schema(client, about),
             index_params=params,
             properties={_PROPERTY: about.text()},
+            consistency_level="Strong",  # what was added or deleted is seen at once
         )
     return Gallery(client, uri, name)
 

@@ -75,7 +75,7 @@ def brute_force(extractor, query, photos):
 
 def stored(path):
     """Names of the images of which anything is in the gallery's files."""
-    tables = [pq.read_table(file) for file in path.rglob("*.parquet")]
+    tables = [pq.read_table(file) for file in path.rglob("data/*.parquet")]
     paths = [p for table in tables for p in table["path"].to_pylist()]
     assert not list(path.rglob("wal/*"))
     return {p.rsplit("/", 1)[-1] for p in paths}

@@ -1,0 +1,57 @@
+"""What is stored of an Embedding, and what candidates are found by."""
+
+import numpy as np
+import pytest
+
+from reid_jax.errors import UserError
+from reid_jax.search import layout, rows
+from reid_jax.search.layout import About
+
+
+def _about(embedding):
+    return About("f", "m", "", (32, 16), layout.described(embedding))
+
+
+def test_parts_come_back_and_candidates_share_visible_ones():
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(6, 3, 5)).astype(np.float32)
+    parts /= np.linalg.norm(parts, axis=-1, keepdims=True)
+    visible = rng.random((6, 3)) > 0.4
+    embedding = {"parts": parts, "visibility": visible, "length": parts[:, 0, 0]}
+    about = About.read(_about(embedding).text())
+    assert about == _about(embedding)
+    stored = layout.decoded(about, layout.encoded(about, embedding))
+    assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {
+        k: (v.dtype, v.shape) for k, v in embedding.items()
+    }
+    np.testing.assert_array_equal(stored["visibility"], visible)
+    np.testing.assert_array_equal(stored["parts"][visible], parts[visible])
+    np.testing.assert_array_equal(stored["length"], embedding["length"])
+    found = layout.anchors(about, embedding)
+    for i in range(6):
+        for j in range(6):
+            both = visible[i] & visible[j]
+            alike = sum(parts[i, k] @ parts[j, k] for k in range(3) if both[k])
+            assert found[i] @ found[j] == pytest.approx(alike, abs=1e-6)
+
+
+def test_arrays_of_another_network():
+    vectors = {"vector": np.zeros((2, 8), np.float32)}
+    with pytest.raises(UserError, match=r"vector \[8\], the gallery vector \[4\]"):
+        _about({"vector": np.zeros((1, 4), np.float32)}).check(vectors, "this")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("2026-11-29T14:00:00+01:00", "2026-11-29T13:00:00Z"),
+        ("2026-11-29 13:00", "2026-11-29T13:00:00Z"),
+        ("2026-11-29", "2026-11-29T00:00:00Z"),
+        (0, "1970-01-01T00:00:00Z"),
+        (np.datetime64("2026-11-29T13:00:00").item(), "2026-11-29T13:00:00Z"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_times_compare_as_texts(given, kept):
+    assert rows.moment(given) == kept
