@@ -495,7 +495,11 @@ def test_training_step_is_finite(path):
 
 def test_one_and_eight_devices_agree():
     method = make(part_groups=((1, 2),), part_names=("a",))
-    variables, data, rng = variables_of(method), batch(16), jax.random.key(3)
+    # Running means as a run begins with them: far ones cost digits.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if path[-1].key == "mean" else x, variables_of(method)
+    )
+    data, rng = batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     run = training_step(method)
     one = run(variables, data, rng)
@@ -511,10 +515,9 @@ def test_one_and_eight_devices_agree():
 
 
 def same_gradient(one, other):
-    """Entries far below the largest are what is left of sums that cancel. The random
-    running means are many standard deviations from the batch's, which costs digits."""
+    """Entries far below the largest are what is left of sums that cancel."""
     scale = np.abs(one).max()
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=3e-5 * max(scale, 1))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * max(scale, 1))
 
 
 def test_distance_equals_loops_over_common_branches():
