@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from configs import run as run_config
-from data_pipelines import images
+from data_pipelines.images import resize
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint, sharding
@@ -75,9 +75,7 @@ def test_embeddings_equal_the_peers(converted, kind):
     size = None if kind == "transreid" else SMALL
     config, method, variables = restored(converted(kind), size)
     size = experiment.image_size(config)
-    images = np.stack(
-        [images.resize(x, size, config.data.resize) for x in filling.pictures()]
-    )
+    images = np.stack([resize(x, size, config.data.resize) for x in filling.pictures()])
     camera = np.arange(len(images), dtype=np.int32) % 6
     embed = jax.jit(method.embed)
     found = np.asarray(embed(variables, images, camera)["vector"])
