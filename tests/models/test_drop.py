@@ -17,7 +17,7 @@ from reid_jax.training.step import state_layout
 from tests.losses import test_identity, test_part_triplet
 from tests.losses.test_parsing import loss_by_loops
 from tests.models.steps import training_step
-from tests.variables import random_variables
+from tests.variables import as_a_run_begins, random_variables
 
 SIZE, CLASSES, PARTS = (32, 16), 4, 3
 TINY = {
@@ -302,8 +302,8 @@ def test_training_step_is_finite_and_reaches_everything(path):
 def test_one_and_eight_devices_agree_in_the_loop_s_own_layout():
     method = make(bank_batches=2)
     data = batch(16)
-    variables, run = variables_of(method, data), training_step(method)
-    mesh = sharding.make_mesh()
+    variables = as_a_run_begins(variables_of(method, data))
+    run, mesh = training_step(method), sharding.make_mesh()
     shapes = {name: jnp.asarray(x) for name, x in data.items()}
     layout = state_layout(method, optax.sgd(0.1), mesh, shapes=shapes)
     assert layout.collections["bank"]["embeddings"].spec == PartitionSpec(None, "data")

@@ -16,7 +16,7 @@ from reid_jax.models.sanet import PART_GROUPS, Enhancement, Options
 from reid_jax.training import train
 from tests.losses import test_focal, test_identity, test_visible_triplet
 from tests.models.steps import training_step
-from tests.variables import random_variables
+from tests.variables import as_a_run_begins, random_variables
 from tests.weights import state_dicts, torch_writer
 
 SIZE, CLASSES = (64, 32), 4
@@ -495,10 +495,7 @@ def test_training_step_is_finite(path):
 
 def test_one_and_eight_devices_agree():
     method = make(part_groups=((1, 2),), part_names=("a",))
-    # Running means as a run begins with them: far ones cost digits.
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, x: 0 * x if path[-1].key == "mean" else x, variables_of(method)
-    )
+    variables = as_a_run_begins(variables_of(method))
     data, rng = batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     run = training_step(method)
