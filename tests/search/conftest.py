@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.images import BILINEAR
 from reid_jax.extractor import load as loading
 from reid_jax.extractor.extractor import Extractor
 from reid_jax.extractor.network import Network
@@ -47,13 +48,28 @@ def _part_distance(query, gallery):
     )
 
 
+_COMMON = {
+    "image_size": (32, 16),
+    "resize": BILINEAR,
+    "inputs": (),
+    "variables": jnp.float32(0.5),
+}
 NETWORKS = {
     "toy": Network(
-        *("tests.toy", "f" * 16, (32, 16), ()), _vectors, _distance, jnp.float32(0.5)
+        method="tests.toy",
+        fingerprint="f" * 16,
+        parts=(),
+        embed=_vectors,
+        distance=_distance,
+        **_COMMON,
     ),
     "parts": Network(
-        *("tests.parts", "a" * 16, (32, 16), ()),
-        *(_parts, _part_distance, jnp.float32(0.5)),
+        method="tests.parts",
+        fingerprint="a" * 16,
+        parts=("head", "body", "legs", "feet"),
+        embed=_parts,
+        distance=_part_distance,
+        **_COMMON,
     ),
 }
 NETWORKS["other"] = dataclasses.replace(NETWORKS["toy"], fingerprint="0" * 16)
