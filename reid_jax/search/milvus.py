@@ -24,6 +24,9 @@ TOKEN = "MILVUS_TOKEN"
 """Variable of the environment with the user and password, or key, of a server."""
 
 _SECONDS = 10.0
+# Milvus Lite hangs up on a client that pings more often than every five minutes, in the
+# middle of a long build of an index; pymilvus would every ten seconds.
+_OPTIONS = {"grpc_options": {"grpc.keepalive_time_ms": 600_000}}
 _PORT = 19530
 
 
@@ -58,7 +61,7 @@ def connect(uri: str, *, new: bool = False) -> MilvusClient:
 
     _quiet()
     try:
-        return MilvusClient(str(path))
+        return MilvusClient(str(path), **_OPTIONS)
     except MilvusException as error:
         raise UserError(
             f"--gallery={uri} cannot be opened: another process has it open (one at a "
@@ -118,7 +121,8 @@ def _to_server(uri: str) -> MilvusClient:
         address = place.hostname or "", place.port or _PORT
         socket.create_connection(address, timeout=_SECONDS).close()
         _quiet()
-        return MilvusClient(uri, token=os.environ.get(TOKEN, ""), timeout=_SECONDS)
+        token = os.environ.get(TOKEN, "")
+        return MilvusClient(uri, token=token, timeout=_SECONDS, **_OPTIONS)
     except (OSError, ValueError, MilvusException) as error:
         raise UserError(
             f"no Milvus answers at --gallery={uri} ({error}). Start one, such as: "
