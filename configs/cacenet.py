@@ -120,6 +120,7 @@ _CODE = {
     "dropout": 0.5,
     "label_smoothing": 0.1,
     "unit_triplet": True,
+    "pair_metric": "cosine",
     "flip_test": True,
 }
 """Fields of `config.model` that are the authors' published code."""

@@ -71,10 +71,11 @@ Deviations from the text, and what it leaves open:
   losses have margin 0.3 and take features as they are; the conditional one takes
   |f(u|v) - f(v|u)| as the distance of a pair.
 - 3.5. K is not given: 100; 0 leaves re-ranking away. The nearest K are sorted by the
-  conditional distance, the others stay behind them in their order. That distance is
-  1 - cos(f(u|v), f(v|u)) and not the Euclidean one that training compares
-  (`pair_metric="euclidean"`): in discrepancies the two features nearly oppose each
-  other, because what u has and v has not enters them with opposite signs.
+  conditional distance, the others stay behind them in their order. "Similarity" is the
+  Euclidean distance that training compares. A cosine (`pair_metric="cosine"`, what unit
+  features in the code come to) says next to nothing here: where all places are joined,
+  f(u|v) is -f(v|u) by the algebra above, and after training 1 - cos of all pairs was
+  between 1.98 and 2. Both re-rank in docs/results.md.
 - 4.2. SGD has the momentum of 0.9 of the code; the schedule counts steps. Padding
   before the crop (10 pixels), area, shape and colour of what is erased are BoT's.
 - 4.3.1. Visual clue alignment without a graph: similarity is the mean cosine of joined
@@ -93,8 +94,8 @@ project(X)) in place of L X theta (`update="residual"`); average and maximum poo
 (`pool`), one encoder for all features (`shared_encoder`), whose running averages see
 all pairs twice; ReLU and dropout before the classifiers (`dropout`); Eq. 8 for either
 image of every ordered pair, which is twice its mean (`mixup_weight`); triplet losses of
-unit features (`unit_triplet`) with margin 0.5; label smoothing 0.1 for individual
-features; and test features averaged over the image and its mirror image (`flip_test`).
+unit features (`unit_triplet`, `pair_metric`), margin 0.5; label smoothing 0.1 for
+individual features; and test features averaged over both mirror images (`flip_test`).
 Left out: a second dropout mask for f(u|v) as the other image of the pair; that the ReLU
 of the PyTorch version works in place, so that its triplet losses compare features
 behind it; the learnt power mean that its file for MSMT17 pools with; that training
@@ -187,10 +188,10 @@ class Options:
     pair_block: int = 1
 
     # 3.5. Gallery images per query that conditional features re-rank, 0 for none; their
-    # "cosine" or "euclidean" distance; "float32", "float16" or "bfloat16" for the maps
+    # "euclidean" or "cosine" distance; "float32", "float16" or "bfloat16" for the maps
     # that are stored.
     top_k: int = 100
-    pair_metric: str = "cosine"
+    pair_metric: str = "euclidean"
     map_dtype: str = "float16"
 
     # What the authors' code has and the paper has not. Non-local blocks in the ResNet.

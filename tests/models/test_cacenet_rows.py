@@ -57,7 +57,7 @@ ROWS = {
 }
 SAME_AS_THE_PAPER = {
     *("table1-discrepancy", "table2-correspondence", "table3-0.9"),
-    *("attention-ones", "rerank-cosine"),
+    *("attention-ones", "rerank-euclidean"),
 }
 
 
