@@ -164,11 +164,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(config: Any, workdir: str) -> None:
-    from reid_jax.training import report, train
+    from reid_jax.training import closing, train
 
     entries = train.train_and_evaluate(config, workdir, extend=EXTEND.value)
     if entries and jax.process_index() == 0:
-        print(report.closing(entries, workdir))
+        print(closing.summary(entries, workdir))
 
 
 def _evaluate(config: Any, workdir: str) -> None:

@@ -132,10 +132,11 @@ class StepLog:
     """Reads a stage's metrics one step late, so that no device waits for the host.
 
     Args:
-      writer: takes every `every`-th step, and the first.
+      writer: takes every `every`-th step, the first and the last.
       bar: advanced with every step; shows the loss.
       offset: steps of the stages before this one.
       every: steps between two rows.
+      last: step that ends the stage, where no stop comes before it.
       batch_size: images of a step, for the rate.
     """
 
@@ -146,10 +147,12 @@ class StepLog:
         *,
         offset: int,
         every: int,
+        last: int,
         batch_size: int,
     ):
         self._writer, self._bar = writer, bar
-        self._offset, self._every, self._batch_size = offset, every, batch_size
+        self._offset, self._every, self._last = offset, every, last
+        self._batch_size = batch_size
         self._pending: tuple[int, Any] | None = None
         self._steps, self._started = 0, 0.0
 
@@ -172,7 +175,7 @@ class StepLog:
         values = {name: float(value) for name, value in fetch(metrics).items()}
         self._check_finite(step, values)
         self._steps += 1
-        if self._started == 0.0 or step % self._every == 0:
+        if self._started == 0.0 or step % self._every == 0 or step == self._last:
             self._write(step, values)
 
     @contextlib.contextmanager

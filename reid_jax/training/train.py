@@ -16,7 +16,7 @@ from reid_jax.runtime.metrics import StepLog
 from reid_jax.runtime.preemption import PreemptionNotice
 from reid_jax.runtime.progress import said
 from reid_jax.runtime.state import TrainState
-from reid_jax.training import report, sources
+from reid_jax.training import closing, sources
 from reid_jax.training.batches import Loader
 from reid_jax.training.run import Position, Run
 from reid_jax.training.step import StageProgram
@@ -81,7 +81,7 @@ def _run_stages(run: Run, notice: PreemptionNotice) -> tuple[TrainState, int]:
         loop = _StageLoop(run, stage, notice)
         begun = loop.initial_state(state)
         if state is None and jax.process_index() == 0:
-            print(report.overview(run.config.method, begun.params))
+            print(closing.overview(run.config.method, begun.params))
         state = loop.run(begun)
     return state, loop.last_step
 
@@ -140,6 +140,7 @@ class _StageLoop:
                     bar,
                     offset=self._offset,
                     every=self._config.log_every_steps,
+                    last=self._total,
                     batch_size=self._stage.batch_size,
                 )
                 for step in range(self._start, self._end):

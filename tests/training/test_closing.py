@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from reid_jax.training import report
+from reid_jax.training import closing
 
 
 def test_parameters_are_counted_by_module():
@@ -10,7 +10,7 @@ def test_parameters_are_counted_by_module():
         "backbone": {"a": {"kernel": jnp.ones((300, 4)), "bias": jnp.ones(4)}},
         "token": jnp.ones(5),
     }
-    assert report.overview("toy", params).splitlines() == [
+    assert closing.overview("toy", params).splitlines() == [
         "parameters",
         "toy         1,209",
         "  backbone  1,204",
@@ -36,7 +36,7 @@ def test_the_end_of_a_run_has_last_beside_best_and_what_comes_next():
             "valid_queries": 4,
         },
     ]
-    text = report.closing(entries, "runs/a b")
+    text = closing.summary(entries, "runs/a b")
     assert text.splitlines() == [
         "protocol  step                  rank1    mAP  rank3  queries",
         "tiny      10 (last)             50.0%  40.0%              15",
@@ -54,6 +54,6 @@ def test_the_end_of_a_run_has_last_beside_best_and_what_comes_next():
         "export      python -m reid_jax.main --mode=export --workdir='runs/a b'",
     ]
     averaged = [entries[0] | {"averaged": True}]
-    assert "best/6 (the best); evaluated: moving averages" in report.closing(
+    assert "best/6 (the best); evaluated: moving averages" in closing.summary(
         averaged, "runs/a"
     )

@@ -21,7 +21,7 @@ def overview(name: str, params: Mapping[str, Any]) -> str:
     return _table([["parameters", ""], *rows], left=1)
 
 
-def closing(entries: Sequence[Mapping[str, Any]], workdir: str) -> str:
+def summary(entries: Sequence[Mapping[str, Any]], workdir: str) -> str:
     """Figures of the last state and of the best, where all lies, what comes next.
 
     Args:
