@@ -35,6 +35,8 @@ class Details:
 
     NAME = "details.json"
     """File beside the pictures of the evaluation."""
+    OF = ("protocol", "step", "ap", "camera_filter", "rerank", "metrics")
+    """What it has of the entry of `results.json` that it belongs to."""
 
     def __init__(self, protocol: Protocol, query: Records, gallery: Records):
         self._query, self._gallery = query, gallery

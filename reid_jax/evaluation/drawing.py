@@ -72,6 +72,12 @@ class Drawing:
     image_size: tuple[int, int]
     visibility: Visibility | None = None
 
+    def clear(self) -> None:
+        """Removes what an earlier evaluation left here: this one may draw less."""
+        for drawn in ("*.png", Details.NAME):
+            for path in self.folder.glob(drawn):
+                path.unlink()
+
     def lists(self, lists: Lists) -> None:
         """`ranking.png`: a row for each query, with its nearest gallery images.
 
@@ -89,8 +95,8 @@ class Drawing:
 
         These are in `details.json`, for a report.
         """
-        about = ("dataset", "protocol", "step", "ap", "camera_filter")
-        written = {name: self.entry[name] for name in about} | details.by_name()
+        about = ("dataset", *Details.OF)
+        written = {name: self.entry.get(name) for name in about} | details.by_name()
         workdir.write_text(self.folder / details.NAME, json.dumps(written))
         for name, lists in details.ends.items():
             title = f"{self._heading}: the {name} queries"

@@ -65,6 +65,10 @@ class Evaluator:
             stage: PairNetwork(scorer) for stage, scorer in scorers.items() if scorer
         }
 
+    def pictured(self, protocol: Protocol) -> str:
+        """Where pictures of a protocol go, below all pictures."""
+        return results.picture_folder(protocol.name, self._spec.rerank)
+
     def evaluate(
         self,
         variables: Variables,
@@ -119,6 +123,7 @@ class Evaluator:
             seen = Visibility.of(*compared, self._method.visibility_titles)
             size = self._spec.image_size
             drawing = Drawing(picture_dir, entry, query, gallery, size, seen)
+            drawing.clear()
             self._draw(drawing, variables, states, look, roc)
             drawing.ends(details)
         return entry
@@ -359,16 +364,14 @@ def evaluate_protocols(
     step: int,
     picture_root: epath.Path | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry per protocol; each protocol's pictures in a folder of its own."""
+    """One entry per protocol; pictures of each, re-ranked or not, have a folder."""
     return [
         evaluator.evaluate(
             variables,
             protocol,
             stage=stage,
             step=step,
-            picture_dir=picture_root / protocol.name.replace(":", "-")
-            if picture_root
-            else None,
+            picture_dir=picture_root and picture_root / evaluator.pictured(protocol),
         )
         for protocol in protocols
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import storage
+from reid_jax.retrieval.steps import STEPS
 from reid_jax.runtime import workdir as workdirs
 
 
@@ -70,6 +73,27 @@ def same_protocol(entry: dict[str, Any], other: dict[str, Any]) -> bool:
 def _identity(entry: dict[str, Any]) -> str:
     """What makes an entry of the results another one."""
     return json.dumps([entry.get(name) for name in (*_PROTOCOL, "step", "changed")])
+
+
+def picture_folder(protocol: str, rerank: Iterable[str]) -> str:
+    """Where an evaluation draws, below `pictures/`: each list of steps for itself.
+
+    An evaluation replaces what an earlier one of the same has drawn.
+    """
+    folder = protocol.replace(":", "-")
+    steps = "-".join(rerank)
+    return f"reranked-{steps}/{folder}" if steps else folder
+
+
+def reranking(entry: Mapping[str, Any]) -> str:
+    """The steps of an entry's re-ranking, with options that are not the usual ones."""
+    steps = []
+    for step, options in entry.get("rerank", {}).items():
+        made = STEPS.get(step)
+        usual = dataclasses.asdict(made()) if made else {}
+        chosen = (f"{k}={v}" for k, v in options.items() if usual.get(k) != v)
+        steps.append(" ".join((step, *chosen)))
+    return ", ".join(steps)
 
 
 def summary(entry: dict[str, Any]) -> str:

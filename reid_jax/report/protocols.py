@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from reid_jax.evaluation.results import STATES
 from reid_jax.report import charts
 from reid_jax.report.curves import keys
 from reid_jax.report.html import Html, element, folded, grid, joined, section, table
 from reid_jax.report.html import picture as picture_of
-from reid_jax.report.runs import Run, label_of
+from reid_jax.report.runs import Run, label_of, state_of, way_of
 from reid_jax.retrieval.histograms import Histograms
 
 _QUERIES = 10
@@ -24,12 +25,12 @@ Entry = Mapping[str, Any]
 
 def results(runs: Sequence[Run]) -> Html:
     """The figures of each protocol and way of scoring that any of the runs has."""
-    tables = [
-        joined(
-            (element("h3", label), _about(_scored(runs, label)), _figures(runs, label))
-        )
-        for label in _labels(runs)
-    ]
+    parts = [_about, _figures, _verification]
+    tables = []
+    for label in _labels(runs):
+        scored = _scored(runs, label)
+        shown = (part(scored) for part in parts)
+        tables.append(joined((element("h3", label), *shown)))
     return section("Results", *tables)
 
 
@@ -49,8 +50,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _scored(runs: Sequence[Run], label: str) -> list[tuple[Run, Entry]]:
-    """The runs that have such an entry, with it."""
-    return [(run, entry) for run in runs if (entry := run.entry(label))]
+    """All such entries, each with its run."""
+    return [(run, entry) for run in runs for entry in run.labelled(label)]
 
 
 def _about(scored: Sequence[tuple[Run, Entry]]) -> Html:
@@ -66,31 +67,52 @@ def _about(scored: Sequence[tuple[Run, Entry]]) -> Html:
     return element("p", text + note, class_="faint")
 
 
-def _figures(runs: Sequence[Run], label: str) -> Html:
-    """Runs x metrics, for the last state, the best one and the one before pairs.
+def _figures(scored: Sequence[tuple[Run, Entry]]) -> Html:
+    """Runs x metrics, for each state, as it was re-ranked and before.
 
     Differences, in points, are to the first run that has the figure.
     """
-    states: dict[str, dict[str, Mapping[str, float]]] = {}
-    for run, entry in _scored(runs, label):
-        for state, metrics in _states(entry):
-            states.setdefault(state, {})[run.name] = metrics
-    found = [metrics for named in states.values() for metrics in named.values()]
-    names = list(dict.fromkeys(name for metrics in found for name in metrics))
+    ways: dict[str, dict[str, tuple[int, Mapping[str, float]]]] = {}
+    for run, entry in scored:
+        for way, *found in _ways(entry, state_of(entry, run.folder)):
+            # The latest entry comes first: it knows which state is the best.
+            ways.setdefault(way, {}).setdefault(run.name, tuple(found))
+    every = [metrics for named in ways.values() for _, metrics in named.values()]
+    names = list(dict.fromkeys(name for metrics in every for name in metrics))
     rows = []
-    for state, named in states.items():
-        columns = [_compared([m.get(n) for m in named.values()]) for n in names]
-        for run_name, *cells in zip(named, *columns, strict=True):
-            rows.append([f"{run_name}, {state}", *cells])
+    for way, named in ways.items():
+        columns = [_compared([m.get(n) for _, m in named.values()]) for n in names]
+        for (run_name, (step, _)), *cells in zip(named.items(), *columns, strict=True):
+            rows.append([f"{run_name} at step {step}, {way}", *cells])
     return table(["", *names], rows)
 
 
-def _states(entry: Entry) -> Iterator[tuple[str, Mapping[str, float]]]:
-    yield "last state", entry["metrics"]
+def _ways(entry: Entry, state: str) -> Iterator[tuple[str, int, Mapping[str, float]]]:
+    """What an entry has figures of, and of which step."""
+    step, way = entry["step"], way_of(entry, state)
+    yield way, step, entry["metrics"]
     if best := entry.get("best"):
-        yield "best state", best.get("metrics") or {}
-    if before := entry.get("metrics_before_pairs"):
-        yield "before pairs were scored", before
+        yield way_of(entry, "best state"), best["step"], best.get("metrics") or {}
+    for name, what in STATES.items():
+        if before := entry.get(f"metrics_{name}"):
+            begun = state if name == "before_reranking" else way
+            yield f"{begun}, {what}", step, before
+
+
+def _verification(scored: Sequence[tuple[Run, Entry]]) -> Html:
+    """Same person or not by a threshold, where that was evaluated."""
+    rows = [
+        [run.called(entry), *_point(**point)]
+        for run, entry in scored
+        for point in entry.get("verification", {}).get("at", ())
+    ]
+    head = ["", "different persons accepted (FPR)", "one person accepted (TPR)"]
+    return table([*head, "distance at most"], rows) if rows else Html()
+
+
+def _point(fpr: float, tpr: float, threshold: float | None) -> list[str]:
+    reached = "none" if threshold is None else f"{threshold:.4g}"
+    return [f"{fpr:g}", f"{tpr:.1%}", reached]
 
 
 def _compared(values: Sequence[float | None]) -> list[Html]:
@@ -118,8 +140,8 @@ def _distances(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
         found = Histograms(**{k: np.array(v) for k, v in details["distances"].items()})
         threshold, rate = found.equal_error()
         caption = (
-            f"{run.name}: threshold {threshold:.4g}, where {rate:.2%} of the right "
-            "pairs are missed and as many of the wrong ones let through"
+            f"{run.called(entry)}: threshold {threshold:.4g}, where {rate:.2%} of the "
+            "right pairs are missed and as many of the wrong ones let through"
         )
         drawn.append(
             charts.histogram(
@@ -141,7 +163,9 @@ def _cameras(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
             continue
         yield heading
         heading = Html()
-        yield element("p", f"{run.name}: each query asked of one camera's images")
+        yield element(
+            "p", f"{run.called(entry)}: each query asked of one camera's images"
+        )
         yield _matrix(**details["cameras"])
 
 
@@ -183,7 +207,8 @@ def _queries(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
         never = sum(one["first_rank"] > 1 for one in order)
         yield element(
             "p",
-            f"{run.name}: {never} of {len(order)} queries have a wrong first answer",
+            f"{run.called(entry)}: {never} of {len(order)} queries have a wrong first "
+            "answer",
         )
         yield _listed(order[:_QUERIES])
         yield folded("the easiest", _listed(order[::-1][:_QUERIES]))
@@ -207,7 +232,7 @@ def _pictures(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
         for name, path in run.pictures(entry).items():
             yield heading
             heading = Html()
-            caption = f"{run.name}: {name.replace('_', ' ')}"
+            caption = f"{run.called(entry)}: {name.replace('_', ' ')}"
             yield folded(
                 caption,
                 picture_of(path, caption),

@@ -11,13 +11,11 @@ from etils import epath
 from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation.details import Details
-from reid_jax.runtime import trackers, workdir
+from reid_jax.evaluation.results import picture_folder, reranking
+from reid_jax.runtime import trackers, trained, workdir
 
-DRAWN_FIRST = ("ranking", "ranking_pairs", "hardest", "easiest")
+DRAWN_FIRST = ("ranking", "ranking_reranked", "ranking_pairs", "hardest", "easiest")
 """Pictures that every method has; its own come after them."""
-
-_ALIKE = ("protocol", "step", "ap", "camera_filter")
-"""What an evaluation says of itself in its details as in `results.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +28,10 @@ class Run:
       config: fields, flat.
       starts: of `manifest.json`, the first one first.
       rows: of `metrics.jsonl`.
-      entries: of `results.json`, the latest of each protocol and way of scoring.
-      detailed: protocol -> what `evaluation.details` has kept of the last evaluation.
+      entries: of `results.json`, the latest first: one of each protocol, way of
+        scoring, state and re-ranking.
+      detailed: folder of pictures -> what `evaluation.details` has kept of the last
+        evaluation that drew there.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Run:
             workdir.read_objects(folder / "manifest.json"),
             trackers.read_rows(rows) if rows.exists() else [],
             entries,
-            _detailed(folder, {entry["protocol"] for entry in entries}),
+            _detailed(folder, {_pictured(entry) for entry in entries}),
         )
 
     @property
@@ -76,56 +76,62 @@ class Run:
             absent.append("no metrics.jsonl, so no curves")
         if not self.entries:
             absent.append("it was not evaluated (--mode=evaluate does)")
-        for entry in self.entries:
-            if not entry.get("changed") and self.details(entry) is None:
+        plain = [entry for entry in self.entries if not entry.get("changed")]
+        known = {_pictured(entry) for entry in plain if self.details(entry)}
+        for folder in dict.fromkeys(map(_pictured, plain)):
+            if folder not in known:
                 absent.append(
-                    f"no details of {entry['protocol']}: an older version, or none at "
+                    f"no details in pictures/{folder}: an older version, or none at "
                     "all, evaluated it; evaluate it once more"
                 )
         return absent
 
-    def entry(self, label: str) -> Mapping[str, Any] | None:
-        """The entry that `label` gives this name to."""
-        return next((e for e in self.entries if label_of(e) == label), None)
+    def labelled(self, label: str) -> list[Mapping[str, Any]]:
+        """The entries that `label_of` gives this name to."""
+        return [entry for entry in self.entries if label_of(entry) == label]
+
+    def called(self, entry: Mapping[str, Any]) -> str:
+        """What the report calls an evaluation of this run."""
+        way = way_of(entry, state_of(entry, self.folder))
+        return f"{self.name} at step {entry['step']}, {way}"
 
     def details(self, entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """What was kept of an entry's evaluation, if it was."""
-        found = self.detailed.get(entry["protocol"])
+        found = self.detailed.get(_pictured(entry))
         return found if found and _is_of(found, entry) else None
 
     def pictures(self, entry: Mapping[str, Any]) -> dict[str, epath.Path]:
         """Pictures of an entry's evaluation by name, in the order to show them in."""
-        found = self.detailed.get(entry["protocol"])
-        if found and not _is_of(found, entry):
+        if self.details(entry) is None:
             return {}
-        folder = _pictured(self.folder, entry["protocol"])
+        folder = self.folder / "pictures" / _pictured(entry)
         there = {path.stem: path for path in sorted(folder.glob("*.png"))}
         first = [name for name in DRAWN_FIRST if name in there]
         return {name: there[name] for name in (*first, *there)}
 
 
-def _pictured(folder: epath.Path, protocol: str) -> epath.Path:
-    """Where the evaluations of a protocol draw, the last one over the others."""
-    return folder / "pictures" / protocol.replace(":", "-")
+def _pictured(entry: Mapping[str, Any]) -> str:
+    """Where such evaluations draw, the last one in place of the others."""
+    return picture_folder(entry["protocol"], entry.get("rerank", ()))
 
 
 def _is_of(details: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
     """Whether details are of the evaluation that an entry has the figures of."""
-    alike = all(details[name] == entry.get(name) for name in _ALIKE)
+    alike = all(details.get(name) == entry.get(name) for name in Details.OF)
     return alike and not entry.get("changed")
 
 
 def _detailed(
-    folder: epath.Path, protocols: Collection[str]
+    folder: epath.Path, pictured: Collection[str]
 ) -> dict[str, Mapping[str, Any]]:
     """What `evaluation.details` has kept, where it has."""
     found = {}
-    for protocol in protocols:
-        path = _pictured(folder, protocol) / Details.NAME
+    for name in pictured:
+        path = folder / "pictures" / name / Details.NAME
         if not path.exists():
             continue
-        found[protocol] = workdir.read_object(path)
-        if not {*_ALIKE, "queries", "cameras", "distances"} <= found[protocol].keys():
+        found[name] = workdir.read_object(path)
+        if not {"queries", "cameras", "distances"} <= found[name].keys():
             raise UserError(f"{path} is damaged: it lacks something; remove that file")
     return found
 
@@ -143,21 +149,39 @@ def label_of(entry: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def state_of(entry: Mapping[str, Any], folder: epath.Path) -> str:
+    """Which state an entry of the results in a run's `folder` has the figures of."""
+    if "best" in entry or "checkpoint" not in entry:
+        return "last state"  # a training ended with it
+    checkpoint = epath.Path(entry["checkpoint"])
+    best = checkpoint.parent.name == "best"
+    state = "best state" if best else f"state of step {entry['step']}"
+    run = trained.run_folder(checkpoint).name
+    return state if run == folder.name else f"{state} of {run}"
+
+
+def way_of(entry: Mapping[str, Any], state: str) -> str:
+    """A state as an entry's evaluation ranked it."""
+    steps = reranking(entry)
+    return f"{state}, re-ranked ({steps})" if steps else state
+
+
 def _latest(
     entries: Sequence[Mapping[str, Any]], folder: epath.Path
 ) -> list[Mapping[str, Any]]:
-    """Of entries that were scored alike, the one of the last step."""
-    latest: dict[str, Mapping[str, Any]] = {}
+    """Of entries that one row is for, the one of the last step; that step first."""
+    latest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for entry in entries:
         if not {"protocol", "step", "metrics"} <= entry.keys():
             raise UserError(
                 f"{folder / 'results.json'} is damaged: an entry has no protocol, step "
                 "or metrics; remove or mend it"
             )
-        before = latest.get(label_of(entry))
+        row = label_of(entry), way_of(entry, state_of(entry, folder))
+        before = latest.get(row)
         if before is None or entry["step"] >= before["step"]:
-            latest[label_of(entry)] = entry
-    return list(latest.values())
+            latest[row] = entry
+    return sorted(latest.values(), key=lambda entry: entry["step"], reverse=True)
 
 
 def names(paths: Sequence[str]) -> list[str]:

@@ -5,12 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from data_pipelines import loader
 from data_pipelines.prepared import open_records
 from reid_jax import experiment
 from reid_jax.evaluation import evaluate
 from reid_jax.evaluation.embedding import Embedder
+from reid_jax.report.runs import Run
 from reid_jax.retrieval import expansion
 from reid_jax.retrieval.k_reciprocal import KReciprocal
 from reid_jax.runtime import sharding
@@ -156,6 +158,41 @@ def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):
     assert strict["tpr"] == pytest.approx(
         (apart[same & counted] < nearest_wrong).mean(), abs=1 / 45
     )
+
+
+def test_pictures_lie_apart_from_those_of_the_plain_evaluation(
+    toy_config, toy, tmp_path
+):
+    """What an earlier evaluation of the same drew goes, and a report finds the rest."""
+    method, variables, _ = toy
+    _choose(toy_config, ("k_reciprocal",))
+    pictured = tmp_path / "pictures"
+    plain, apart = pictured / "tiny", pictured / "reranked-k_reciprocal" / "tiny"
+    for file in (plain / "roc.png", apart / "roc.png", apart / "own.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    mesh = sharding.make_mesh()
+    entries = evaluate.evaluate_protocols(
+        evaluate.Evaluator(method, mesh, experiment.build_evaluation(toy_config)),
+        experiment.build_protocols(toy_config),
+        jax.device_put(variables, sharding.replicated(mesh)),
+        stage="first",
+        step=7,
+        picture_root=epath.Path(pictured),
+    )
+    assert [path.name for path in plain.iterdir()] == ["roc.png"]
+    drawn = {path.name for path in apart.iterdir()}
+    assert {"ranking.png", "ranking_reranked.png", "own.txt"} <= drawn
+    assert "roc.png" not in drawn
+    (tmp_path / "config.json").write_text("{}")
+    others = [entries[0] | {"rerank": {"k_reciprocal": {"k1": 9}}}]
+    others.append({k: v for k, v in entries[0].items() if k != "rerank"})
+    (tmp_path / "results.json").write_text(json.dumps(entries + others))
+    run = Run.read(str(tmp_path), "run")
+    shown = [bool(run.details(entry)) for entry in entries + others]
+    assert shown == [True, False, False]
+    assert "ranking_reranked" in run.pictures(entries[0])
+    assert [run.pictures(entry) for entry in others] == [{}, {}]
 
 
 def test_a_gallery_that_is_streamed_or_split_ranks_the_same(toy_config, toy, capsys):

@@ -33,7 +33,8 @@ def _run(folder, *, rank1=0.5, rate=0.1, evaluated=True, name="tiny"):
         return folder
     entry = {"protocol": name, "step": 19, "ap": "rectangle", "camera_filter": True}
     metrics = {"metrics": {"rank1": rank1, "mAP": 0.25}, "valid_queries": 2}
-    write("results.json", [entry | metrics | {"best": {"step": 9, "metrics": {}}}])
+    entry |= metrics
+    write("results.json", [entry | {"best": {"step": 9, "metrics": {}}}])
     queries = [
         {"file": f"{i}.jpg", "person": "7", "camera": "1"}
         | {"average_precision": 0.1 * i, "first_rank": 9.0 - i}
@@ -93,12 +94,69 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert "main.py '--a=b c'" in lines
     assert "0.10.2" in lines
     # Below 0.5 lie 8 of 10 right pairs and no wrong one; below 1 all, and 1 of 10.
-    assert "one: threshold 1, where 5.00% of the right pairs are missed" in seen.text
+    threshold = "threshold 1, where 5.00% of the right pairs are missed"
+    assert f"one at step 19, last state: {threshold}" in seen.text
     assert seen.sources
     assert all(source.startswith("data:image/") for source in seen.sources)
     assert not re.search(r"url\(|@import|<script|<link", page)
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(svg)
+
+
+def test_states_and_reranking_have_rows_and_pictures_of_their_own(tmp_path):
+    run = _run(tmp_path / "run")
+    (last,) = json.loads((run / "results.json").read_text())
+    best = {k: v for k, v in last.items() if k != "best"}
+    last["best"]["metrics"] = {"rank1": 0.625, "mAP": 0.375}
+    best |= last["best"] | {"checkpoint": str(run / "checkpoints" / "best" / "9")}
+    steps = {"flip": {}, "k_reciprocal": {"k1": 20, "k2": 6, "lambda_value": 0.3}}
+    points = [
+        {"fpr": 0.001, "tpr": 0.875, "threshold": 1.25},
+        {"fpr": 0.0001, "tpr": 0.0, "threshold": None},
+    ]
+    reranked = best | {
+        "rerank": steps,
+        "metrics": {"rank1": 0.75, "mAP": 0.5},
+        "metrics_before_reranking": best["metrics"],
+        "verification": {"at": points},
+    }
+    steps = steps | {"k_reciprocal": steps["k_reciprocal"] | {"k1": 10}}
+    narrow = reranked | {"rerank": steps, "metrics": {"rank1": 0.875, "mAP": 0.625}}
+    other = best | {"step": 5, "metrics": {"rank1": 0.0, "mAP": 0.125}}
+    other["checkpoint"] = str(tmp_path / "other" / "checkpoints" / "best" / "5")
+    entries = [last, best, reranked, narrow | {"verification": {}}, other]
+    (run / "results.json").write_text(json.dumps(entries))
+    # The evaluation that drew last in either folder: of the best state.
+    plain, apart = (
+        run / "pictures" / f for f in ("tiny", "reranked-flip-k_reciprocal")
+    )
+    details = json.loads((plain / "details.json").read_text())
+    for folder, entry in ((plain, best), (apart / "tiny", reranked)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "details.json").write_text(json.dumps(details | entry))
+    Image.new("RGB", (40, 20)).save(apart / "tiny" / "ranking_reranked.png")
+
+    assert report.write([str(run)], tmp_path / "out.html") == []
+    page = (tmp_path / "out.html").read_text()
+    lines = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in lines]
+    both = "run at step 9, best state, re-ranked (flip, k_reciprocal)"
+    for row in (
+        ["run at step 19, last state", "50.0%", "25.0%"],
+        ["run at step 9, best state", "62.5%", "37.5%"],
+        [both, "75.0%", "50.0%"],
+        ["run at step 9, best state, before re-ranking", "62.5%", "37.5%"],
+        [both.replace("ocal)", "ocal k1=10)"), "87.5%", "62.5%"],
+        ["run at step 5, best state of other", "0.0%", "12.5%"],
+        [both, "0.001", "87.5%", "1.25"],
+        [both, "0.0001", "0.0%", "none"],
+    ):
+        assert rows.count(row) == 1
+    text = _Reader(page).text
+    assert re.findall(r"(?m)^(run.*): ranking( reranked)?$", text) == [
+        ("run at step 9, best state", ""),
+        (both, " reranked"),
+    ]
 
 
 def test_names_are_text(tmp_path):
