@@ -85,10 +85,10 @@ def _entries(args: argparse.Namespace) -> list[rows.Entry]:
 
 
 def _add(args: argparse.Namespace, entries: Sequence[rows.Entry]) -> int:
-    there = _there(args, entries)
+    there, told = _there(args, entries)
     new = [entry for entry in entries if there.get(entry.id) != entry.content]
     if not new:
-        return 0
+        return told
     extractor = _loaded(args.model)
     batches = rows.embedded(extractor, new, batch_size=args.batch_size)
     batch, embedding = next(batches)
@@ -99,23 +99,28 @@ def _add(args: argparse.Namespace, entries: Sequence[rows.Entry]) -> int:
         for batch, embedding in batches:
             rows.put(gallery, batch, embedding)
         gallery.flush()
-    return len(new)
+    return told + len(new)
 
 
-def _there(args: argparse.Namespace, entries: Sequence[rows.Entry]) -> dict[str, str]:
+def _there(
+    args: argparse.Namespace, entries: Sequence[rows.Entry]
+) -> tuple[dict[str, str], int]:
     """Id -> content of what is there already; nothing, where there is no gallery.
 
-    --model becomes the gallery's network unless it is given.
+    Of these, so many had other facts; they have those of `entries` now. --model becomes
+    the gallery's network unless it is given.
     """
     try:
         with galleries.existing(args.gallery, args.collection) as gallery:
+            gallery.check_index(args.index)
             if args.model:
                 gallery.check(_loaded(args.model).network.fingerprint, args.model)
             args.model = args.model or gallery.about.model
-            return gallery.contents([entry.id for entry in entries])
+            there = gallery.contents([entry.id for entry in entries])
+            return there, rows.retell(gallery, entries)
     except milvus.NoGallery:
         _loaded(args.model)
-        return {}
+        return {}, 0
 
 
 def ask(args: argparse.Namespace) -> None:
@@ -300,7 +305,10 @@ def _add_flags(make: Make) -> None:
     )
     parser.add_argument("--batch_size", type=int, help="images at once")
     parser.add_argument(
-        "--index", default="FLAT", choices=galleries.INDEXES, help="of a new gallery"
+        "--index",
+        default="",
+        choices=galleries.INDEXES,
+        help="of a new gallery; default: FLAT",
     )
 
 

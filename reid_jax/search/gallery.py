@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,16 @@ INDEXES: dict[str, dict[str, Any]] = {
 NPROBE = 16
 """Lists that IVF looks through."""
 
+_A_LIST = 39
+"""Entries that FAISS wants for each list of IVF at least."""
+
 MOST = 16_384
 """Entries that Milvus gives for one query at most."""
 
 _PROPERTY = "reid_jax"
 _KEPT, _COPY = "_kept", "_copy"
+"""Ends of the names of collections beside one: what a deletion keeps, and `copy`."""
+
 _NAME = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 _BLOCK_BYTES = 8 << 20
 _TEXT, _PATH = 1024, 8192
@@ -43,7 +49,7 @@ class Gallery:
     Attributes:
       uri, name: where it is.
       about: what it remembers of its network.
-      index: its kind, one of `INDEXES`.
+      index: its kind, one of `INDEXES`; "" if it has none, see `mend`.
     """
 
     def __init__(self, client: MilvusClient, uri: str, name: str) -> None:
@@ -57,7 +63,31 @@ class Gallery:
             )
         self.about = About.read(properties[_PROPERTY])
         with milvus.answered(uri):
-            self.index = client.describe_index(name, self._anchor)["index_type"]
+            found = client.describe_index(name, self._anchor)
+        self.index = found["index_type"] if found else ""
+
+    def mend(self) -> None:
+        """Finishes what a process that was killed left half done; a note says so."""
+        if not self.index:
+            _note(f"{self.uri} had lost its index, and gets FLAT; see search check")
+            self.reindex("FLAT")
+        if milvus.is_server(self.uri):
+            return  # others may be at work there, and nothing is written anew
+        with milvus.answered(self.uri):
+            _drop(self._client, self.name + _COPY)
+            if self._client.has_collection(self.name + _KEPT):
+                _note(f"{self.uri}: finishing a deletion that was interrupted")
+                self._client.load_collection(self.name)
+                self._fill(self._kept())
+
+    def check_index(self, index: str) -> None:
+        """Raises UserError if another kind than the gallery's is asked for."""
+        if index and index != self.index:
+            raise UserError(
+                f"--index={index} is for a new gallery, and {self.uri} has "
+                f"{self.index}. Leave it out; for another index: reid-jax search check "
+                f"--gallery={self.uri} --use={index}"
+            )
 
     def check(self, fingerprint: str, what: str) -> None:
         """Raises UserError for vectors of another network."""
@@ -77,8 +107,11 @@ class Gallery:
         for start in range(0, len(ids), 1000):
             block = list(ids[start : start + 1000])
             with milvus.answered(self.uri):
-                rows = self._client.get(
-                    self.name, ids=block, output_fields=list(fields)
+                # Not the client's `get`, which puts ids into a filter as they are.
+                rows = self._client.query(
+                    self.name,
+                    f"id in [{', '.join(map(milvus.quoted, block))}]",
+                    output_fields=list(fields),
                 )
             found += [dict(row) for row in rows]
         return found
@@ -166,13 +199,15 @@ class Gallery:
         count = self.count(where)
         if not count:
             return 0
+        lite = not milvus.is_server(self.uri)
         with milvus.answered(self.uri):
+            kept = self._kept() if lite else None  # from here on, `mend` goes on
             self._client.delete(self.name, filter=where)
             self._client.flush(self.name)
-            if milvus.is_server(self.uri):
-                self._client.compact(self.name)
+            if kept:
+                self._fill(kept)
             else:
-                self._rewrite()
+                self._client.compact(self.name)
         return count
 
     @contextlib.contextmanager
@@ -192,23 +227,29 @@ class Gallery:
     def reindex(self, index: str) -> None:
         """Replaces the index by one of another kind."""
         with milvus.answered(self.uri):
+            rows = self._client.get_collection_stats(self.name)["row_count"]
             self._client.release_collection(self.name)
-            self._client.drop_index(self.name, self._anchor)
+            if self.index:
+                self._client.drop_index(self.name, self._anchor)
             params = self._client.prepare_index_params()
-            _add_index(params, self._anchor, index)
+            _add_index(params, self._anchor, index, rows=int(rows))
             self._client.create_index(self.name, params)
             self._client.load_collection(self.name)
         self.index = index
 
-    def _rewrite(self) -> None:
-        kept = self.name + _KEPT
-        _drop(self._client, kept)
-        other = _create(self._client, self.uri, kept, self.about, self.index)
+    def _kept(self) -> Gallery:
+        """The empty collection for what a deletion keeps."""
+        name = self.name + _KEPT
+        _drop(self._client, name)
+        return _create(self._client, self.uri, name, self.about, self.index)
+
+    def _fill(self, kept: Gallery) -> None:
+        """Copies all entries, and puts the copy into this one's place."""
         for rows in self.blocks(["*"]):
-            other.put(rows)
-        other.flush()
+            kept.put(rows)
+        kept.flush()
         self._client.drop_collection(self.name)
-        self._client.rename_collection(kept, self.name)
+        self._client.rename_collection(kept.name, self.name)
 
     @property
     def _anchor(self) -> str:
@@ -242,20 +283,28 @@ def existing(uri: str, name: str = COLLECTION) -> Iterator[Gallery]:
 
 @contextlib.contextmanager
 def made(
-    uri: str, about: About, name: str = COLLECTION, *, index: str = "FLAT"
+    uri: str, about: About, name: str = COLLECTION, *, index: str = ""
 ) -> Iterator[Gallery]:
     """Opens a gallery, which is made if it is not there.
 
+    Args:
+      uri, about, name: of it.
+      index: its kind; "" for the one it has, FLAT for a new one.
+
     Raises:
-      UserError: it is of another network, or has other columns than `about`; or see
-        `milvus.connect`.
+      UserError: it is of another network, has other columns than `about` or another
+        index; or see `milvus.connect`.
     """
-    if not _NAME.fullmatch(name):
-        raise UserError(f"--collection={name}: use letters, digits and _ alone")
+    if not _NAME.fullmatch(name) or name.endswith((_KEPT, _COPY)):
+        raise UserError(
+            f"--collection={name}: use letters, digits and _ alone, and neither "
+            f"{_KEPT} nor {_COPY} at the end"
+        )
     with contextlib.closing(milvus.connect(uri, new=True)) as client:
         found = _found(client, uri, name)
         if found is None:
-            found = _create(client, uri, name, about, index)
+            found = _create(client, uri, name, about, index or "FLAT")
+        found.check_index(index)
         found.check(about.fingerprint, "what is added")
         _check_columns(found, about.columns)
         yield found
@@ -275,12 +324,18 @@ def _check_columns(found: Gallery, columns: Mapping[str, str]) -> None:
 def _found(client: MilvusClient, uri: str, name: str) -> Gallery | None:
     with milvus.answered(uri):
         if not client.has_collection(name):
-            if not client.has_collection(name + _KEPT):
+            if milvus.is_server(uri) or not client.has_collection(name + _KEPT):
                 return None
-            # `_rewrite` was killed between its last two steps.
+            # A deletion was killed between its last two steps.
             client.rename_collection(name + _KEPT, name)
+        found = Gallery(client, uri, name)
+        found.mend()
         client.load_collection(name)
-    return Gallery(client, uri, name)
+    return found
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _drop(client: MilvusClient, name: str) -> None:
@@ -307,10 +362,11 @@ def _create(
     return Gallery(client, uri, name)
 
 
-def _add_index(params: Any, field: str, index: str) -> None:
-    params.add_index(
-        field, index_type=index, metric_type="COSINE", params=INDEXES[index]
-    )
+def _add_index(params: Any, field: str, index: str, *, rows: int | None = None) -> None:
+    options = dict(INDEXES[index])
+    if rows is not None and "nlist" in options:
+        options["nlist"] = max(1, min(options["nlist"], rows // _A_LIST))
+    params.add_index(field, index_type=index, metric_type="COSINE", params=options)
 
 
 def _schema(client: MilvusClient, about: About) -> Any:

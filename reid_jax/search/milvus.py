@@ -6,7 +6,6 @@ What the engine objects to becomes one `UserError`.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
@@ -28,6 +27,10 @@ _SECONDS = 10.0
 # middle of a long build of an index; pymilvus would every ten seconds.
 _OPTIONS = {"grpc_options": {"grpc.keepalive_time_ms": 600_000}}
 _PORT = 19530
+_ESCAPES = str.maketrans(
+    {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+)
+"""All that filters know; other characters stand in them as they are."""
 
 
 class NoGallery(UserError):
@@ -84,7 +87,7 @@ def answered(uri: str) -> Iterator[None]:
 
 def quoted(text: str) -> str:
     """A text as a filter expression has it."""
-    return json.dumps(text, ensure_ascii=False)
+    return f'"{text.translate(_ESCAPES)}"'
 
 
 def _check_installed() -> None:

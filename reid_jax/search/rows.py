@@ -31,6 +31,8 @@ BAR = {"unit": "img", "leave": False, "disable": None}
 KNOWN = ("person", "camera", "time")
 """What may be known of an image beside its path."""
 
+_BLOCK = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -92,7 +94,11 @@ def moment(value: Any) -> str | None:
     if not isinstance(value, datetime.datetime):
         raise ValueError(f"{value!r} is no time")
     zoned = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
-    return zoned.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        utc = zoned.astimezone(datetime.UTC).replace(tzinfo=None)
+    except OverflowError as error:
+        raise ValueError(f"{value} is before the year 1 or after 9999") from error
+    return f"{utc.isoformat(timespec='seconds')}Z"
 
 
 def from_files(
@@ -205,6 +211,30 @@ def put(gallery: Gallery, entries: Sequence[Entry], embedding: Embedding) -> Non
     fields = layout.encoded(gallery.about, embedding)
     pairs = zip(entries, fields, strict=True)
     gallery.put([entry.row(row, added=added) for entry, row in pairs])
+
+
+def retell(gallery: Gallery, entries: Sequence[Entry]) -> int:
+    """Gives entries that are there, with this content, what is told of them now.
+
+    What is not told stays as it was.
+
+    Returns:
+      how many had other facts.
+    """
+    there = {row["id"]: row for row in gallery.get([entry.id for entry in entries])}
+    told = {}
+    for entry in entries:
+        row = there.get(entry.id, {"content": None})
+        known = {k: v for k, v in entry.facts.items() if v is not None}
+        if row["content"] == entry.content and known != {k: row[k] for k in known}:
+            told[entry.id] = known
+    ids = list(told)
+    for start in range(0, len(ids), _BLOCK):
+        whole = gallery.get(ids[start : start + _BLOCK], fields=["*"])
+        gallery.put([row | told[row["id"]] for row in whole])
+    if told:
+        gallery.flush()
+    return len(told)
 
 
 def asked(

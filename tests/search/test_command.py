@@ -10,10 +10,11 @@ import pytest
 
 from reid_jax import __main__ as verbs
 from reid_jax.embed import job, listing
+from reid_jax.search import gallery as galleries
 from reid_jax.search import milvus, rows
 from tests.search.conftest import CAMERAS, PERSONS
 
-pytest.importorskip("pymilvus")
+pymilvus = pytest.importorskip("pymilvus")
 pq = pytest.importorskip("pyarrow.parquet")
 server = pytest.importorskip("milvus_lite.adapter.grpc.server")
 
@@ -114,6 +115,63 @@ def test_what_is_there_is_not_added_again(gallery, photos, tmp_path, capsys):
     assert "images       36" in said(capsys, "info", gallery)
     hits = ask(gallery, tmp_path, "--top=1", mine / "0_c0.png")
     assert hits[0]["distance"] < 1e-3
+
+
+def test_new_facts_of_what_is_there(gallery, photos, tmp_path, capsys, extractors):
+    path = f"--gallery={tmp_path}/g.db"
+    search("add", path, "--model=toy", "--camera=hall", photos)
+    persons = r"--pattern=/(?P<person>\d)_"
+    assert "18 images added or changed, 0" in said(capsys, "add", path, persons, photos)
+    assert "0 images added or changed, 18" in said(capsys, "add", path, persons, photos)
+    assert "0 images added or changed, 18" in said(capsys, "add", path, photos)
+    query = photos / "2_c1.png"
+    expected, distances = brute_force(extractors["toy"], query, photos)
+    hits = ask(path, tmp_path, "--top=17", query)
+    assert names(hits) == expected  # their vectors are as they were
+    np.testing.assert_allclose([hit["distance"] for hit in hits], distances, atol=1e-5)
+    assert all(hit["person"] == hit["path"].rsplit("/")[-1][0] for hit in hits)
+    assert {hit["camera"] for hit in hits} == {"hall"}
+
+
+def test_another_index_is_not_overheard(gallery, photos, capsys):
+    message = refused(capsys, "add", gallery, "--index=HNSW", photos)
+    assert "--use=HNSW" in message
+    assert "0 images added" in said(capsys, "add", gallery, "--index=FLAT", photos)
+
+
+def test_a_lost_index_is_made_again(gallery, photos, tmp_path, capsys, extractors):
+    path = str(tmp_path / "gallery.db")
+    with galleries.existing(path) as opened:  # as `reindex` leaves it when killed
+        opened._client.release_collection(opened.name)
+        opened._client.drop_index(opened.name, opened._anchor)
+    search("info", gallery)
+    captured = capsys.readouterr()
+    assert "index        FLAT" in captured.out
+    assert "lost its index" in captured.err
+    query = photos / "2_c1.png"
+    expected, _ = brute_force(extractors["toy"], query, photos)
+    assert names(ask(gallery, tmp_path, "--top=5", query)) == expected[:5]
+
+
+@pytest.mark.parametrize("step", ["delete", "put", "rename_collection"])
+def test_an_interrupted_delete_is_finished(
+    step, gallery, photos, tmp_path, capsys, monkeypatch
+):
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    where = '--filter=camera == "1"'
+    with monkeypatch.context() as patch:
+        owner = galleries.Gallery if step == "put" else pymilvus.MilvusClient
+        patch.setattr(owner, step, killed)
+        with pytest.raises(SystemExit):
+            search("delete", gallery, where)
+    deleted = 6 if step == "delete" else 0
+    assert f"{deleted} entries deleted" in said(capsys, "delete", gallery, where)
+    left = {file.name for file in photos.iterdir() if "c1" not in file.name}
+    assert stored(tmp_path / "gallery.db") == left
+    with galleries.existing(str(tmp_path / "gallery.db")) as opened:
+        assert opened._client.list_collections() == ["reid"]
 
 
 def test_info(gallery, capsys):
@@ -317,6 +375,7 @@ def test_a_server_is_a_gallery_too(photos, tmp_path, capsys, extractors):
 
 def test_texts_are_quoted():
     assert milvus.quoted('a"b\\é') == '"a\\"b\\\\é"'
+    assert milvus.quoted("a\n\r\tb\x1b") == '"a\\n\\r\\tb\x1b"'
 
 
 def test_files_of_embed(tmp_path, photos, capsys, extractors):
