@@ -7,6 +7,7 @@ again; no path of a request is opened.
 from __future__ import annotations
 
 import collections
+import io
 import json
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import PIL.Image
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -31,10 +33,11 @@ from reid_jax.search.query import Asked, Options
 if TYPE_CHECKING:
     from reid_jax.extractor.extractor import Extractor
 
-_MOST_BYTES = 32 << 20
-_UPLOADS = 32
+_MOST_BYTES, _MOST_PIXELS = 32 << 20, 40_000_000
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+_UPLOADS, _KEPT_SIDE = 32, 1024
 _CAMERAS, _CHOICE = 200, 60
-_THUMB = 256
+_THUMB, _LARGE = 256, 2048
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
 
@@ -74,7 +77,7 @@ class Review:
         """Keeps "same", "different" or "unsure" of a pair."""
         try:
             given = json.loads(await _body(request))
-        except ValueError:
+        except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict) or given.get("mark") not in MARKS:
             raise UserError(f"a mark is one of {', '.join(MARKS)}")
@@ -138,50 +141,47 @@ class Review:
         )
 
     def _uploaded(self, data: bytes, params: Mapping[str, str]) -> Asked:
-        source = Source("the image", lambda: {"image": _decoded(data)})
+        camera = _camera(params.get("query_camera"))
+        pixels = _decoded(data)
+        source = Source("the image", lambda: {"image": pixels})
         _, embedding = next(self._extractor.stream([source]))
         key = rows.digest(data)
-        self._uploads[key] = data
+        self._uploads[key] = _small(data, pixels)
         self._uploads.move_to_end(key)
         while len(self._uploads) > _UPLOADS:
             self._uploads.popitem(last=False)
-        camera = params.get("query_camera") or None
         return Asked(self._place(key), embedding, id=key, camera=camera)
 
     def _place(self, key: str) -> str:
         """Where an upload lies, once it is marked."""
-        return self._marks.place(key, _suffix(self._uploads[key]) or ".png")
+        return self._marks.place(key, _suffix(self._uploads[key]))
 
     def _mark(self, given: Mapping[str, Any]) -> None:
         images = [
             self._marked(str(given.get(name, "")), given.get("query_camera"))
             for name in ("query", "candidate")
         ]
+        if images[0].path == images[1].path:
+            raise UserError("a pair is two images, and this is one")
         self._marks.mark(*images, given["mark"], at=rows.now())
 
     def _marked(self, key: str, camera: Any) -> Marked:
         if key in self._uploads:
-            path, data = self._place(key), self._uploads[key]
-            # `prepare` takes JPEG and PNG; the page any format that can be decoded.
-            self._marks.keep(
-                path, data if _suffix(data) else encoded.png(_decoded(data))
-            )
-            return Marked(path, str(camera) if camera else None)
+            path, known = self._place(key), _camera(camera)
+            self._marks.keep(path, self._uploads[key])
+            return Marked(path, known)
         row = self._row(key)
         return Marked(row["path"], row["camera"])
 
     def _jpeg(self, key: str, height: int) -> bytes:
         if key in self._uploads:
-            pixels = _decoded(self._uploads[key])
+            pixels = encoded.decode(self._uploads[key])
         else:
             try:
                 pixels = imaging.read_file(self._row(key)["path"])["image"]
             except BadImage as error:
                 raise HTTPException(404, "the image is no longer there") from error
-        height = max(16, min(height, 2048))
-        width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
-        if pixels.shape[0] > height:
-            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        pixels = _within(pixels, max(16, min(height, _LARGE)), _LARGE)
         bgr = np.ascontiguousarray(pixels[..., ::-1])
         return cv2.imencode(".jpg", bgr)[1].tobytes()
 
@@ -207,10 +207,41 @@ def _suffix(data: bytes) -> str:
 
 
 def _decoded(data: bytes) -> np.ndarray:
+    """The pixels of an upload, whose header is asked first how many these are."""
     try:
-        return encoded.decode(data)
-    except ValueError as error:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as header:
+            width, height = header.size
+        if width * height <= _MOST_PIXELS:
+            return encoded.decode(data)
+    except PIL.Image.DecompressionBombError:
+        pass
+    except (OSError, ValueError, SyntaxError) as error:
         raise UserError("this is no image that can be read") from error
+    raise UserError(f"an image has at most {_MOST_PIXELS // 10**6} million pixels")
+
+
+def _small(data: bytes, pixels: np.ndarray) -> bytes:
+    """What is kept of an upload, JPEG or PNG: it as it is, unless it is large."""
+    small = _within(pixels, _KEPT_SIDE, _KEPT_SIDE)
+    if small is pixels and _suffix(data) and len(data) <= _KEPT_SIDE**2:
+        return data
+    return encoded.png(small)
+
+
+def _within(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image shrunk to at most this height and width; a smaller one as it is."""
+    scale = min(height / pixels.shape[0], width / pixels.shape[1])
+    if scale >= 1:
+        return pixels
+    size = [max(1, round(scale * side)) for side in pixels.shape[1::-1]]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _camera(said: Any) -> str | None:
+    """The camera that the page says an upload is of; None for "" and nothing."""
+    if said and not (isinstance(said, str) and said.isprintable()):
+        raise UserError("a camera's name is plain text")
+    return said or None
 
 
 def _filter(params: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import importlib.resources
 import ipaddress
 import secrets
 import socket
+import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 from reid_jax.errors import UserError
@@ -23,7 +24,6 @@ try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import (
         HTMLResponse,
@@ -67,7 +67,8 @@ def serve(
     listening = _bound(host, port)
     kept = Marks(marks)
     try:
-        place = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+        name = f"[{host}]" if ":" in host else host
+        place = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
         print(f"reviewing {gallery.uri} at {place}", flush=True)
         print(f"marks go to {kept.folder}; Ctrl-C ends", flush=True)
         app = make(gallery, extractor, kept, host=host, token=token)
@@ -96,20 +97,20 @@ def make(
         Route("/api/mark", pages.mark, methods=["POST"]),
         Route("/image/{id}", pages.image),
     ]
-    names = ["*"] if token else [host, "localhost", "127.0.0.1"]
-    guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=names),
-        Middleware(_Guard, token=token),
-    ]
+    guards = [Middleware(_Guard, host=host, token=token)]
     handlers = {UserError: _refused, HTTPException: _refused}
     return Starlette(routes=routes, middleware=guards, exception_handlers=handlers)
 
 
 class _Guard:
-    """Asks for the token, where there is one, and for our own header of what writes."""
+    """Asks for the token, or else for this machine's name: another may lead here, too.
 
-    def __init__(self, app: Any, token: str) -> None:
+    And for our own header of what writes.
+    """
+
+    def __init__(self, app: Any, host: str, token: str) -> None:
         self._app, self._token = app, token
+        self._names = {host.lower(), "localhost", "127.0.0.1", "::1"}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -120,19 +121,31 @@ class _Guard:
 
     def _answer(self, request: Request) -> Response | None:
         """What is said instead of letting a request through."""
+        if not self._token and _hostname(request) not in self._names:
+            return JSONResponse({"error": "this page has another address"}, 400)
         given = request.query_params.get("token")
-        if self._token and request.url.path == "/" and given is not None:
+        if self._is_token(given) and request.url.path == "/":
             response = RedirectResponse("/", status_code=303)
             options = {"httponly": True, "samesite": "strict"}
-            response.set_cookie(_COOKIE, given, **options)
+            response.set_cookie(_COOKIE, self._token, **options)
             return response
-        if self._token and not hmac.compare_digest(
-            request.cookies.get(_COOKIE, "").encode(), self._token.encode()
-        ):
+        if self._token and not self._is_token(request.cookies.get(_COOKIE)):
             said = "open the address with ?token=... that was printed at the start"
             return JSONResponse({"error": said}, status_code=401)
         if request.method == "POST" and _HEADER not in request.headers:
             return JSONResponse({"error": "only the page may do this"}, 403)
+        return None
+
+    def _is_token(self, given: str | None) -> bool:
+        said = (given or "").encode(errors="replace")
+        return bool(self._token) and hmac.compare_digest(said, self._token.encode())
+
+
+def _hostname(request: Request) -> str | None:
+    """The name or address, without brackets, that a request calls this machine."""
+    try:
+        return urllib.parse.urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
         return None
 
 

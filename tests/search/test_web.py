@@ -1,7 +1,13 @@
 """The page for review, asked as a browser would ask it."""
 
+import contextlib
+import json
 import socket
+import struct
+import zlib
 
+import cv2
+import numpy as np
 import pytest
 
 pytest.importorskip("pymilvus")
@@ -10,7 +16,7 @@ pytest.importorskip("uvicorn")
 testclient = pytest.importorskip("starlette.testclient")
 
 from reid_jax.search import gallery as galleries  # noqa: E402
-from reid_jax.search import rows, web  # noqa: E402
+from reid_jax.search import review, rows, web  # noqa: E402
 from reid_jax.search.marks import Marks  # noqa: E402
 from tests.search.test_command import (  # noqa: E402, F401
     brute_force,
@@ -102,11 +108,81 @@ def test_images_of_the_gallery_alone(page, photos):
         assert page.get(f"/image/{path}").status_code == 404
 
 
+def _png(width, height):
+    """A PNG of such a header, without most of its pixels."""
+
+    def chunk(name, data):
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(16_000, 16_000), (8000, 5001)])
+def test_too_many_pixels_are_not_decoded(size, page, monkeypatch):
+    monkeypatch.setattr(review.encoded, "decode", None)  # would be called
+    answer = page.post("/api/search", content=_png(*size), headers=WRITES)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "an image has at most 40 million pixels"}
+
+
+@pytest.mark.parametrize("shape", [(70_000, 1), (1, 70_000), (3000, 1500)])
+def test_a_large_upload_is_kept_small(shape, page, photos, marks):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    data = cv2.imencode(".bmp", pixels)[1].tobytes()
+    found = page.post("/api/search", content=data, headers=WRITES).json()
+    key = found["query"]["id"]
+    assert page.get(f"/image/{key}").content.startswith(b"\xff\xd8")
+    sent = {"query": key, "candidate": _id(photos, "2_c2.png"), "mark": "same"}
+    assert page.post("/api/mark", json=sent, headers=WRITES).status_code == 200
+    (kept,) = (marks.folder / "images").iterdir()
+    assert kept.suffix == ".png"
+    expected = tuple(max(1, side * 1024 // max(shape)) for side in shape)
+    assert cv2.imread(str(kept)).shape[:2] == expected
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00+05:00", "9999-12-31T23:59-05:00"])
+def test_times_beyond_the_calendar(moment, page):
+    answer = page.get("/api/images", params={"since": moment})
+    assert answer.status_code == 400
+    assert "is no time" in answer.json()["error"]
+
+
+def test_odd_marks(page, photos, marks):
+    one, other = _id(photos, "2_c1.png"), _id(photos, "2_c2.png")
+    upload = page.post(
+        "/api/search", content=(photos / "0_c0.png").read_bytes(), headers=WRITES
+    ).json()["query"]["id"]
+    for body, words in [
+        ("[" * 200_000, "a mark is one of"),
+        (_mark(one, one, "different"), "a pair is two images"),
+        (_mark("x'] or id != '", other, "same"), "has no such image"),
+        (_mark("\ud800", other, "same"), ""),
+        (_mark(upload, other, "same", query_camera="\ud800"), "camera's name"),
+        (_mark(upload, other, "same", query_camera=["a"]), "camera's name"),
+    ]:
+        answer = page.post("/api/mark", content=body, headers=WRITES)
+        assert answer.status_code in (400, 404)
+        assert words in answer.json()["error"]
+    assert not (marks.folder / "marks.jsonl").exists()
+
+
+def _mark(query, candidate, mark, **more):
+    return json.dumps({"query": query, "candidate": candidate, "mark": mark, **more})
+
+
 def test_what_it_refuses(page, photos):
     params = {"id": _id(photos, "2_c1.png")}
     assert page.post("/api/search", params=params).status_code == 403
     other = page.get("/api/about", headers={"Host": "evil.example"})
     assert other.status_code == 400
+    for name in ("localhost:80", "[::1]:80", "127.0.0.1"):
+        assert page.get("/api/about", headers={"Host": name}).status_code == 200
+    for name in ("[::1", "[::2]", "evil.example:80", ""):
+        assert page.get("/api/about", headers={"Host": name}).status_code == 400
     answer = page.post("/api/search", content=b"no image", headers=WRITES)
     assert answer.json() == {"error": "this is no image that can be read"}
     answer = page.post("/api/search?id=none", headers=WRITES)
@@ -126,6 +202,7 @@ def test_a_token_is_asked_for_elsewhere(opened, extractors, marks):
     for path in ("/", "/api/about", "/image/x"):
         assert page.get(path).status_code == 401
     assert page.get("/?token=wrong").status_code == 401
+    assert page.get("/?token=\u20ac").status_code == 401
     assert page.get("/?token=secret").status_code == 200
     assert page.get("/api/about").json()["images"] == 18
 
@@ -151,4 +228,8 @@ def test_serving(gallery, tmp_path, capsys, monkeypatch):  # noqa: F811
     web_args = ["serve", gallery, f"--marks={tmp_path}/m"]
     assert "at http://127.0.0.1:0/\n" in said(capsys, *web_args, "--port=0")
     assert "?token=" in said(capsys, *web_args, "--port=0", "--host=0.0.0.0")
-    assert len(served) == 2
+    with contextlib.suppress(SystemExit):  # a machine without IPv6
+        assert "at http://[::1]:0/\n" in said(
+            capsys, *web_args, "--port=0", "--host=::1"
+        )
+    assert len(served) >= 2
