@@ -176,12 +176,18 @@ def read(
       rows: at most, of a block.
 
     Raises:
-      UserError: if it is no file of embeddings.
+      UserError: if it is no file of embeddings, or damaged.
     """
     about = read_about(path)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=rows):
-            yield batch, _arrays(batch, about)
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=rows):
+                yield batch, _arrays(batch, about)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{os.fspath(path)} is damaged, or lacks vectors of its network ({error}). "
+            "Write it again with reid-jax embed"
+        ) from error
 
 
 def _arrays(rows: pa.Table | pa.RecordBatch, about: About) -> Embedding:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from reid_jax.errors import UserError
+from reid_jax.search import gallery as galleries
 from reid_jax.search import layout
 from reid_jax.search.gallery import Gallery
 from reid_jax.search.layout import Row
@@ -58,8 +60,12 @@ def measure(
       most: entries to copy at most.
 
     Raises:
-      UserError: the gallery is empty.
+      UserError: the gallery is empty, or a number is out of range.
     """
+    for name, number in {"top": top, "queries": queries, "most": most}.items():
+        limit = galleries.MOST if name == "top" else sys.maxsize
+        if not 1 <= number <= limit:
+            raise UserError(f"--{name}={number} is not in 1..{limit}")
     ids, vectors = _vectors(gallery, most)
     if not ids:
         raise UserError(f"the gallery {gallery.uri} is empty: nothing to measure")

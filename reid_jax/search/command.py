@@ -125,6 +125,7 @@ def _there(
 
 def ask(args: argparse.Namespace) -> None:
     """The nearest images of each query: a table, JSON lines, a picture."""
+    _check_files(args)
     options = query.Options(
         top=args.top,
         where=args.filter,
@@ -143,6 +144,7 @@ def ask(args: argparse.Namespace) -> None:
     _say(asked, lists)
     if args.jsonl:
         storage.write_bytes(args.jsonl, _json_lines(asked, lists).encode())
+        print(f"the answers are in {args.jsonl}")
     if args.strip:
         title = f"the nearest in {args.gallery}" + (
             f", where {args.filter}" if args.filter else ""
@@ -150,6 +152,17 @@ def ask(args: argparse.Namespace) -> None:
         lost = strip.draw(args.strip, asked, lists, size, title=title)
         if lost:
             print(f"note: {lost} images are no longer there", file=sys.stderr)
+        print(f"the answers are drawn in {args.strip}")
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raises UserError for files that cannot be written, before anything is done."""
+    for flag in ("jsonl", "strip"):
+        path = getattr(args, flag)
+        if path and storage.absolute(path).is_dir():
+            raise UserError(f"--{flag}={path} is a folder; name a file")
+    if args.strip and not args.strip.lower().endswith(".png"):
+        raise UserError(f"--strip={args.strip}: the picture is a PNG; name it so")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -248,9 +261,13 @@ def _older(age: str) -> str:
     found = _AGE.fullmatch(age)
     if not found:
         raise UserError(f"--older_than={age} is no age; write 90d, 12h or 30m")
-    length = datetime.timedelta(**{_UNITS[found[2]]: int(found[1])})
-    limit = milvus.quoted(rows.moment(datetime.datetime.now(datetime.UTC) - length))
-    return f"(time < {limit} or (time is null and added < {limit}))"
+    try:
+        length = datetime.timedelta(**{_UNITS[found[2]]: int(found[1])})
+        begin = datetime.datetime.now(datetime.UTC) - length
+    except (OverflowError, ValueError) as error:
+        raise UserError(f"--older_than={age} is before the year 1") from error
+    limit = milvus.quoted(rows.moment(begin))
+    return f"(time <= {limit} or (time is null and added <= {limit}))"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -329,7 +346,7 @@ def _query_flags(make: Make) -> None:
         help="found by cosine and compared by the method; default: %(default)s",
     )
     parser.add_argument("--jsonl", help="file for the answers as JSON lines")
-    parser.add_argument("--strip", help="file for the answers as a picture, PNG")
+    parser.add_argument("--strip", help="file for the answers as a picture, NAME.png")
 
 
 def _info_flags(make: Make) -> None:

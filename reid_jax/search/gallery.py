@@ -366,7 +366,9 @@ def _add_index(params: Any, field: str, index: str, *, rows: int | None = None) 
     options = dict(INDEXES[index])
     if rows is not None and "nlist" in options:
         options["nlist"] = max(1, min(options["nlist"], rows // _A_LIST))
-    params.add_index(field, index_type=index, metric_type="COSINE", params=options)
+    # Milvus Lite looks for them under the very name, which the client takes away once.
+    nested = {"params": options} if options else {}
+    params.add_index(field, index_type=index, metric_type="COSINE", params=nested)
 
 
 def _schema(client: MilvusClient, about: About) -> Any:

@@ -97,7 +97,7 @@ def _check_installed() -> None:
     except ImportError as error:
         raise UserError(
             "searching needs pymilvus and milvus-lite. Install them with: pip install "
-            "'reid_jax[search]'"
+            "'reid_jax[search]'; in a checkout: pip install '.[search]'"
         ) from error
 
 

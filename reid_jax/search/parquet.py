@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from reid_jax.embed import files
 from reid_jax.errors import UserError
+from reid_jax.extractor import images as imaging
 from reid_jax.search import gallery as galleries
 from reid_jax.search import layout, rows
 from reid_jax.search.gallery import Gallery
@@ -33,11 +34,24 @@ _TYPES = {
 
 
 def holds(place: str) -> bool:
-    """Whether a path is a Parquet file, or a folder of these."""
+    """Whether a path is a Parquet file, or a folder of these.
+
+    Raises:
+      UserError: a folder has images, too.
+    """
     path = pathlib.Path(place)
-    if path.is_dir():
-        return any(path.glob(f"*{_SUFFIX}"))
-    return path.suffix == _SUFFIX
+    if not path.is_dir():
+        return path.suffix == _SUFFIX
+    if not any(path.glob(f"*{_SUFFIX}")):
+        return False
+    try:
+        imaging.files(path)
+    except UserError:
+        return True
+    raise UserError(
+        f"{place} holds images and Parquet files, and one kind is added at a time. "
+        f"Name the files, such as {path}/*{_SUFFIX}, or move them apart"
+    )
 
 
 def add(
@@ -65,7 +79,7 @@ def add(
     abouts = [_about(file, model) for file in paths]
     for path, about in zip(paths, abouts, strict=True):
         _check_same(about, abouts[0], str(path), str(paths[0]))
-        _check_finite(path)
+        _check_rows(path)
     new = total = 0
     with galleries.made(uri, abouts[0], collection, index=index) as gallery:
         _check_same(abouts[0], gallery.about, str(paths[0]), uri)
@@ -120,6 +134,7 @@ def _about(path: pathlib.Path, model: str) -> About:
     if first is None:
         raise UserError(f"{path} has no rows")
     batch, embedding = first
+    _check_known(path, batch.schema)
     own = {"path", *rows.KNOWN, *embedding}
     further = [field for field in batch.schema if field.name not in own]
     return About(
@@ -132,14 +147,40 @@ def _about(path: pathlib.Path, model: str) -> About:
     )
 
 
-def _check_finite(path: pathlib.Path) -> None:
-    for _, embedding in files.read(path, rows=_ROWS):
+def _check_rows(path: pathlib.Path) -> None:
+    """Raises UserError for values that cannot be kept."""
+    for batch, embedding in files.read(path, rows=_ROWS):
         for name, values in embedding.items():
             if not np.isfinite(values).all():
                 raise UserError(f"{path}: column {name} has values that are not finite")
+        if batch["path"].null_count:
+            raise UserError(f"{path}: a row has no path")
+        for value in batch["time"].to_pylist():
+            try:
+                rows.moment(value)
+            except ValueError as error:
+                raise UserError(f"{path}: column time: {error}") from error
+
+
+def _check_known(path: pathlib.Path, schema: pyarrow.Schema) -> None:
+    """Raises UserError for a column of `embed` that was dropped, or is no text now."""
+    for name in ("path", *rows.KNOWN):
+        kind = str(schema.field(name).type) if name in schema.names else "not there"
+        if kind not in _TYPES["text"] and not (
+            name == "time" and kind.startswith("timestamp")
+        ):
+            raise UserError(
+                f"{path}: column {name} is {kind}; it must be text, as reid-jax embed "
+                "writes it. Write the file again"
+            )
 
 
 def _kind(path: pathlib.Path, field: pyarrow.Field) -> str:
+    if field.name in layout.FIELDS or field.name.startswith(layout.field("")):
+        raise UserError(
+            f"{path}: a gallery has a column {field.name} of its own; give this one "
+            "another name"
+        )
     for kind, names in _TYPES.items():
         if str(field.type) in names:
             return kind

@@ -60,9 +60,14 @@ def draw(
             for hits in lists
         ],
         title=title,
-        about="under each image: file, camera and distance",
+        about=f"under each image: {_noted(lists)}",
     )
     return sum(len(hits) for hits in lists) - int(present.sum())
+
+
+def _noted(lists: Sequence[Sequence[Hit]]) -> str:
+    known = any(hit.facts.get("camera") for hits in lists for hit in hits)
+    return "file, camera and distance" if known else "file and distance"
 
 
 def _note(hit: Hit) -> str:

@@ -37,7 +37,7 @@ try:
 except ImportError as error:
     raise UserError(
         "the page for review needs starlette and uvicorn. Install them with: pip "
-        "install 'reid_jax[web]'"
+        "install 'reid_jax[web]'; in a checkout: pip install '.[web]'"
     ) from error
 
 if TYPE_CHECKING:

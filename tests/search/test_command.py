@@ -11,10 +11,11 @@ import pytest
 from reid_jax import __main__ as verbs
 from reid_jax.embed import job, listing
 from reid_jax.search import gallery as galleries
-from reid_jax.search import milvus, rows
+from reid_jax.search import layout, milvus, rows
 from tests.search.conftest import CAMERAS, PERSONS
 
 pymilvus = pytest.importorskip("pymilvus")
+pyarrow = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 server = pytest.importorskip("milvus_lite.adapter.grpc.server")
 
@@ -231,9 +232,10 @@ def test_parts_are_compared_by_the_method(tmp_path, photos, extractors):
     assert names(hits)[:3] == [files[i].name for i in order[:3]]
 
 
-def test_the_strip(gallery, photos, tmp_path):
+def test_the_strip(gallery, photos, tmp_path, capsys):
     strip = tmp_path / "strip.png"
-    search("query", gallery, "--top=4", f"--strip={strip}", photos / "2_c1.png")
+    argv = ["query", gallery, "--top=4", f"--strip={strip}"]
+    assert f"drawn in {strip}" in said(capsys, *argv, photos / "2_c1.png")
     known = np.asarray(PIL.Image.open(strip))
     right, wrong = ((known == c).all(-1).sum() for c in ((20, 165, 70), (220, 40, 40)))
     assert right > 1000 < wrong  # two images of the person, two others
@@ -242,6 +244,27 @@ def test_the_strip(gallery, photos, tmp_path):
     unknown = np.asarray(PIL.Image.open(strip))
     assert not (unknown == (20, 165, 70)).all(-1).any()
     assert not (unknown == (220, 40, 40)).all(-1).any()
+
+
+def test_how_an_index_is_built(tmp_path, capfd):
+    """IVF has no more lists than FAISS wants for so few entries: it warned."""
+    about = layout.About("f", "m", "", (8, 4), {"vector": ("float32", (128,))})
+    vectors = np.random.default_rng(0).normal(size=(80, 128)).astype(np.float32)
+    row = {"path": "/a", "content": "c", "added": "2026", **dict.fromkeys(rows.KNOWN)}
+    with galleries.made(str(tmp_path / "g.db"), about) as opened:
+        opened.put(
+            [row | {"id": f"{i}", "embedding_vector": v} for i, v in enumerate(vectors)]
+        )
+        opened.flush()
+        for kind, params in [
+            ("IVF_FLAT", {"nlist": 2}),
+            ("HNSW", {"M": 32, "efConstruction": 200}),
+        ]:
+            opened.reindex(kind)
+            built = opened._client.describe_index("reid", "embedding_vector")
+            assert built["params"] == params
+            assert opened.nearest(vectors[7:8], 1)[0][0]["id"] == "7"
+    assert not capfd.readouterr().err
 
 
 def test_check_and_another_index(gallery, photos, tmp_path, capsys, extractors):
@@ -268,6 +291,9 @@ def test_check_and_another_index(gallery, photos, tmp_path, capsys, extractors):
         (["--top=0"], "--top=0"),
         (["--model=other"], "another network (fingerprint 0000"),
         (["--other_cameras"], "someone.png is not known"),
+        (["--jsonl=."], "--jsonl=. is a folder"),
+        (["--strip=."], "--strip=. is a folder"),
+        (["--strip=answers.jpg"], "the picture is a PNG"),
         (["--collection=none"], "has no collection none; there are: reid"),
     ],
 )
@@ -293,6 +319,28 @@ def test_what_cannot_be_added(gallery, photos, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "1 images added" in captured.out
     assert "skipped: the image" in captured.err
+
+
+def test_a_folder_of_both_kinds(gallery, photos, tmp_path, capsys):
+    shutil.copy(photos / "2_c1.png", tmp_path / "a.png")
+    (tmp_path / "b.parquet").write_text("notes")
+    assert "holds images and Parquet files" in refused(capsys, "add", gallery, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["delete", "--older_than=9999999d"], "is before the year 1"),
+        (["delete", "--older_than=99999999999999d"], "is before the year 1"),
+        (["check", "--queries=-1"], "--queries=-1 is not in 1.."),
+        (["check", "--most=0"], "--most=0 is not in 1.."),
+        (["check", "--top=99999"], "--top=99999 is not in 1..16384"),
+        (["add", "--collection=a_kept", "--model=toy"], "neither _kept nor _copy"),
+    ],
+)
+def test_wrong_numbers_and_names(argv, words, gallery, photos, capsys):
+    places = [photos] if argv[0] == "add" else []
+    assert words in refused(capsys, *argv, gallery, *places)
 
 
 def test_galleries_that_are_none(tmp_path, photos, capsys):
@@ -323,6 +371,7 @@ def test_without_pymilvus(gallery, photos, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     message = refused(capsys, "query", gallery, photos / "2_c1.png")
     assert "pip install 'reid_jax[search]'" in message
+    assert "pip install '.[search]'" in message
 
 
 def test_without_starlette(gallery, capsys, monkeypatch):
@@ -415,3 +464,67 @@ def test_files_of_embed(tmp_path, photos, capsys, extractors):
     assert "no file of embeddings" in refused(
         capsys, "add", gallery, tmp_path / "text.parquet"
     )
+
+
+def _without(table, name):
+    return table.drop_columns([name])
+
+
+def _with(table, name, values, kind=None):
+    kind = kind or (
+        table.schema.field(name).type if name in table.schema.names else None
+    )
+    array = pyarrow.array(values, kind)
+    if name in table.schema.names:
+        return table.set_column(table.schema.names.index(name), name, array)
+    return table.append_column(name, array)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: _with(t, "path", [None] * len(t)), "a row has no path"),
+        (lambda t: _without(t, "path"), "column path is not there"),
+        (lambda t: _without(t, "person"), "column person is not there"),
+        (lambda t: _with(t, "person", [1] * len(t), "int64"), "column person is int64"),
+        (lambda t: _with(t, "time", ["yesterday"] * len(t), "string"), "column time:"),
+        (lambda t: _with(t, "vector", [None] * len(t)), "lacks vectors"),
+        (lambda t: _without(t, "vector"), "lacks vectors"),
+        (lambda t: _with(t, "id", ["a"] * len(t)), "has a column id of its own"),
+        (lambda t: _with(t, "added", ["a"] * len(t)), "has a column added of its own"),
+        (
+            lambda t: _with(t, "embedding_vector", ["a"] * len(t)),
+            "has a column embedding_vector of its own",
+        ),
+        (None, "is damaged"),
+    ],
+)
+def test_files_that_embed_did_not_write(change, words, embedded, tmp_path, capsys):
+    file = tmp_path / "changed.parquet"
+    if change:
+        pq.write_table(change(pq.read_table(embedded)), file)
+    else:
+        data = bytearray(embedded.read_bytes())
+        data[300:600] = bytes(300)
+        file.write_bytes(data)
+    gallery = f"--gallery={tmp_path}/g.db"
+    assert words in refused(capsys, "add", gallery, file)
+    assert not (tmp_path / "g.db").exists()
+
+
+@pytest.fixture(scope="module")
+def embedded(photos, tmp_path_factory, extractors):
+    to = tmp_path_factory.mktemp("embedded") / "all.parquet"
+    job.run(job.Job(listing.of_images(str(photos)), to), extractors["toy"])
+    return to
+
+
+def test_times_as_text(embedded, tmp_path, photos):
+    """As tools that know no times write them."""
+    table = pq.read_table(embedded)
+    texts = ["2026-11-05T10:00:00+02:00"] * len(table)
+    pq.write_table(_with(table, "time", texts, "string"), tmp_path / "t.parquet")
+    gallery = f"--gallery={tmp_path}/g.db"
+    search("add", gallery, "--model=toy", tmp_path / "t.parquet")
+    hits = ask(gallery, tmp_path, "--top=3", photos / "2_c1.png")
+    assert {hit["time"] for hit in hits} == {"2026-11-05T08:00:00Z"}
