@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import reid_jax
+from data_pipelines.images import BILINEAR
 from reid_jax import __main__ as verbs
 from reid_jax.embed import files, job, listing
 from reid_jax.errors import UserError
@@ -34,7 +35,17 @@ def _gap(query, gallery):
 
 @pytest.fixture(scope="module")
 def extractor():
-    stand_in = Network("a method", "89ab", (32, 18), (), _mean_colours, _gap, {})
+    stand_in = Network(
+        method="a method",
+        fingerprint="89ab",
+        image_size=(32, 18),
+        resize=BILINEAR,
+        parts=(),
+        inputs=(),
+        embed=_mean_colours,
+        distance=_gap,
+        variables={},
+    )
     return Extractor(stand_in, sharding.make_mesh())
 
 
