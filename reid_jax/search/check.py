@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -63,9 +62,10 @@ def measure(
       UserError: the gallery is empty, or a number is out of range.
     """
     for name, number in {"top": top, "queries": queries, "most": most}.items():
-        limit = galleries.MOST if name == "top" else sys.maxsize
-        if not 1 <= number <= limit:
-            raise UserError(f"--{name}={number} is not in 1..{limit}")
+        if number < 1:
+            raise UserError(f"--{name}={number}: give 1 or more")
+    if top > galleries.MOST:
+        raise UserError(f"--top={top}: Milvus gives {galleries.MOST} at most")
     ids, vectors = _vectors(gallery, most)
     if not ids:
         raise UserError(f"the gallery {gallery.uri} is empty: nothing to measure")

@@ -332,9 +332,9 @@ def test_a_folder_of_both_kinds(gallery, photos, tmp_path, capsys):
     [
         (["delete", "--older_than=9999999d"], "is before the year 1"),
         (["delete", "--older_than=99999999999999d"], "is before the year 1"),
-        (["check", "--queries=-1"], "--queries=-1 is not in 1.."),
-        (["check", "--most=0"], "--most=0 is not in 1.."),
-        (["check", "--top=99999"], "--top=99999 is not in 1..16384"),
+        (["check", "--queries=-1"], "--queries=-1: give 1 or more"),
+        (["check", "--most=0"], "--most=0: give 1 or more"),
+        (["check", "--top=99999"], "--top=99999: Milvus gives 16384 at most"),
         (["add", "--collection=a_kept", "--model=toy"], "neither _kept nor _copy"),
     ],
 )
