@@ -11,7 +11,7 @@ import pytest
 from reid_jax import __main__ as verbs
 from reid_jax.embed import job, listing
 from reid_jax.search import gallery as galleries
-from reid_jax.search import layout, milvus, rows
+from reid_jax.search import layout, milvus, query, rows, strip
 from tests.search.conftest import CAMERAS, PERSONS
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -244,6 +244,13 @@ def test_the_strip(gallery, photos, tmp_path, capsys):
     unknown = np.asarray(PIL.Image.open(strip))
     assert not (unknown == (20, 165, 70)).all(-1).any()
     assert not (unknown == (220, 40, 40)).all(-1).any()
+
+
+def test_the_strip_names_what_is_known():
+    hits = [query.Hit(0.5, {"path": "/a/b.png", "camera": c}) for c in (None, "1")]
+    assert strip._noted([hits[:1]]) == "file and distance"
+    assert strip._noted([hits[:1], hits]) == "file, camera and distance"
+    assert [strip._note(h) for h in hits] == ["b.png 0.500", "b.png camera 1 0.500"]
 
 
 def test_how_an_index_is_built(tmp_path, capfd):
