@@ -205,10 +205,7 @@ def _unfolded(
         maps = every(scorer.unpacked(query), scorer.unpacked(candidates))
         pooled = jnp.stack([places.mean(-2) for places in maps])
         mine, theirs = network.pair_encoder(pooled, train=False)
-        mine, theirs = (
-            x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (mine, theirs)
-        )
-        return 1 - (mine * theirs).sum(-1)
+        return jnp.linalg.norm(mine - theirs, axis=-1)
 
     return method.module.apply(variables, method=forward)
 
