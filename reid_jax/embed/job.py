@@ -64,8 +64,9 @@ def run(job: Job, extractor: Extractor) -> str:
         raise UserError(f"--to={job.target} is a folder: name a file in it")
     work = same.Work(job.listing, job.shard, job.flip, extractor.network)
     if job.target.exists() and not job.overwrite:
-        same.check(job.target, work)
-        return f"{job.target} is already there; nothing was done"
+        out = len(same.check(job.target, work).skipped)
+        without = f", without {out} images that could not be read" if out else ""
+        return f"{job.target} is already there{without}; nothing was done"
     storage.check_writable(job.target.parent)
     folder = job.target.with_name(f".{job.target.name}.parts")
     with storage.written(job.target.parent), _held(folder):

@@ -272,7 +272,8 @@ def _time(table: pathlib.Path, row: Row) -> datetime.datetime | None:
             return datetime.datetime.fromtimestamp(float(text), datetime.UTC)
         except ValueError:
             time = datetime.datetime.fromisoformat(text)
-            return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+            aware = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+            return aware.astimezone(datetime.UTC)  # as far as there are years
     except (ValueError, OverflowError, OSError) as error:
         raise UserError(
             f"{table}: row {row.number}, column time: {text!r} is neither a time such "

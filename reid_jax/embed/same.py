@@ -69,8 +69,12 @@ class Work:
         ]
 
 
-def check(path: pathlib.Path, work: Work) -> None:
-    """Raises UserError for a file of other work; says what differs."""
+def check(path: pathlib.Path, work: Work) -> About:
+    """What a file of this work says of itself.
+
+    Raises:
+      UserError: it is of other work; says what differs.
+    """
     try:
         about = files.read_about(path)
         paths = files.read_paths(path) if work.other_images(about) else []
@@ -90,6 +94,7 @@ def check(path: pathlib.Path, work: Work) -> None:
         raise UserError(
             f"{' and '.join(changed)} have changed since {path} was written; {_ELSE}"
         )
+    return about
 
 
 def _which(there: list[str], work: Work) -> str:

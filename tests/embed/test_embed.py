@@ -263,6 +263,10 @@ def test_a_bad_image_stops_with_its_name_or_is_left_out(
     got, embedding = _rows(tmp_path / "x.parquet")
     assert got == names
     _same(embedding, extractor.embed(names, progress=False))
+    _embed(*command)
+    assert (
+        "is already there, without 2 images that could not" in capsys.readouterr().out
+    )
     skipped = files.read_about(tmp_path / "x.parquet").skipped
     assert [str(bad[i]) in line for i, line in enumerate(skipped)] == [True, True]
 
@@ -316,6 +320,12 @@ def test_mistakes_leave_nothing(args, message, photos, tmp_path, monkeypatch, ca
     pathlib.Path("t.csv").write_text("path,time\na.jpg,\nb.jpg,noon\n")
     assert message in _refused(capsys, *(arg.format(photos) for arg in args))
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_time_before_the_first_year(tmp_path):
+    (tmp_path / "t.csv").write_text("path,time\na.jpg,0001-01-01T00:00:00+05:00\n")
+    with pytest.raises(UserError, match="row 2, column time"):
+        listing.of_images(str(tmp_path / "t.csv"))
 
 
 def test_a_name_that_no_table_can_hold(photos, tmp_path, capsys):
