@@ -14,7 +14,7 @@ import pytest
 import reid_jax
 from data_pipelines.images import BILINEAR
 from reid_jax import __main__ as verbs
-from reid_jax.embed import files, job, listing
+from reid_jax.embed import files, job, listing, same
 from reid_jax.errors import UserError
 from reid_jax.extractor.extractor import Extractor
 from reid_jax.extractor.network import Network
@@ -393,6 +393,29 @@ def test_a_part_that_is_lost_or_damaged_is_computed_again(
     got, embedding = _rows(tmp_path / "x.parquet")
     assert got == sorted(map(str, (tmp_path / "mine").glob("camera*/*.png")))
     _same(embedding, extractor.embed(tmp_path / "mine", progress=False))
+
+
+def test_several_gaps_and_a_part_that_overlaps(begun, extractor, tmp_path, capsys):
+    command, parts = begun
+    folder, network = tmp_path / "mine", extractor.network
+    work = same.Work(listing.of_images(str(folder)), (0, 1), False, network)
+    overlapping = range(12, 20)
+    rows = files.pa.concat_tables(map(pq.read_table, parts))[12:20]
+    embedding = {name: x[12:20] for name, x in extractor.embed(folder).items()}
+    items = [listing.Item(name, dict) for name in rows["path"].to_pylist()]
+    files.write_part(
+        parts[0].with_stem(f"{12:012}-{20:012}"),
+        files.table(items, embedding, work.about(overlapping)),
+    )
+    parts[0].unlink()
+    parts[2].unlink()
+    _embed(*command)
+    shown = capsys.readouterr().out
+    assert "1 parts from before" in shown
+    assert "8 of them from before" in shown
+    got, embedding = _rows(tmp_path / "x.parquet")
+    assert got == sorted(map(str, folder.glob("camera*/*.png")))
+    _same(embedding, extractor.embed(folder, progress=False))
 
 
 def test_an_image_that_was_replaced_after_a_kill_is_computed_again(
