@@ -399,13 +399,14 @@ def test_several_gaps_and_a_part_that_overlaps(begun, extractor, tmp_path, capsy
     command, parts = begun
     folder, network = tmp_path / "mine", extractor.network
     work = same.Work(listing.of_images(str(folder)), (0, 1), False, network)
-    overlapping = range(12, 20)
     rows = files.pa.concat_tables(map(pq.read_table, parts))[12:20]
-    embedding = {name: x[12:20] for name, x in extractor.embed(folder).items()}
+    embedding = {
+        name: x[12:20] for name, x in extractor.embed(folder, progress=False).items()
+    }
     items = [listing.Item(name, dict) for name in rows["path"].to_pylist()]
     files.write_part(
         parts[0].with_stem(f"{12:012}-{20:012}"),
-        files.table(items, embedding, work.about(overlapping)),
+        files.table(items, embedding, work.about(range(12, 20))),
     )
     parts[0].unlink()
     parts[2].unlink()
