@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from reid_jax.embed import files
+from reid_jax.embed.files import About
 from reid_jax.embed.same import Work
 from reid_jax.errors import UserError
 
@@ -56,28 +57,31 @@ def left(
             continue
         other = work.differing(about)
         if other or work.other_images(about):
-            if overwrite:
-                file.unlink()
-                continue
-            raise UserError(
-                f"{folder} holds what was begun of "
-                f"{'; '.join(other) or 'other images'}; choose another --to, or "
-                "--overwrite"
-            )
+            if not overwrite:
+                raise UserError(
+                    f"{folder} holds what was begun of "
+                    f"{'; '.join(other) or 'other images'}; choose another --to, or "
+                    "--overwrite"
+                )
+            file.unlink()
+            continue
         part = Part(file, _numbers(file))
         start = kept[-1].numbers.stop if kept else work.numbers.start
-        inside = start <= part.numbers.start and part.numbers.stop <= work.numbers.stop
-        if (
-            inside
-            and rows + len(about.skipped) == len(part.numbers)
-            and not work.changed(about, part.numbers)
-        ):
+        whole = rows + len(about.skipped) == len(part.numbers)
+        holds = whole and start <= part.numbers.start and _unchanged(part, about, work)
+        if holds:
             kept.append(part)
         else:
             removed.append(file)
     for file in removed:
         file.unlink()
     return kept, _note(removed)
+
+
+def _unchanged(part: Part, about: About, work: Work) -> bool:
+    """Whether a part is of images of the share, as they are now."""
+    inside = part.numbers.stop <= work.numbers.stop
+    return inside and not work.changed(about, part.numbers)
 
 
 def gaps(parts: Sequence[Part], numbers: range) -> list[range]:
