@@ -13,6 +13,8 @@ import json
 import math
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,13 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reid_jax.embed.listing import Item
+from reid_jax.embed.listing import Item, whole
 from reid_jax.errors import UserError
 
 Embedding = dict[str, np.ndarray]
 
 SUFFIXES = (".parquet", ".npz")
 _KEY = b"reid_jax"
+# What Arrow, NumPy and zipfile raise on files that are damaged, or of other kinds.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, pa.ArrowException),
+)
 _KNOWN = {
     "path": pa.string(),
     "person": pa.string(),
@@ -42,11 +49,13 @@ class About:
     Attributes:
       method, fingerprint, image_size: of the network.
       flip: whether mirror images were averaged in.
-      images: digest of the list of paths.
+      images: digest of the list of whole paths.
       shard: which share of the list, from 0, and of how many.
       folder: that relative paths are relative to.
       arrays: shape of each array of the Embedding, without the images' axis.
       skipped: messages of the images that could not be read and were left out.
+      facts, versions: digests of what is known of each image, and of its size and time
+        of modification (of its content, in a prepared split); "" in older files.
     """
 
     method: str
@@ -58,11 +67,8 @@ class About:
     folder: str
     arrays: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
-
-    @property
-    def job(self) -> tuple[Any, ...]:
-        """What two files of the same work have in common."""
-        return (self.fingerprint, self.image_size, self.flip, self.images, self.shard)
+    facts: str = ""
+    versions: str = ""
 
 
 def table(items: Sequence[Item], embedding: Embedding, about: About) -> pa.Table:
@@ -94,43 +100,54 @@ def _column(array: np.ndarray) -> pa.Array:
 def write_part(path: pathlib.Path, rows: pa.Table) -> None:
     """Writes rows in one step."""
     temporary = path.with_suffix(".writing")
-    pq.write_table(rows, temporary)
+    pq.write_table(rows, temporary, write_page_checksum=True)
     os.replace(temporary, path)
 
 
 def join(
     parts: Sequence[pathlib.Path],
     path: pathlib.Path,
+    about: About,
     *,
     kind: str,
-    skipped: Sequence[str],
+    images: int,
 ) -> About:
     """Writes the rows of all parts to one file.
 
     Args:
       parts: in their order.
       path: is not there.
+      about: what the file will say of itself; `skipped` has the images of no part.
       kind: one of `SUFFIXES`.
-      skipped: messages of images behind the last row.
+      images: how many the rows and the skipped ones must be together.
 
     Returns:
       what the file says of itself.
+
+    Raises:
+      UserError: a part is damaged, or rows are missing.
     """
     abouts = [read_about(part) for part in parts]
-    skipped = (*(line for about in abouts for line in about.skipped), *skipped)
-    about = dataclasses.replace(abouts[0], skipped=skipped)
+    skipped = (*(line for part in abouts for line in part.skipped), *about.skipped)
+    about = dataclasses.replace(about, arrays=abouts[0].arrays, skipped=skipped)
+    rows = sum(pq.read_metadata(part).num_rows for part in parts)
+    if rows + len(skipped) != images:
+        raise UserError(
+            f"{parts[0].parent} has {rows} embeddings and {len(skipped)} messages of "
+            f"{images} images: remove that folder and give the same command again"
+        )
     if kind == ".npz":
         _write_npz(path, parts, about)
         return about
     schema = _about(pq.read_schema(parts[0]).empty_table(), about).schema
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part))  # a row group each
+            writer.write_table(_read_table(part))  # a row group each
     return about
 
 
 def _write_npz(path: pathlib.Path, parts: Sequence[pathlib.Path], about: About) -> None:
-    rows = pa.concat_tables(pq.read_table(part) for part in parts)
+    rows = pa.concat_tables(map(_read_table, parts))
     stored = {
         name: np.array([text or "" for text in rows[name].to_pylist()])
         for name in ("path", "person", "camera")
@@ -162,8 +179,28 @@ def read_about(path: str | os.PathLike[str]) -> About:
         return About(**found)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {os.fspath(path)}") from error
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{os.fspath(path)} is no file of embeddings") from error
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{os.fspath(path)} is no file of embeddings, or is damaged"
+        ) from error
+
+
+def read_paths(path: pathlib.Path) -> list[str]:
+    """Whole paths of the images that a file has rows of.
+
+    Raises:
+      UserError: if it is no file of embeddings, or is damaged.
+    """
+    folder = read_about(path).folder
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as stored:
+                names = stored["path"].tolist()
+        else:
+            names = _read_table(path, columns=["path"])["path"].to_pylist()
+    except _UNREADABLE as error:
+        raise UserError(f"{path} is damaged") from error
+    return [whole(folder, name) for name in names]
 
 
 def read(
@@ -176,17 +213,26 @@ def read(
       rows: at most, of a block.
 
     Raises:
-      UserError: if it is no file of embeddings, or damaged.
+      UserError: if it is no file of embeddings, or is damaged.
     """
     about = read_about(path)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=rows):
                 yield batch, _arrays(batch, about)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{os.fspath(path)} is damaged, or lacks vectors of its network ({error}). "
             "Write it again with reid-jax embed"
+        ) from error
+
+
+def _read_table(path: pathlib.Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{path} is damaged ({error}); give the same command again"
         ) from error
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from reid_jax import staging, storage
-from reid_jax.embed import files
+from reid_jax.embed import files, parts, same
 from reid_jax.embed.files import About
 from reid_jax.embed.listing import Item, Listing
 from reid_jax.errors import UserError
@@ -60,15 +60,17 @@ def run(job: Job, extractor: Extractor) -> str:
         at it, an image cannot be read, or the disk is full. What was done is kept.
       KeyboardInterrupt: after Ctrl-C; says what is kept.
     """
-    numbers = job.listing.share(*job.shard)
-    about = _about(job, extractor, numbers)
+    if job.target.is_dir():
+        raise UserError(f"--to={job.target} is a folder: name a file in it")
+    work = same.Work(job.listing, job.shard, job.flip, extractor.network)
     if job.target.exists() and not job.overwrite:
-        _check_same(job.target, about)
-        return f"{job.target} is already there; nothing was done"
+        out = len(same.check(job.target, work).skipped)
+        without = f", without {out} images that could not be read" if out else ""
+        return f"{job.target} is already there{without}; nothing was done"
     storage.check_writable(job.target.parent)
     folder = job.target.with_name(f".{job.target.name}.parts")
     with storage.written(job.target.parent), _held(folder):
-        share = _Share(job, extractor, numbers, about, folder)
+        share = _Share(job, extractor, work, folder)
         try:
             share.embed()
             return share.finish()
@@ -79,36 +81,6 @@ def run(job: Job, extractor: Extractor) -> str:
                 f"{error}. Repair it, or leave such images out with --skip_bad_images; "
                 f"{share.kept}"
             ) from error
-
-
-def _about(job: Job, extractor: Extractor, numbers: range) -> About:
-    network = extractor.network
-    return About(
-        method=network.method,
-        fingerprint=network.fingerprint,
-        image_size=network.image_size,
-        flip=job.flip,
-        images=job.listing.digest(numbers),
-        shard=job.shard,
-        folder=os.getcwd(),
-    )
-
-
-def _check_same(path: pathlib.Path, about: About) -> None:
-    """Raises UserError for a file of other work; says what differs."""
-    there = files.read_about(path)
-    if there.job == about.job:
-        return
-    names = ("fingerprint", "image_size", "flip", "images", "shard")
-    differing = [
-        f"{name} {was} there, {now} here"
-        for name, was, now in zip(names, there.job, about.job, strict=True)
-        if was != now
-    ]
-    raise UserError(
-        f"{path} holds embeddings of another network or of other images "
-        f"({'; '.join(differing)}); choose another --to, or --overwrite"
-    )
 
 
 @contextlib.contextmanager
@@ -128,25 +100,27 @@ class _Share:
     """The state of a job that runs."""
 
     def __init__(
-        self,
-        job: Job,
-        extractor: Extractor,
-        numbers: range,
-        about: About,
-        folder: pathlib.Path,
+        self, job: Job, extractor: Extractor, work: same.Work, folder: pathlib.Path
     ):
-        self._job, self._extractor, self._numbers = job, extractor, numbers
-        self._about, self._folder = about, folder
-        self._parts = _parts(job, folder, about)
-        self.done = _stop(self._parts[-1]) - numbers.start if self._parts else 0
+        self._job, self._extractor = job, extractor
+        self._work, self._folder, self._numbers = work, folder, work.numbers
+        self._parts, self._again = parts.left(folder, work, overwrite=job.overwrite)
         self._begun = self.done
         self._blocks: list[tuple[list[Item], files.Embedding]] = []
         self._bad: list[tuple[int, str]] = []
         self._first: tuple[float, int] | None = None
+        self._read = 0
+
+    @property
+    def done(self) -> int:
+        """Images that parts are of."""
+        return sum(len(part.numbers) for part in self._parts)
 
     @property
     def kept(self) -> str:
         """What stands when the job ends before its time."""
+        if not self.done:
+            return "nothing is kept yet, and the same command begins anew"
         return (
             f"{self.done} of {len(self._numbers)} images are kept, and the same "
             "command goes on from there"
@@ -154,20 +128,6 @@ class _Share:
 
     def embed(self) -> None:
         """All images that no part has; what was done is kept, whatever happens."""
-        try:
-            self._embed()
-        finally:
-            if self._blocks:
-                self._keep()
-        self.done = len(self._numbers)
-
-    def _embed(self) -> None:
-        stream = self._extractor.stream(
-            self._job.listing.items(self._numbers[self.done :]),
-            flip=self._job.flip,
-            batch_size=self._job.batch_size,
-            skipped=self._skip if self._job.skip_bad_images else None,
-        )
         with tqdm(
             *(None, "embedding", len(self._numbers)),
             unit="img",
@@ -175,13 +135,31 @@ class _Share:
             leave=False,
         ) as bar:
             bar.set_postfix_str("the first batch is compiled first")
-            for items, embedding in stream:
-                self._blocks.append((items, embedding))
-                self._first = self._first or (time.monotonic(), items[-1].place)
-                bar.set_postfix_str("", refresh=False)
-                bar.update(items[-1].place + 1 - self._numbers.start - bar.n)
-                if sum(len(block) for block, _ in self._blocks) >= ROWS:
-                    self._keep()
+            for gap in parts.gaps(self._parts, self._numbers):
+                self._start = gap.start
+                try:
+                    self._embed(gap, bar)
+                finally:
+                    if self._blocks:
+                        self._keep()
+
+    def _embed(self, gap: range, bar: tqdm) -> None:
+        stream = self._extractor.stream(
+            self._job.listing.items(gap),
+            flip=self._job.flip,
+            batch_size=self._job.batch_size,
+            skipped=self._skip if self._job.skip_bad_images else None,
+        )
+        stop = gap.start
+        for items, embedding in stream:
+            self._blocks.append((items, embedding))
+            read, stop = items[-1].place + 1 - stop, items[-1].place + 1
+            self._read += read
+            self._first = self._first or (time.monotonic(), self._read)
+            bar.set_postfix_str("", refresh=False)
+            bar.update(read)
+            if sum(len(block) for block, _ in self._blocks) >= ROWS:
+                self._keep()
 
     def finish(self) -> str:
         """Makes one file of the parts; says what was done."""
@@ -189,17 +167,20 @@ class _Share:
             raise UserError(
                 f"none of {len(self._numbers)} images can be read: {self._bad[0][1]}"
             )
-        whole = self._folder / "whole.writing"
+        unread = tuple(text for _, text in self._bad)
+        ordered = [part.path for part in sorted(self._parts, key=parts.place)]
+        written = self._folder / "whole.writing"
         about = files.join(
-            self._parts,
-            whole,
+            ordered,
+            written,
+            dataclasses.replace(self._work.about(), skipped=unread),
             kind=self._job.target.suffix,
-            skipped=[text for _, text in self._bad],
+            images=len(self._numbers),
         )
-        os.replace(whole, self._job.target)
-        for part in self._parts:
+        os.replace(written, self._job.target)
+        for part in ordered:
             part.unlink()
-        return "\n".join([*self._skipped(about), self._speed(about)])
+        return "\n".join([*self._skipped(about), *self._again, self._speed(about)])
 
     def _skip(self, source: Source, error: BadImage) -> None:
         self._bad.append((source.place, str(error)))
@@ -212,16 +193,15 @@ class _Share:
             name: np.concatenate([block[name] for _, block in self._blocks])
             for name in self._blocks[0][1]
         }
+        numbers = range(self._start, stop)
         # Images are read ahead: some that were skipped belong to a later part.
-        skipped = tuple(text for place, text in self._bad if place < stop)
-        about = dataclasses.replace(self._about, skipped=skipped)
-        part = (
-            self._folder / f"{self._numbers.start + self.done:012}-{stop:012}.parquet"
-        )
-        files.write_part(part, files.table(items, embedding, about))
+        skipped = tuple(text for place, text in self._bad if place in numbers)
+        about = dataclasses.replace(self._work.about(numbers), skipped=skipped)
+        part = parts.Part(parts.path(self._folder, numbers), numbers)
+        files.write_part(part.path, files.table(items, embedding, about))
         self._parts.append(part)
-        self._bad = [(place, text) for place, text in self._bad if place >= stop]
-        self._blocks, self.done = [], stop - self._numbers.start
+        self._bad = [(place, text) for place, text in self._bad if place not in numbers]
+        self._blocks, self._start = [], stop
 
     def _skipped(self, about: About) -> list[str]:
         if not about.skipped:
@@ -241,32 +221,8 @@ class _Share:
         if self._begun:
             text += f", {self._begun} of them from before"
         if self._first:
-            since, place = self._first
-            count = self._numbers.stop - 1 - place
+            since, before = self._first
+            count = self._read - before
             seconds = max(time.monotonic() - since, 1e-9)
             text += f"; {count / seconds:.1f} images/s" if count else ""
         return text
-
-
-def _parts(job: Job, folder: pathlib.Path, about: About) -> list[pathlib.Path]:
-    """What an earlier run has left of the same work.
-
-    Raises:
-      UserError: if it is of other work, unless the job is to overwrite that.
-    """
-    parts = sorted(folder.glob("*.parquet"))
-    try:
-        for part in parts[:1]:
-            _check_same(part, about)
-    except UserError:
-        if not job.overwrite:
-            raise
-        for part in parts:
-            part.unlink()
-        return []
-    return parts
-
-
-def _stop(part: pathlib.Path) -> int:
-    """The number of the first image behind a part."""
-    return int(part.stem.partition("-")[2])

@@ -9,7 +9,7 @@ import glob
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from reid_jax.extractor.images import BadImage, Source
 COLUMNS = ("path", "person", "camera", "time")
 """Of a table that are read; all but the first may be missing."""
 
+_INT32 = np.iinfo(np.int32).max
 _TABLES = (".csv", ".tsv", *table_rows.PARQUET)
 
 
@@ -45,16 +46,44 @@ class Item(Source):
 
 
 @dataclasses.dataclass(frozen=True)
+class Marks:
+    """What rows depend on beside the network, noted before an image is read.
+
+    Attributes:
+      start: number of the first image.
+      facts: of each image, what is known of it.
+      versions: of each image, what changes when its content does.
+    """
+
+    start: int
+    facts: Sequence[str]
+    versions: Sequence[str]
+
+    def digests(self, numbers: range) -> dict[str, str]:
+        """Of the facts and the versions of these images."""
+        part = slice(numbers.start - self.start, numbers.stop - self.start)
+        return {
+            "facts": _digest(self.facts[part]),
+            "versions": _digest(self.versions[part]),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Listing:
     """Images by number, each made when it is wanted.
 
     Attributes:
       names: their paths.
       make: an image of a number.
+      version: of an image's number, what changes when its content does: of a file its
+        size and time of modification, which need no reading.
+      folder: that relative paths are relative to.
     """
 
     names: Sequence[str]
     make: Callable[[int], Item]
+    version: Callable[[int], str]
+    folder: str
 
     def share(self, index: int, count: int) -> range:
         """The numbers of the images of one of `count` shares.
@@ -74,16 +103,31 @@ class Listing:
             )
         return range(index * total // count, (index + 1) * total // count)
 
+    def places(self, numbers: range) -> list[str]:
+        """Whole paths of these images."""
+        return [whole(self.folder, self.names[i]) for i in numbers]
+
     def digest(self, numbers: range) -> str:
-        """Tells these images from others, by their paths."""
-        digest = hashlib.sha256()
-        for i in numbers:
-            digest.update(self.names[i].encode(errors="surrogateescape") + b"\n")
-        return digest.hexdigest()[:16]
+        """Tells these images from others, by their whole paths."""
+        return _digest(self.places(numbers))
+
+    def marks(self, numbers: range) -> Marks:
+        """What the rows of these images depend on, as it is now."""
+        items = map(self.make, numbers)
+        return Marks(
+            numbers.start,
+            [repr((item.person, item.camera, item.time)) for item in items],
+            [self.version(i) for i in numbers],
+        )
 
     def items(self, numbers: range) -> Iterator[Item]:
         """These images."""
         return map(self.make, numbers)
+
+
+def whole(folder: str, name: str) -> str:
+    """A path that is the same wherever it is named from."""
+    return os.path.normpath(os.path.join(folder, name))
 
 
 def of_images(text: str) -> Listing:
@@ -92,6 +136,8 @@ def of_images(text: str) -> Listing:
     Raises:
       UserError: nothing is there, or a table has wrong cells.
     """
+    if not text.strip():
+        raise UserError("--images is empty: is a variable of the shell not set?")
     path = pathlib.Path(os.path.expanduser(text))
     if path.suffix.lower() in _TABLES and path.is_file():
         return _of_table(path)
@@ -108,7 +154,24 @@ def of_split(dataset: str, split: str, data_dir: str) -> Listing:
     """
     records = prepared.open_records(dataset, split, data_dir)
     names = [records.filename(i) for i in range(len(records))]
-    return Listing(names, functools.partial(_of_record, records))
+
+    def version(i: int) -> str:
+        return hashlib.sha256(records[i]["image"]).hexdigest()[:16]
+
+    folder = data_dir if "://" in data_dir else os.path.abspath(data_dir)
+    return Listing(
+        names,
+        functools.partial(_of_record, records),
+        version,
+        os.path.join(folder, dataset, split),
+    )
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _matches(pattern: str) -> list[str]:
@@ -129,7 +192,20 @@ def _of_files(names: list[str]) -> Listing:
         read = functools.partial(images.read_file, names[i])
         return Item(names[i], read, place=i)
 
-    return Listing(names, make)
+    return _listed(names, make)
+
+
+def _listed(names: list[str], make: Callable[[int], Item]) -> Listing:
+    """Images that are files."""
+
+    def version(i: int) -> str:
+        try:
+            found = os.stat(names[i])
+        except (OSError, ValueError):  # it is named when it is read
+            return ""
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+    return Listing(names, make, version, os.getcwd())
 
 
 def _of_record(records: Records, i: int) -> Item:
@@ -164,12 +240,12 @@ def _of_table(table: pathlib.Path) -> Listing:
             raise UserError(f"{table}: row {row.number}, column path: it is empty")
         _time(table, row)
     names = [str(table.parent / row["path"]) for row in rows]
-    return Listing(names, functools.partial(_of_row, table, names, rows))
+    return _listed(names, functools.partial(_of_row, table, names, rows))
 
 
 def _of_row(table: pathlib.Path, names: list[str], rows: list[Row], i: int) -> Item:
     camera = _cell(rows[i], "camera")
-    numbered = camera is not None and camera.isdecimal()
+    numbered = camera is not None and camera.isdecimal() and int(camera) <= _INT32
     return Item(
         names[i],
         functools.partial(images.read_file, names[i]),
@@ -196,7 +272,8 @@ def _time(table: pathlib.Path, row: Row) -> datetime.datetime | None:
             return datetime.datetime.fromtimestamp(float(text), datetime.UTC)
         except ValueError:
             time = datetime.datetime.fromisoformat(text)
-            return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+            aware = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+            return aware.astimezone(datetime.UTC)  # as far as there are years
     except (ValueError, OverflowError, OSError) as error:
         raise UserError(
             f"{table}: row {row.number}, column time: {text!r} is neither a time such "

@@ -34,7 +34,10 @@ def usable(
 
 
 def padded(rows: Iterable[tuple[Source, Row]], size: int) -> Iterator[Batch]:
-    """Stacks rows to arrays [size, ...]; the last image fills up the last batch."""
+    """Stacks rows to arrays [size, ...]; the last image fills up the last batch.
+
+    A batch has what all of its rows have.
+    """
     batch: list[tuple[Source, Row]] = []
     for row in rows:
         batch.append(row)
@@ -49,5 +52,7 @@ def _stacked(batch: list[tuple[Source, Row]], size: int) -> Batch:
     rows = [row for _, row in batch]
     rows += rows[-1:] * (size - len(rows))
     return [source for source, _ in batch], {
-        name: np.stack([row[name] for row in rows]) for name in rows[0]
+        name: np.stack([row[name] for row in rows])
+        for name in rows[0]
+        if all(name in row for row in rows)
     }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -102,7 +103,7 @@ class Extractor:
           query, gallery: what `embed` has returned, or what it takes.
 
         Raises:
-          UserError: if they are of different networks.
+          UserError: if they are of different networks, empty or not finite.
         """
         query, gallery = self._embedding(query)[1], self._embedding(gallery)[1]
         return np.concatenate(list(self._distances(query, gallery)))
@@ -120,8 +121,11 @@ class Extractor:
           k: images of a list; all of the gallery, where it has fewer.
 
         Raises:
-          UserError: if they are of different networks.
+          UserError: if they are of different networks, empty or not finite, or `k` is
+            no whole number from 1.
         """
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UserError(f"k={k!r}: a list has a whole number of images, at least 1")
         names, query = self._embedding(query)
         gallery_names, gallery = self._embedding(gallery)
         index, distance = [], []
@@ -225,8 +229,9 @@ class Extractor:
     ) -> tuple[tuple[str, ...], Embedding]:
         if not isinstance(given, Mapping):
             return self._named(imaging.sources(given))
-        count = len(next(iter(given.values())))
-        return tuple(f"image {i}" for i in range(count)), dict(given)
+        embedding = _checked(given)
+        count = len(next(iter(embedding.values())))
+        return tuple(f"image {i}" for i in range(count)), embedding
 
     def _distances(self, query: Embedding, gallery: Embedding) -> Iterator[np.ndarray]:
         """Distances [q, G], block by block of queries."""
@@ -250,7 +255,7 @@ class Extractor:
 _NEEDS = {
     "camera": (
         "this network reads each image's camera, the training set's number of it: pass "
-        "cameras=, or to reid-jax embed a table with a column camera"
+        "cameras=, or to reid-jax embed a table whose column camera has it in each row"
     ),
     "parts": (
         "this network reads part labels, which images alone do not have; on prepared "
@@ -278,12 +283,34 @@ def _with_cameras(
     ]
 
 
+def _checked(given: Mapping[str, Any]) -> Embedding:
+    """Raises UserError for arrays that are no Embedding of at least one image."""
+    embedding = {name: np.asarray(array) for name, array in given.items()}
+    shapes = {name: list(array.shape) for name, array in embedding.items()}
+    counts = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise UserError(
+            "an Embedding has arrays whose first axis is that of the images, of which "
+            f"there is at least one; the shapes of this one's: {shapes}"
+        )
+    for name, array in embedding.items():
+        if array.dtype.kind not in "fiub" and array.dtype != jnp.bfloat16:
+            raise UserError(f"{name} of an Embedding has numbers, not {array.dtype}")
+        if (row := _not_finite(array)) is not None:
+            raise UserError(f"{name} of an Embedding is not finite in row {row}")
+    return embedding
+
+
+def _not_finite(array: np.ndarray) -> int | None:
+    """The first row that is not."""
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return None if finite.all() else int(np.argmin(finite))
+
+
 def _finished(batch: list[Source], arrays: Arrays) -> tuple[list[Source], Embedding]:
     """Waits for a batch, and leaves out what filled it up."""
     embedding = {k: v[: len(batch)] for k, v in sharding.fetch(arrays).items()}
     for array in embedding.values():
-        finite = np.isfinite(array).reshape(len(batch), -1).all(axis=1)
-        if not finite.all():
-            name = batch[int(np.argmin(finite))].name
-            raise UserError(f"the embedding of {name} is not finite")
+        if (row := _not_finite(array)) is not None:
+            raise UserError(f"the embedding of {batch[row].name} is not finite")
     return batch, embedding

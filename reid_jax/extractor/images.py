@@ -81,6 +81,8 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     Raises:
       UserError: it is not there, or there are none.
     """
+    if not os.fspath(path):
+        raise UserError("the path of the images is empty")
     top = pathlib.Path(os.path.expanduser(path))
     if top.is_file():
         return [top]
@@ -154,18 +156,39 @@ def _source(place: int, image: Image) -> Source:
         if path.is_dir():
             raise UserError(f"{path} is a folder among single images; pass it alone")
         return _from_file(path)
-    return Source(f"image {place}", functools.partial(_pixels, image))
+    name = f"image {place}"
+    return Source(name, functools.partial(_pixels, image, name))
 
 
 def _from_file(path: pathlib.Path) -> Source:
     return Source(str(path), functools.partial(read_file, path))
 
 
-def _pixels(image: Any) -> dict[str, np.ndarray]:
+def _pixels(image: Any, name: str) -> dict[str, np.ndarray]:
     if isinstance(image, PIL.Image.Image):
-        upright = PIL.ImageOps.exif_transpose(image)
-        return {"image": np.asarray(upright.convert("RGB"))}
+        return {"image": _of_pillow(image, name)}
     return {"image": _checked(np.asarray(image), dimensions=(3,))}
+
+
+def _of_pillow(image: PIL.Image.Image, name: str) -> np.ndarray:
+    """Upright RGB; 16 bits become 8 as OpenCV makes them of a file's: the upper ones.
+
+    Raises:
+      BadImage: a file that is cut off, or pixels whose range nobody knows.
+    """
+    try:
+        upright = PIL.ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError) as error:  # what is lazily read
+        raise BadImage(f"{name} cannot be read: {error}") from error
+    if upright.mode.startswith("I;16"):
+        grey = (np.asarray(upright) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if upright.mode in ("I", "F"):
+        raise BadImage(
+            f"{name} is a Pillow image of mode {upright.mode}, whose pixels have no "
+            "known range: make it L or RGB with values from 0 to 255"
+        )
+    return np.asarray(upright.convert("RGB"))
 
 
 def _checked(array: np.ndarray, dimensions: tuple[int, ...] = (3, 4)) -> np.ndarray:

@@ -104,7 +104,9 @@ class Encoding:
         """
         weight = self._options.lambda_value
         original = self._measured(np.asarray(distances), rows[:, None])
-        jaccard = np.stack([self._jaccard(row) for row in rows])
+        jaccard = np.empty(original.shape, np.float32)
+        for found, row in zip(jaccard, rows, strict=True):
+            found[:] = self._jaccard(row)
         return (1 - weight) * jaccard + weight * original.astype(np.float32)
 
     def _weights(

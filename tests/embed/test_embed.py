@@ -14,7 +14,7 @@ import pytest
 import reid_jax
 from data_pipelines.images import BILINEAR
 from reid_jax import __main__ as verbs
-from reid_jax.embed import files, job, listing
+from reid_jax.embed import files, job, listing, same
 from reid_jax.errors import UserError
 from reid_jax.extractor.extractor import Extractor
 from reid_jax.extractor.network import Network
@@ -263,6 +263,10 @@ def test_a_bad_image_stops_with_its_name_or_is_left_out(
     got, embedding = _rows(tmp_path / "x.parquet")
     assert got == names
     _same(embedding, extractor.embed(names, progress=False))
+    _embed(*command)
+    assert (
+        "is already there, without 2 images that could not" in capsys.readouterr().out
+    )
     skipped = files.read_about(tmp_path / "x.parquet").skipped
     assert [str(bad[i]) in line for i, line in enumerate(skipped)] == [True, True]
 
@@ -272,8 +276,9 @@ def test_other_work_is_not_written_over(extractor, photos, tmp_path, capsys):
     _embed(f"--images={photos}/camera0", f"--to={target}")
     before = target.read_bytes()
     error = _refused(capsys, f"--images={photos}", f"--to={target}")
-    assert "another network or of other images" in error
-    assert "images" in error
+    assert "holds embeddings of other images: 14 are not in it" in error
+    assert f"such as {photos}/camera1/01.png" in error
+    assert "reid-jax search add" in error
     error = _refused(capsys, f"--images={photos}/camera0", f"--to={target}", "--flip")
     assert "flip False there, True here" in error
     assert target.read_bytes() == before
@@ -299,6 +304,7 @@ def test_a_file_of_another_network_is_named(photos, tmp_path, extractor):
         (["--images=no*where", "--to=x.parquet"], "no image files match"),
         (["--images=.", "--to=x.parquet"], "there are no images below '.'"),
         (["--images=.", "--to=x.csv"], "ending in .parquet or .npz"),
+        (["--images=", "--to=x.parquet"], "--images is empty"),
         (["--to=x.parquet"], "either --images or --dataset"),
         (["--images={}", "--to=x.parquet", "--shard=4/4"], "numbered from 0 to 3"),
         (["--images={}", "--to=x.parquet", "--shard=1/99"], "only 21 images"),
@@ -316,6 +322,12 @@ def test_mistakes_leave_nothing(args, message, photos, tmp_path, monkeypatch, ca
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_a_time_before_the_first_year(tmp_path):
+    (tmp_path / "t.csv").write_text("path,time\na.jpg,0001-01-01T00:00:00+05:00\n")
+    with pytest.raises(UserError, match="row 2, column time"):
+        listing.of_images(str(tmp_path / "t.csv"))
+
+
 def test_a_name_that_no_table_can_hold(photos, tmp_path, capsys):
     shutil.copy(photos / "camera0" / "00.png", tmp_path / os.fsdecode(b"\xff.png"))
     error = _refused(capsys, f"--images={tmp_path}", f"--to={tmp_path / 'x.parquet'}")
@@ -329,3 +341,190 @@ def test_a_file_that_is_none(tmp_path):
             files.read_about(tmp_path / name)
     with pytest.raises(UserError, match="there is no file"):
         files.read_about(tmp_path / "y.parquet")
+
+
+@pytest.fixture
+def begun(photos, tmp_path, monkeypatch, small_parts):
+    """A job that ended before its parts, of 8, 8 and 5 images, were joined."""
+    folder = tmp_path / "mine"
+    shutil.copytree(photos, folder)
+
+    def die(*_, **__):
+        raise _Killed
+
+    command = [f"--images={folder}", f"--to={tmp_path / 'x.parquet'}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "join", die)
+        with pytest.raises(_Killed):
+            _embed(*command)
+    return command, sorted((tmp_path / ".x.parquet.parts").glob("*.parquet"))
+
+
+def _rot(part):
+    """Other values in the column of vectors, where Parquet keeps its length."""
+    data = bytearray(part.read_bytes())
+    stored = pq.read_table(part)["vector"].to_numpy()[0].tobytes()
+    data[data.index(stored)] ^= 1
+    part.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("which", "harm", "noted"),
+    [
+        (0, pathlib.Path.unlink, False),
+        (1, pathlib.Path.unlink, False),
+        (1, lambda part: part.write_bytes(part.read_bytes()[:-20]), True),
+        (2, lambda part: part.write_bytes(b""), True),
+        (1, _rot, True),
+        (1, lambda part: pq.write_table(pq.read_table(part)[1:], part), True),
+        (1, lambda part: part.rename(part.with_stem(f"{4:012}-{12:012}")), True),
+    ],
+    ids=["no first", "no second", "cut", "empty", "rotten", "short", "overlapping"],
+)
+def test_a_part_that_is_lost_or_damaged_is_computed_again(
+    begun, extractor, tmp_path, capsys, which, harm, noted
+):
+    command, parts = begun
+    harm(parts[which])
+    _embed(*command)
+    shown = capsys.readouterr().out
+    assert f"{21 - (8, 8, 5)[which]} of them from before" in shown
+    assert ("1 parts from before were damaged" in shown) == noted
+    got, embedding = _rows(tmp_path / "x.parquet")
+    assert got == sorted(map(str, (tmp_path / "mine").glob("camera*/*.png")))
+    _same(embedding, extractor.embed(tmp_path / "mine", progress=False))
+
+
+def test_several_gaps_and_a_part_that_overlaps(begun, extractor, tmp_path, capsys):
+    command, parts = begun
+    folder, network = tmp_path / "mine", extractor.network
+    work = same.Work(listing.of_images(str(folder)), (0, 1), False, network)
+    rows = files.pa.concat_tables(map(pq.read_table, parts))[12:20]
+    embedding = {
+        name: x[12:20] for name, x in extractor.embed(folder, progress=False).items()
+    }
+    items = [listing.Item(name, dict) for name in rows["path"].to_pylist()]
+    files.write_part(
+        parts[0].with_stem(f"{12:012}-{20:012}"),
+        files.table(items, embedding, work.about(range(12, 20))),
+    )
+    parts[0].unlink()
+    parts[2].unlink()
+    _embed(*command)
+    shown = capsys.readouterr().out
+    assert "1 parts from before" in shown
+    assert "8 of them from before" in shown
+    got, embedding = _rows(tmp_path / "x.parquet")
+    assert got == sorted(map(str, folder.glob("camera*/*.png")))
+    _same(embedding, extractor.embed(folder, progress=False))
+
+
+def test_an_image_that_was_replaced_after_a_kill_is_computed_again(
+    begun, extractor, tmp_path, capsys
+):
+    command, _ = begun
+    images = sorted((tmp_path / "mine").glob("camera*/*.png"))
+    shutil.copy(images[0], images[9])
+    _embed(*command)
+    assert "13 of them from before" in capsys.readouterr().out
+    _same(_rows(tmp_path / "x.parquet")[1], extractor.embed(images, progress=False))
+
+
+def test_rows_that_are_missing_are_not_joined(begun, tmp_path):
+    _, parts = begun
+    about = files.read_about(parts[0])
+    with pytest.raises(UserError, match="13 embeddings and 0 messages of 21 images"):
+        files.join(
+            parts[::2], tmp_path / "y.parquet", about, kind=".parquet", images=21
+        )
+    assert not (tmp_path / "y.parquet").exists()
+
+
+def test_the_same_names_in_another_folder_are_other_images(
+    photos, tmp_path, monkeypatch, capsys
+):
+    for place in ("a", "b"):
+        shutil.copytree(photos / "camera0", tmp_path / place / "photos")
+    command = ["--images=photos", f"--to={tmp_path / 'x.parquet'}"]
+    monkeypatch.chdir(tmp_path / "a")
+    _embed(*command)
+    monkeypatch.chdir(tmp_path / "b")
+    error = _refused(capsys, *command)
+    assert f"7 are not in it (such as {tmp_path}/b/photos/00.png)" in error
+    assert f"7 in it are not asked for (such as {tmp_path}/a/photos/00.png)" in error
+    monkeypatch.chdir(tmp_path)
+    _embed("--images=a/photos", command[1])
+    assert "already there" in capsys.readouterr().out
+
+
+def test_facts_or_files_that_have_changed_are_not_already_there(
+    photos, tmp_path, capsys
+):
+    shutil.copy(photos / "camera0" / "00.png", tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("path,person\na.png,1\n")
+    for to in ("x.parquet", "x.npz"):
+        _embed(f"--images={tmp_path / 't.csv'}", f"--to={tmp_path / to}")
+    (tmp_path / "t.csv").write_text("path,person\na.png,2\n")
+    command = [f"--images={tmp_path / 't.csv'}", f"--to={tmp_path / 'x.npz'}"]
+    assert "person, camera or time of some images have changed" in _refused(
+        capsys, *command
+    )
+    (tmp_path / "t.csv").write_text("path,person\na.png,1\n")
+    shutil.copy(photos / "camera1" / "01.png", tmp_path / "a.png")
+    error = _refused(capsys, *command)
+    assert "error: some image files (by their size or time) have changed" in error
+
+
+def test_a_changed_picture_of_a_prepared_split_is_told(tiny_data):
+    split = listing.of_split("tiny", "query", str(tiny_data))
+    marks = split.marks(range(3))
+    assert len(set(marks.versions)) == 3
+    assert split.folder == str(tiny_data / "tiny" / "query")
+
+
+def test_a_bad_image_among_few_leaves_nothing_and_says_so(photos, tmp_path, capsys):
+    shutil.copy(photos / "camera0" / "00.png", tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no")
+    error = _refused(capsys, f"--images={tmp_path}", f"--to={tmp_path / 'x.npz'}")
+    assert "nothing is kept yet, and the same command begins anew" in error
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_what_is_at_the_target_and_is_no_file_of_embeddings(
+    photos, tmp_path, capsys, kind
+):
+    target = tmp_path / f"x.{kind}"
+    command = [f"--images={photos}", f"--to={target}"]
+    _embed(*command)
+    whole = target.read_bytes()
+    text = np.array(json.dumps({"arrays": []}))
+    np.savez(tmp_path / "list.npz", about=text)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    others = [tmp_path / "list.npz", tmp_path / "array.npy"]
+    wrong = [b"", b"hello", whole[: len(whole) // 2], *(p.read_bytes() for p in others)]
+    for content in wrong:
+        target.write_bytes(content)
+        error = _refused(capsys, *command)
+        assert f"{target} is no file of embeddings, or is damaged; choose" in error
+    _embed(*command, "--overwrite")
+    assert len(np.load(target)["path"] if kind == "npz" else _names(target)) == 21
+    target.unlink()
+    target.mkdir()
+    assert "is a folder" in _refused(capsys, *command, "--overwrite")
+
+
+def test_a_file_that_has_rotted_is_not_read(begun):
+    _, parts = begun
+    _rot(parts[0])
+    with pytest.raises(UserError, match="is damaged"):
+        _rows(parts[0])
+
+
+def test_a_camera_whose_number_is_too_large_is_a_name(photos, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text(
+        f"path,camera\n{photos}/camera0/00.png,7\n{photos}/camera1/01.png,{2**31}\n"
+    )
+    _embed(f"--images={table}", f"--to={tmp_path / 'x.parquet'}")
+    got = pq.read_table(tmp_path / "x.parquet")["camera"].to_pylist()
+    assert got == ["7", str(2**31)]

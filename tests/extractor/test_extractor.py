@@ -13,6 +13,7 @@ import pytest
 import reid_jax
 from reid_jax import experiment
 from reid_jax.errors import UserError
+from reid_jax.extractor import images as imaging
 from reid_jax.runtime import checkpoint, sharding
 from tests.conftest import CHECKOUT
 from tests.launch import toy
@@ -133,6 +134,9 @@ def test_flip_averages_an_image_and_its_mirror_image(extractor, reference):
         (np.zeros((4, 4), np.uint8), r"this one is uint8 \[4, 4\]"),
         ([np.zeros((2, 4, 4, 3), np.uint8)], r"this one is uint8 \[2, 4, 4, 3\]"),
         ([], "no images to embed"),
+        ("", "the path of the images is empty"),
+        (PIL.Image.new("F", (4, 4)), "image 0 is a Pillow image of mode F"),
+        ([PIL.Image.new("L", (4, 4)), PIL.Image.new("I", (4, 4))], "image 1 .* mode I"),
         (["missing.jpg"], "missing.jpg cannot be read: No such file"),
     ],
 )
@@ -157,6 +161,56 @@ def test_bad_files_and_folders_are_named(extractor, tmp_path, photos):
         extractor.distance(vectors, {"vector": np.zeros((3, 5), np.float32)})
     with pytest.raises(UserError, match="at least one image, not 0"):
         extractor.embed(photos, batch_size=0, progress=False)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_sixteen_bits_are_the_same_by_path_and_by_pillow(tmp_path, mode):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 2**16, (40, 30), np.uint16)
+    image = PIL.Image.frombytes(
+        mode, (30, 40), pixels.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    )
+    cv2.imwrite(str(tmp_path / "grey.png"), pixels)
+    by_path = imaging.read_file(tmp_path / "grey.png")["image"]
+    for given in (image, PIL.Image.open(tmp_path / "grey.png")):
+        (source,) = imaging.sources(given)
+        np.testing.assert_array_equal(source.read()["image"], by_path)
+    assert abs(by_path.mean() - 128) < 5
+
+
+def test_a_pillow_image_that_is_cut_off_is_named(extractor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"image 0 cannot be read: .*truncated"):
+        extractor.embed(PIL.Image.open(tmp_path / "cut.jpg"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "at least one; the shapes of this one's: {}"),
+        ({"vector": np.zeros((0, 6), np.float32)}, r"shapes .*\[0, 6\]"),
+        ({"vector": np.zeros((3, 6)), "visibility": np.ones((2, 3))}, r"\[2, 3\]"),
+        ({"vector": np.float32([[1, 2], [3, np.nan]])}, "vector .* finite in row 1"),
+        ({"vector": np.array([["a"]])}, "has numbers, not <U1"),
+    ],
+)
+def test_embeddings_that_are_none(extractor, given, message):
+    one = {"vector": np.zeros((1, 6)), "visibility": np.ones((1, 3))}
+    for pair in ((given, one), (one, given), (given, given)):
+        with pytest.raises(UserError, match=message):
+            extractor.distance(*pair)
+        with pytest.raises(UserError, match=message):
+            extractor.rank(*pair)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "3", None])
+def test_lists_have_at_least_one_image(extractor, k):
+    one = {"vector": np.zeros((1, 6)), "visibility": np.ones((1, 3))}
+    with pytest.raises(UserError, match=f"k={k!r}: a list has"):
+        extractor.rank(one, one, k=k)
 
 
 def test_places_without_a_network(tmp_path, monkeypatch, places):

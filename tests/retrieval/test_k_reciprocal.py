@@ -135,3 +135,8 @@ def test_the_sets_of_many_blocks(monkeypatch):
     monkeypatch.setattr(k_reciprocal, "_PAIRS", 50)
     again = _reranked(_vectors, embedding, 10, options)
     np.testing.assert_array_equal(again, whole)
+
+
+def test_no_queries_have_no_keys():
+    vectors = {"vector": _random(0, 12)}
+    assert _reranked(_vectors, vectors, 0, KReciprocal(k1=3, k2=2)).shape == (0, 12)
