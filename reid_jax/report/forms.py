@@ -121,8 +121,9 @@ def checked_details(path: epath.Path, details: Any) -> Any:
         rows = [len(row) for row in cameras[field]]
         if rows != len(cameras["query"]) * [len(cameras["gallery"])]:
             raise _damaged(path, f"cameras.{field} is no table of its cameras")
-    edges, right, wrong = (len(distances[n]) for n in ("edges", "right", "wrong"))
-    if right != wrong or (right and edges != right + 1):
+    edges, *counts = (distances[key] for key in ("edges", "right", "wrong"))
+    bins = max(len(edges) - 1, 0)
+    if [len(n) for n in counts] != [bins, bins] or edges != sorted(edges):
         raise _damaged(path, "distances are no bins between edges")
     return details
 

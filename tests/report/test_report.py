@@ -241,6 +241,11 @@ def _details(**fields):
             *("pictures/tiny/details.json", _details(distances=_distances(right=[1]))),
             "details.json is damaged: distances are no bins",
         ),
+        (
+            "pictures/tiny/details.json",
+            _details(distances=_distances(edges=[0, 1, 2, -1])),
+            "details.json is damaged: distances are no bins",
+        ),
         ("pictures/tiny/details.json", "x", "details.json is damaged"),
         ("pictures/tiny/details.json", "{}", "details.json is damaged"),
         ("pictures/tiny/ranking.png", "x", "ranking.png is no picture"),
