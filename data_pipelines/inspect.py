@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report(found))
         contact_sheet(found, out)
     except UserError as error:
-        print(f"inspect: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("inspect: interrupted; no contact sheet was written.", file=sys.stderr)
+        print("interrupted; no contact sheet was written.", file=sys.stderr)
         return 130
     print(f"Contact sheet: {out}")
     return 0

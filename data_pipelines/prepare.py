@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _acknowledge(number: int, frame: FrameType | None) -> None:
     """Answers Ctrl-C at once: clearing away what was begun may take a moment."""
-    print("\nprepare: stopping ...", file=sys.stderr, flush=True)
+    print("\nstopping ...", file=sys.stderr, flush=True)
     signal.default_int_handler(number, frame)
 
 
@@ -174,10 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         path, done = _install(plan, _on_disk(data_dir), overwrite)
         text = report(plan.name, path)
     except UserError as error:
-        print(f"prepare: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("prepare: interrupted; nothing was stored.", file=sys.stderr)
+        print("interrupted; nothing was stored.", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,5 +1,6 @@
 """What a prepared data set holds, in words, and what to do with it next."""
 
+import collections
 import os
 import pathlib
 
@@ -10,6 +11,8 @@ from data_pipelines import prepared, protocols, records
 
 USUAL_BATCH = 16
 """Identities of a batch in most configs."""
+
+_NO_FILTER = "--config.evaluation.camera_filter=False"
 
 
 def report(dataset: str, path: str | os.PathLike) -> str:
@@ -33,37 +36,64 @@ def report(dataset: str, path: str | os.PathLike) -> str:
         )
     metadata = info.metadata or {}
     if junk := sum(metadata.get("junk_dropped", {}).values()):
-        lines.append(f"{junk} junk images (person -1) were left out.")
-    return "\n".join([*lines, *metadata.get("remarks", []), *_remarks(opened)])
+        lines.append(f"Junk images (person -1) that were left out: {junk}.")
+    lines += [*metadata.get("remarks", []), *_remarks(opened)]
+    if _own_camera_only(dataset, opened):
+        lines.append(
+            "Note: no query has a match that another camera than its own has seen; "
+            f"evaluation needs {_NO_FILTER}."
+        )
+    return "\n".join(lines)
 
 
 def next_command(dataset: str, path: str | os.PathLike) -> str:
     """The command that trains on a prepared data set or, lacking that, evaluates."""
+    data_dir = _data_dir(dataset, path)
+    splits = prepared.split_names(dataset, data_dir)
+    opened = {s: prepared.open_records(dataset, s, data_dir) for s in splits}
+    command = _command(dataset, opened, data_dir)
+    return f"{command} {_NO_FILTER}" if _own_camera_only(dataset, opened) else command
+
+
+def _command(
+    dataset: str, opened: dict[str, records.Records], data_dir: pathlib.Path
+) -> str:
     train = protocols.protocol(dataset).train_dataset
-    if train == dataset and "train" not in prepared.split_names(
-        dataset, _data_dir(dataset, path)
-    ):
+    if train == dataset and "train" not in opened:
         return (
             "Next, with a trained run: python -m reid_jax.main "
             "--mode=evaluate --workdir=runs/aaformer-demo "
-            f"--config.data.data_dir={_data_dir(dataset, path)} "
+            f"--config.data.data_dir={data_dir} "
             f"--config.evaluate_on=\"('{dataset}',)\""
         )
     config = f"configs/aaformer.py:demo,dataset={train}"
     command = (
         f"Next: python -m reid_jax.main --config={config} "
-        f"--config.data.data_dir={_data_dir(dataset, path)}"
+        f"--config.data.data_dir={data_dir}"
     )
     if train == dataset:
-        return command + _smaller_batch(dataset, path)
+        return command + _smaller_batch(opened["train"])
     return f"{command} --config.evaluate_on=\"('{dataset}',)\""
 
 
-def _smaller_batch(dataset: str, path: str | os.PathLike) -> str:
+def _smaller_batch(stored: records.Records) -> str:
     """What a training set of fewer identities than a usual batch needs beside."""
-    stored = prepared.open_records(dataset, "train", _data_dir(dataset, path))
     count = len(_identities(stored))
     return f" --config.stages.train.identities={count}" if count < USUAL_BATCH else ""
+
+
+def _own_camera_only(dataset: str, opened: dict[str, records.Records]) -> bool:
+    """Whether the protocol's camera filter leaves out every match of every query."""
+    if not {"query", "gallery"} <= opened.keys():
+        return False
+    query, gallery = opened["query"], opened["gallery"]
+    seen = collections.defaultdict(set)
+    for person, camera in zip(gallery.person, gallery.camera, strict=True):
+        seen[person].add(camera)
+    images = [x for x in zip(query.person, query.camera, strict=True) if x[0] > 0]
+    matched = any(seen[person] for person, _ in images)
+    elsewhere = any(seen[person] - {camera} for person, camera in images)
+    return protocols.protocol(dataset).camera_filter and matched and not elsewhere
 
 
 def _data_dir(dataset: str, path: str | os.PathLike) -> pathlib.Path:
@@ -84,12 +114,12 @@ def _remarks(opened: dict[str, records.Records]) -> list[str]:
     if "gallery" in opened:
         distractors = int((opened["gallery"].person == 0).sum())
         if distractors:
-            remarks.append(f"{distractors} gallery images are distractors.")
+            remarks.append(f"Gallery images that are distractors: {distractors}.")
         if alone := len(query - gallery):
-            remarks.append(f"{alone} query identities have no gallery image.")
+            remarks.append(f"Query identities without a gallery image: {alone}.")
     if shared := len(train & (query | gallery)):
         remarks.append(
-            f"Note: {shared} identities are in train and in query or gallery; "
+            f"Note: identities in train and in query or gallery: {shared}; "
             "evaluation does not measure new identities."
         )
     return remarks

@@ -93,9 +93,13 @@ def check_config(config: Any) -> None:
     ]
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def remarks(config: Any) -> Iterator[str]:
+    """What a training with values that are allowed will hardly be meant to do."""
     for name, stage in config.stages.items():
         if stage.optimizer.warmup_epochs > stage.epochs:
-            print(f"note: config.stages.{name} ends before its warm-up does")
+            yield f"config.stages.{name} ends before its warm-up does"
 
 
 def _outside(

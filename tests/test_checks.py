@@ -83,6 +83,16 @@ def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_warm_up_that_a_stage_does_not_reach_is_a_remark():
+    config = aaformer.get_config("demo")
+    assert list(checks.remarks(config)) == []
+    config.stages.train.optimizer.warmup_epochs = config.stages.train.epochs + 1
+    checks.check_config(config)
+    assert list(checks.remarks(config)) == [
+        "config.stages.train ends before its warm-up does"
+    ]
+
+
 def test_all_are_named_at_once():
     config = aaformer.get_config("demo")
     config.seed, config.data.height = -1, 3

@@ -124,7 +124,8 @@ def _remarks(
         )
     else:
         names = list(cameras.names.values())
-        yield f"Column camera: {len(names)} cameras: {shown(names)}."
+        noun = "camera" if len(names) == 1 else "cameras"
+        yield f"Column camera: {len(names)} {noun}: {shown(names)}."
     if "parts" in columns:
         named = sum(bool(row.parts) for row in rows)
         yield f"Column parts: label files in {named} of {len(rows)} rows."

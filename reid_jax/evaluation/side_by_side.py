@@ -103,7 +103,7 @@ def _first_protocol(run: str) -> str:
     folder = storage.absolute(run) / "pictures"
     found = [*folder.glob("*/ranking.json"), *folder.glob("*/*/ranking.json")]
     if not found:
-        raise UserError(f"{run} has no ranking lists: {_HOW}")
+        raise _lacking(run, "ranking lists")
     return workdir.read_object(min(found))["protocol"]
 
 
@@ -113,10 +113,16 @@ _HOW = (
 )
 
 
+def _lacking(run: str, what: str) -> UserError:
+    if not storage.absolute(run).exists():
+        return UserError(f"{run} does not exist; mend --runs")
+    return UserError(f"{run} has no {what}: {_HOW}")
+
+
 def _read(run: str, name: str) -> dict[str, Any]:
     path = storage.absolute(run) / "pictures" / name.replace(":", "-") / "ranking.json"
     if not path.exists():
-        raise UserError(f"{run} has no ranking lists of {name}: {_HOW}")
+        raise _lacking(run, f"ranking lists of {name}")
     return workdir.read_object(path)
 
 

@@ -19,6 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 8, 22
 _POINTS = 300
 """A longer line is drawn by the extremes of as many stretches."""
 _BARS = 128
+_LEAST = 1e-60
+"""What is nearer together is one value: no float32 is, and float64's grow coarse."""
 
 Series = tuple[str, Sequence[tuple[float, float]]]
 """A colour, and (x, y) in the order of x."""
@@ -156,9 +158,9 @@ def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _opened(bounds: tuple[float, float]) -> tuple[float, float]:
     """Bounds with some distance between them."""
     low, high = bounds
-    if high > low:
+    if high - low > _LEAST:
         return low, high
-    margin = abs(low) * 0.1 or 0.5
+    margin = abs(low) * 0.1 if abs(low) > _LEAST else 0.5
     return low - margin, high + margin
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from reid_jax.report import charts
+from reid_jax.report import charts, forms
 from reid_jax.report.html import Html, element, grid, section
 from reid_jax.report.runs import Run
 
@@ -49,9 +48,9 @@ def _scalars(runs: Sequence[Run]) -> list[str]:
 
 
 def _points(run: Run, name: str) -> list[tuple[float, float]]:
-    """(step, value), where the value is a finite number."""
+    """(step, value), where the value is a finite number, of float32's range."""
     rows = ((row["step"], row.get(name)) for row in run.rows)
-    return [(x, y) for x, y in rows if isinstance(y, int | float) and math.isfinite(y)]
+    return [(x, y) for x, y in rows if forms.finite(y)]
 
 
 def _coloured(lines: Sequence[list[tuple[float, float]]]) -> list[charts.Series]:

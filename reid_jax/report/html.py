@@ -71,16 +71,23 @@ def grid(*children: str) -> Html:
     return element("div", *children, class_="grid") if children else Html()
 
 
+_LARGEST = 16383, 16383  # of a WebP, in pixels
+
+
 def picture(path: epath.Path, caption: str) -> Html:
     """A picture within the page, as WebP: a fifth of its PNG.
+
+    One that is larger than a WebP can be is made smaller.
 
     Raises:
       UserError: if the file is no picture.
     """
     file = io.BytesIO()
     try:
-        Image.open(io.BytesIO(path.read_bytes())).save(file, "WEBP", quality=85)
-    except OSError as error:
+        with Image.open(io.BytesIO(path.read_bytes())) as opened:
+            opened.thumbnail(_LARGEST)
+            opened.save(file, "WEBP", quality=85)
+    except Exception as error:  # Pillow raises many kinds, also of one too large.
         raise UserError(f"{path} is no picture ({error}); remove that file") from error
     data = base64.b64encode(file.getvalue()).decode()
     image = Html(

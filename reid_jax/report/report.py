@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from reid_jax import storage
+from reid_jax.errors import UserError
 from reid_jax.report import curves, html, origins, protocols
 from reid_jax.report.html import Html, element
 from reid_jax.report.runs import Run, names
-from reid_jax.runtime import workdir
 
 NAME = "report.html"
 """In a run's folder."""
@@ -25,10 +26,17 @@ def write(paths: Sequence[str], output: str | os.PathLike[str]) -> list[str]:
       what the runs lack, which the report says too.
 
     Raises:
-      UserError: if one is no run or is named twice, or one of its files is damaged.
+      UserError: if one is no run or is named twice, one of its files is damaged, or
+        the output is a folder.
     """
+    file = storage.absolute(output)
+    if file.is_dir():
+        raise UserError(f"{output} is a folder; name an HTML file in it")
     runs = [Run.read(*given) for given in zip(paths, names(paths), strict=True)]
-    workdir.write_text(output, page(runs))
+    # A file's name may hold bytes that are no text.
+    content = page(runs).encode(errors="replace")
+    storage.check_writable(file.parent)
+    storage.write_bytes(file, content)
     return [f"{run.name}: {absent}" for run in runs for absent in run.missing]
 
 

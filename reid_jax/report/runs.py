@@ -12,6 +12,7 @@ from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.results import picture_folder, reranking
+from reid_jax.report import forms
 from reid_jax.runtime import trackers, trained, workdir
 
 DRAWN_FIRST = ("ranking", "ranking_reranked", "ranking_pairs", "hardest", "easiest")
@@ -57,13 +58,15 @@ class Run:
                 "training has written, such as runs/aaformer-demo"
             )
         rows = folder / "metrics.jsonl"
-        entries = _latest(workdir.read_objects(folder / "results.json"), folder)
+        entries = _latest(_objects(folder / "results.json", forms.ENTRY), folder)
         return cls(
             name,
             folder,
             workdir.flatten(workdir.read_object(file)),
-            workdir.read_objects(folder / "manifest.json"),
-            trackers.read_rows(rows) if rows.exists() else [],
+            _objects(folder / "manifest.json", forms.START),
+            forms.checked(rows, trackers.read_rows(rows), [forms.ROW])
+            if rows.exists()
+            else [],
             entries,
             _detailed(folder, {_pictured(entry) for entry in entries}),
         )
@@ -130,9 +133,7 @@ def _detailed(
         path = folder / "pictures" / name / Details.NAME
         if not path.exists():
             continue
-        found[name] = workdir.read_object(path)
-        if not {"queries", "cameras", "distances"} <= found[name].keys():
-            raise UserError(f"{path} is damaged: it lacks something; remove that file")
+        found[name] = forms.checked_details(path, workdir.read_object(path))
     return found
 
 
@@ -166,17 +167,17 @@ def way_of(entry: Mapping[str, Any], state: str) -> str:
     return f"{state}, re-ranked ({steps})" if steps else state
 
 
+def _objects(path: epath.Path, form: Any) -> list[dict[str, Any]]:
+    """Those of a file, each of that form."""
+    return forms.checked(path, workdir.read_objects(path), [form])
+
+
 def _latest(
     entries: Sequence[Mapping[str, Any]], folder: epath.Path
 ) -> list[Mapping[str, Any]]:
     """Of entries that one row is for, the one of the last step; that step first."""
     latest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for entry in entries:
-        if not {"protocol", "step", "metrics"} <= entry.keys():
-            raise UserError(
-                f"{folder / 'results.json'} is damaged: an entry has no protocol, step "
-                "or metrics; remove or mend it"
-            )
         row = label_of(entry), way_of(entry, state_of(entry, folder))
         before = latest.get(row)
         if before is None or entry["step"] >= before["step"]:

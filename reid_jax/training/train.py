@@ -48,6 +48,8 @@ def train_and_evaluate(
       KeyboardInterrupt: after Ctrl-C, once all is saved.
     """
     checks.check_config(config)
+    for remark in checks.remarks(config):
+        print(f"note: {remark}")
     records = sources.open_data(config)
     if not workdirs.has_checkpoint(workdir):
         sources.check_pretrained(config)

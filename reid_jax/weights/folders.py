@@ -22,6 +22,9 @@ from reid_jax.weights import damage, grids
 GRID = "position_grid"
 """Under which converted weights keep their grid."""
 
+_CUSTOM = "_CHECKPOINT_METADATA"
+"""Orbax's file for it. A run's is not beside its arrays, and Orbax warns of that."""
+
 _WANTED = ("params", "batch_stats", "collections")
 
 
@@ -75,10 +78,11 @@ def _check_size(folder: epath.Path, arrays: list[Any]) -> None:
 
 def _grid(folder: epath.Path) -> grids.Grid | None:
     """What the conversion wrote, or what the run's config says."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        stated = reader.metadata(folder).custom_metadata.get(GRID)
-    if stated is not None:
-        return grids.parse(stated, f"{folder}: {GRID}")
+    if (folder / _CUSTOM).exists():
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            stated = reader.metadata(folder).custom_metadata.get(GRID)
+        if stated is not None:
+            return grids.parse(stated, f"{folder}: {GRID}")
     if (folder.parent / "meta").is_dir():
         return grids.of_run(checkpoint.read_meta(folder.parent).get("config", {}))
     if (about := folder.parent / "export.json").is_file():

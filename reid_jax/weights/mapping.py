@@ -87,14 +87,19 @@ def to_ours(file: files.WeightFile) -> Mapped:
         if path is None:
             skipped.append(name)
         elif path in arrays:
-            raise UserError(
-                f"{file.path} holds {names[path]} and {name}, which are one parameter "
-                f"here ({path}); save only the network's state_dict()"
-            )
+            raise UserError(one_parameter(file, names[path], name, path))
         else:
             arrays[path], names[path] = array, name
     values.check(file.path, arrays, names)
     return Mapped(arrays, names, tuple(skipped))
+
+
+def one_parameter(file: files.WeightFile, one: str, other: str, path: str) -> str:
+    """What is wrong with a file of two arrays for one parameter."""
+    return (
+        f"{file.path} holds {one} and {other}, which are one parameter here ({path}); "
+        "save only the network's state_dict()"
+    )
 
 
 _Triples = Iterable[tuple[str, str | None, np.ndarray]]

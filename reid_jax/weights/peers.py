@@ -70,6 +70,7 @@ class Kind:
       options: of the backbone, where the file does not say them.
       options_of: more of them, by the name of the backbone.
       ceil_pool: the peer's names that only networks with `ResNet.ceil_pool` have.
+      feature_dim: of its ResNet, channels of the layer behind the pooling; 0 for none.
     """
 
     about: str
@@ -85,6 +86,7 @@ class Kind:
         default_factory=dict
     )
     ceil_pool: str = r"(?!)"
+    feature_dim: int = 0
 
     def place(self, name: str) -> tuple[str, int] | None:
         """Our path and the token of an array of the heads; None for other arrays."""
@@ -153,7 +155,9 @@ KINDS: dict[str, Kind] = {
         "ResNet-50", "resnet50", options={"last_stride": 2}
     ),
     "torchreid-resnet50_fc512": _torchreid(
-        "ResNet-50 with a layer of 512", "resnet50", options={"last_stride": 1}
+        *("ResNet-50 with a layer of 512", "resnet50"),
+        options={"last_stride": 1},
+        feature_dim=512,
     ),
     "transreid": Kind(
         about="TransReID and its followers (people): ViT, with or without JPM and SIE",

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from configs import baseline
 from reid_jax import experiment, staging, storage
+from reid_jax.backbones.resnet import ResNet
 from reid_jax.errors import UserError
 from reid_jax.runtime import digests
 from reid_jax.runtime import workdir as workdirs
@@ -63,10 +64,15 @@ def convert(source: str, kind: str, target: pathlib.Path) -> str:
 
     Raises:
       UserError: a source that cannot be read, is of another kind, or holds anything
-        that the kind does not account for; nothing is written then.
+        that the kind does not account for, or a target that cannot be written;
+        nothing is written then.
     """
     if kind not in KINDS:
         raise UserError(f"--as={kind} is no kind; known: {', '.join(KINDS)}")
+    if target.suffix == ".safetensors":
+        raise UserError(
+            f"--to={target}: with --as a run's folder is written; name a folder"
+        )
     path = fetch.locate(source)
     file = files.read(path)
     if file.convention != files.PYTORCH:
@@ -93,7 +99,9 @@ def sort(file: files.WeightFile, kind: Kind) -> Sorted:
     dropped, unknown = [], []
     for name in mapped.skipped:
         if place := kind.place(name):
-            heads.setdefault(place[0], {})[place[1]] = name
+            if other := heads.setdefault(place[0], {}).get(place[1]):
+                raise UserError(mapping.one_parameter(file, other, name, place[0]))
+            heads[place[0]][place[1]] = name
         elif kind.is_dropped(name) or _is_zero(kind, name, rest[name]):
             dropped.append(name)
         else:
@@ -122,6 +130,9 @@ def _statistics(
     for name, array in file.arrays.items():
         field = STATISTICS.get(name.removeprefix("module."))
         if field and array.size == 3:
+            if field in found:
+                others = f"{name.removeprefix('module.')} with and without module."
+                raise UserError(f"{file.path} holds {others}; leave one of them out")
             values.check(file.path, {name: array}, {name: name})
             units = np.asarray(array, np.float64).ravel() / 255
             found[field] = tuple(round(float(unit), 7) for unit in units)
@@ -168,6 +179,7 @@ def describe(found: Sorted, kind: str, *, origin: str) -> Any:
             f"{origin} holds a network like {name}, and --as={kind} has: "
             f"{', '.join(row.backbones)}; choose another kind ({', '.join(KINDS)})"
         )
+    _check_layer(row, kind, name, options, origin)
     config = baseline.get_config(f"backbone={name}")
     config.variant = kind
     config.pretrained = "none"
@@ -182,6 +194,29 @@ def describe(found: Sorted, kind: str, *, origin: str) -> Any:
         config.model.options.update(row.options, **options)
         config.model.options.update(row.options_of.get(name, {}))
     return config
+
+
+def _check_layer(
+    row: Kind, kind: str, name: str, options: Mapping[str, Any], origin: str
+) -> None:
+    """Raises UserError for a ResNet that has or lacks `Kind.feature_dim` wrongly."""
+    width = options.get("feature_dim", 0)
+    if not name.startswith("resnet") or width == row.feature_dim:
+        return
+    of_it = [
+        other
+        for other, known in KINDS.items()
+        if (known.heads, known.feature_dim) == (row.heads, width)
+        and name in known.backbones
+    ]
+    there, here = (
+        f"a layer of {n}" if n else "no layer" for n in (width, row.feature_dim)
+    )
+    raise UserError(
+        f"{origin} has {there} between pooling and classifier (fc.0), and --as={kind} "
+        f"has {here}; "
+        + (f"give --as={of_it[0]}" if of_it else "no kind with its head has that")
+    )
 
 
 def complete(
@@ -268,8 +303,13 @@ def _write(
         best=None,
         config=workdirs.flatten(fields),
     )
+    target = target.resolve()  # no folder can be renamed to a link
+    storage.check_writable(target.parent)
     beside = target.with_name(f".converting-{target.name}")
-    with staging.held(beside, target, doing="converting"):
+    with (
+        storage.written(target.parent),
+        staging.held(beside, target, doing="converting"),
+    ):
         new = beside / "new"
         step = new / "checkpoints" / "last" / "0"
         step.mkdir(parents=True)
@@ -292,6 +332,7 @@ def _report(target: pathlib.Path, kind: Kind, config: Any, about: Any) -> str:
     lines = [
         f"{about['file']}: {kind.about}",
         f"  network    {model.backbone}, {dict(model.options)}",
+        *_layout(model),
         f"  taken      {sum(map(len, about['taken'].values())):>5} arrays",
         f"  dropped    {len(about['dropped']):>5}{_some(about['dropped'])}",
         f"  filled     {len(about['filled']):>5}{_some(about['filled'])}",
@@ -303,6 +344,19 @@ def _report(target: pathlib.Path, kind: Kind, config: Any, about: Any) -> str:
         f"check it with: python -m reid_jax.main --mode=evaluate --workdir={target}",
     ]
     return "\n".join(lines)
+
+
+def _layout(model: Any) -> Iterator[str]:
+    """A line for a ResNet of another layout than the name of its backbone says."""
+    if not model.backbone.startswith("resnet50"):
+        return
+    blocks, width = tuple(model.options.blocks), model.options.width
+    if (blocks, width) != (ResNet.blocks, ResNet.width):
+        yield (
+            f"  note       it is no ResNet-50, which has layers of {ResNet.blocks} "
+            f"blocks and a stem of {ResNet.width} channels, but a ResNet of {blocks} "
+            f"and {width}"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -470,8 +470,8 @@ def test_the_command_reports_and_then_says_that_it_is_done(folder, data_dir):
     assert ["train", "3", "2", "3"] in lines
     assert ["query", "2", "2", "2"] in lines
     assert ["gallery", "3", "2", "3"] in lines
-    assert "1 gallery images are distractors" in first.stdout
-    assert "2 junk images (person -1) were left out" in first.stdout
+    assert "Gallery images that are distractors: 1." in first.stdout
+    assert "Junk images (person -1) that were left out: 2." in first.stdout
     last = first.stdout.splitlines()[-1]
     assert "dataset=own" in last
     assert last.endswith("--config.stages.train.identities=2")
@@ -488,7 +488,7 @@ def test_a_mistake_on_the_command_line_is_one_message(data_dir):
     done = run("--dataset=market1501", "--source=nowhere", f"--data_dir={data_dir}")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("prepare: --source=nowhere does not exist.")
+    assert done.stderr.startswith("error: --source=nowhere does not exist.")
 
 
 HALTS = """
@@ -532,7 +532,7 @@ def test_a_full_disk_is_one_message(folder, data_dir):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("prepare: Cannot write to ")
+    assert done.stderr.splitlines()[-1].startswith("error: Cannot write to ")
     assert "Traceback" not in done.stderr
     assert contents(data_dir) == []
 
@@ -553,8 +553,8 @@ def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
     assert not (data_dir / "own").exists()
     if kill == signal.SIGINT:
         assert process.returncode == 130
-        assert message.endswith("prepare: interrupted; nothing was stored.\n")
-        assert "prepare: stopping ..." in message
+        assert message.endswith("\ninterrupted; nothing was stored.\n")
+        assert "stopping ..." in message
         assert os.listdir(data_dir) == []
         return
     for path in sorted((folder / "bounding_box_train").glob("0009*"))[10:]:

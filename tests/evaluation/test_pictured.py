@@ -155,8 +155,15 @@ def test_what_cannot_be_set_side_by_side(two_runs, tmp_path, capsys):
         with pytest.raises(UserError, match=message) as error:
             side_by_side.side_by_side(runs, out, **options)
         assert "--config.evaluation.pictured" in str(error.value)
-    assert side_by_side.main([f"--runs={tmp_path / 'none'}", f"--out={out}"]) == 2
-    assert "none has no ranking lists" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    for given, message in (
+        ("empty", f"{tmp_path / 'empty'} has no ranking lists:"),
+        ("none", f"{tmp_path / 'none'} does not exist"),
+        (f"one,{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
+    ):
+        given = f"--runs={tmp_path}/{given}"
+        assert side_by_side.main([given, f"--out={out}"]) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
 
 

@@ -1,6 +1,8 @@
 """A report shows what runs have left on disk, and loads nothing."""
 
+import base64
 import html.parser
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -190,13 +192,60 @@ def test_details_of_another_evaluation_are_not_shown(tmp_path):
     assert "1.jpg" not in text
 
 
+def _entry(**fields):
+    return json.dumps([{"protocol": "tiny", "step": 19, "metrics": {}} | fields])
+
+
+def _cameras(**fields):
+    cameras = {"query": ["c1"], "gallery": ["c1", "c2"]}
+    return cameras | {"right": [[0, 3]], "asked": [[0, 4]]} | fields
+
+
+def _distances(**fields):
+    return {"edges": [0, 0.5, 1, 1.5], "right": [8, 2, 0], "wrong": [0, 1, 9]} | fields
+
+
+def _details(**fields):
+    whole = {"queries": [], "cameras": _cameras(), "distances": _distances()}
+    return json.dumps(whole | fields)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("config.json", None, "is no run: it has no config.json"),
         ("metrics.jsonl", "{}\n{}\n", "metrics.jsonl, line 1, is no row of a run"),
         ("results.json", "[{]", "results.json is damaged"),
-        ("results.json", '[{"step": 1}]', "an entry has no protocol"),
+        ("results.json", '[{"step": 1}]', r"results.json is .*: \[0\] has no protocol"),
+        (
+            "results.json",
+            _entry(step="x"),
+            r"results.json .*: \[0\].step is not a whole",
+        ),
+        ("results.json", _entry(step=-1e308), r"\[0\].step is not a whole number"),
+        ("results.json", _entry(metrics=None), r"results.json .* \[0\].metrics is no"),
+        ("results.json", _entry(metrics={"mAP": 10**400}), "metrics.mAP is not a numb"),
+        ("results.json", _entry(protocol=5), r"\[0\].protocol is not a name"),
+        ("results.json", _entry(changed=[]), r"\[0\].changed is no object"),
+        ("results.json", _entry(best="x"), r"\[0\].best is no object"),
+        ("manifest.json", '[{"command": null}]', r"manifest.json .*: \[0\].command is"),
+        ("metrics.jsonl", '{"step": 1e308}\n' * 2, r"metrics.jsonl .*: \[0\].step is"),
+        ("metrics.jsonl", '{"step": NaN}\n' * 2, r"metrics.jsonl .*: \[0\].step is"),
+        ("pictures/tiny/details.json", _details(queries=[{}]), r"\[0\] has no file"),
+        ("pictures/tiny/details.json", _details(cameras=None), "cameras is no object"),
+        (
+            *("pictures/tiny/details.json", _details(cameras=_cameras(asked=[[4]]))),
+            "details.json is damaged: cameras.asked is no table",
+        ),
+        (
+            *("pictures/tiny/details.json", _details(distances=_distances(right=[1]))),
+            "details.json is damaged: distances are no bins",
+        ),
+        (
+            "pictures/tiny/details.json",
+            _details(distances=_distances(edges=[0, 1, 2, -1])),
+            "details.json is damaged: distances are no bins",
+        ),
         ("pictures/tiny/details.json", "x", "details.json is damaged"),
         ("pictures/tiny/details.json", "{}", "details.json is damaged"),
         ("pictures/tiny/ranking.png", "x", "ranking.png is no picture"),
@@ -210,6 +259,54 @@ def test_what_is_damaged_is_named(tmp_path, file, content, message):
     with pytest.raises(UserError, match=message):
         report.write([str(run)], tmp_path / "out.html")
     assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 5e-324, 10**400, 1e-310, 3e38])
+def test_no_number_of_a_curve_is_a_crash(tmp_path, value):
+    """It is drawn, or left out as infinities are."""
+    run = _run(tmp_path / "run", evaluated=False)
+    rows = [{"step": i, "loss": y} for i, y in enumerate((0.0, value, value))]
+    for kept in (rows, rows[1:], [*rows, {"step": 3, "loss": -value}]):
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        (run / "metrics.jsonl").write_text(text)
+        report.write([str(run)], tmp_path / "out.html")
+        page = (tmp_path / "out.html").read_text()
+        points = re.findall(r'points="([^"]*)"|c[xy]="([^"]*)"', page)
+        assert "nan" not in str(points)
+        assert "inf" not in str(points)
+
+
+def test_a_picture_larger_than_a_webp(tmp_path):
+    run = _run(tmp_path / "run")
+    Image.new("RGB", (10, 20_000), "red").save(run / "pictures/tiny/ranking.png")
+    report.write([str(run)], tmp_path / "out.html")
+    data = re.search(
+        r"data:image/webp;base64,([^\"]*)", (tmp_path / "out.html").read_text()
+    )
+    assert Image.open(io.BytesIO(base64.b64decode(data[1]))).height == 16383
+
+
+def test_a_picture_of_more_pixels_than_can_be_meant(tmp_path, monkeypatch):
+    run = _run(tmp_path / "run")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.raises(UserError, match=r"ranking\.png is no picture .*bomb"):
+        report.write([str(run)], tmp_path / "out.html")
+
+
+def test_where_a_report_cannot_be_written(tmp_path):
+    run = _run(tmp_path / "run")
+    with pytest.raises(UserError, match="run is a folder; name an HTML file in it"):
+        report.write([str(run)], run)
+    with pytest.raises(UserError, match=r"cannot write to .*config\.json"):
+        report.write([str(run)], run / "config.json" / "out.html")
+
+
+def test_a_file_name_that_is_no_text(tmp_path):
+    run = _run(tmp_path / "run")
+    details = run / "pictures" / "tiny" / "details.json"
+    details.write_text(details.read_text().replace("1.jpg", "\\udcff.jpg"))
+    report.write([str(run)], tmp_path / "out.html")
+    assert "?.jpg" in (tmp_path / "out.html").read_text()
 
 
 def test_lines_are_drawn_to_scale_and_keep_their_peaks():

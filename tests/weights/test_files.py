@@ -179,7 +179,7 @@ def test_npz_and_its_objects(tmp_path):
         files.read(tmp_path / "o.npz")
 
 
-def test_orbax_conversion_export_and_run(tmp_path):
+def test_orbax_conversion_export_and_run(tmp_path, caplog):
     params = {"backbone": {"norm": {"scale": counted(3)}}, "head": counted(2)}
     statistics = {"backbone": {"bn": {"mean": counted(3, start=5)}}}
     wanted = {
@@ -206,6 +206,7 @@ def test_orbax_conversion_export_and_run(tmp_path):
         file = files.read(tmp_path / name)
         assert file.convention == files.OURS
         assert_same(file.arrays, wanted)
+    assert "Metadata file does not exist" not in caplog.text
 
 
 def test_a_folder_of_something_else(tmp_path):

@@ -148,6 +148,31 @@ def test_safetensors_are_the_same(converted, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
+def test_where_it_is_written(tmp_path, capsys):
+    """Through a link to nothing, as any file is; else one message, and nothing left."""
+    path = torch_writer.write(tmp_path / "w.pth", state_dict("transreid"))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "new" / "there")
+
+    def run(target):
+        return command.main([f"--from={path}", "--as=transreid", f"--to={target}"])
+
+    assert run(link) == 0
+    assert (tmp_path / "new" / "there" / "config.json").is_file()
+    capsys.readouterr()
+    before = sorted(tmp_path.iterdir())
+    for target, message in (
+        ("/proc/x", "cannot write to /proc"),
+        (path / "x", "cannot write to"),
+        (tmp_path / "x.safetensors", "with --as a run's folder is written"),
+    ):
+        assert run(target) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def sorted_file(tmp_path, state, kind):
     path = torch_writer.write(tmp_path / "w.pth", state)
     return runs.sort(files.read(path), peers.KINDS[kind])
@@ -174,7 +199,7 @@ def test_fast_reids_old_files_have_the_old_pooling_and_their_own_mean(tmp_path):
     assert filled == ()
 
 
-def test_luperson_is_a_backbone_alone(tmp_path):
+def test_luperson_is_a_backbone_alone(tmp_path, capsys):
     """As MoCo saves it, with a second network and a queue beside."""
     trunk = {
         name.removeprefix("base."): value
@@ -188,6 +213,10 @@ def test_luperson_is_a_backbone_alone(tmp_path):
     state |= {"module.queue": np.ones((4, 9), np.float32)}
     code, folder = convert(tmp_path, "luperson", state)
     assert code == 0
+    # The golden's layers have one block each.
+    assert "it is no ResNet-50, which has layers of (3, 4, 6, 3)" in (
+        capsys.readouterr().out
+    )
     config, _, variables = restored(folder)
     assert config.model.mean == (0.3525, 0.3106, 0.3140)
     kernel = variables["params"]["backbone"]["layer4_0"]["conv2"]["kernel"]
@@ -216,6 +245,7 @@ def changed(kind, **arrays):
 
 
 ONE = np.ones(1, np.float32)
+_MEANS = ("pixel_mean", "module__pixel_mean")
 REFUSED = {
     "another layer": ("bot", {"extra__weight": ONE}, "only in the file", ""),
     "another head": ("bot", {"heads__weight": ONE}, "no network of this kind", ""),
@@ -254,6 +284,25 @@ REFUSED = {
         *("transreid", {"base__pos_embed": ONE}),
         *("lacks parts of its network", ""),
     ),
+    "a layer that the kind has not": (
+        *("torchreid-resnet50", {}),
+        *("give --as=torchreid-resnet50_fc512", ""),
+    ),
+    "a layer that the kind has": (
+        *("torchreid-resnet50_fc512", {}, "give --as=torchreid-resnet50\n", "fc."),
+    ),
+    "a neck with and without a wrapper": (
+        *("bot", {"module__bottleneck__weight": np.zeros(2048, np.float32)}),
+        *("bottleneck.weight and module.bottleneck.weight, which are one", ""),
+    ),
+    "a neck with and without a number": (
+        *("bot", {"classifier_0__weight": np.zeros((5, 2048), np.float32)}),
+        *("classifier.weight and classifier_0.weight, which are one", ""),
+    ),
+    "two means": (
+        *("bot", {name: np.ones(3, np.float32) for name in _MEANS}),
+        *("pixel_mean with and without module.", ""),
+    ),
     "necks of several shapes": (
         *("transreid", {"bottleneck_2__weight": ONE}),
         *("have several shapes", ""),
@@ -261,10 +310,17 @@ REFUSED = {
 }
 
 
+KNOWN = {
+    "torchreid-osnet_ain": "torchreid-osnet",
+    "torchreid-resnet50": "torchreid-resnet50_fc512",
+}
+"""Of kinds without a golden, the one whose file is taken for theirs."""
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_files_that_are_refused(tmp_path, capsys, case):
     kind, arrays, message, without = REFUSED[case]
-    known = kind if kind in KINDS else "torchreid-osnet"
+    known = KNOWN.get(kind, kind)
     state = changed(known, **arrays)
     if without:
         state = {n: v for n, v in state.items() if not n.startswith(without)}

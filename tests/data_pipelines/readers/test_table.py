@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from data_pipelines import prepare, prepared
 from data_pipelines.readers import table, table_rows
 from reid_jax.errors import UserError
+from reid_jax.retrieval.labels import Labels, MatchIndex
 from tests.data_pipelines.market_folder import jpeg
 
 ROWS = [
@@ -279,6 +280,7 @@ def test_prepared_from_the_command_line(folder, capsys):
     assert prepare.main([*arguments, "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert "Bert = 1, anna = 2, carl = 3" in out
+    assert "camera_filter" not in out
     for split, expected in NAMED.items():
         stored = prepared.open_records("mine", split, data_dir)
         got = [
@@ -289,6 +291,23 @@ def test_prepared_from_the_command_line(folder, capsys):
         assert stored[0]["image"] == (folder / expected[0][0]).read_bytes()
     info = tfds.builder_from_directory(data_dir / "mine" / "1.0.0").info
     assert json.loads(json.dumps(info.metadata["person_names"]))["2"] == "anna"
+
+
+def test_one_camera_is_evaluated_without_its_filter(folder, capsys):
+    """With it no query has a match, as the ranking says of the same labels."""
+    path = save(folder, [(p, person, "door", split) for p, person, _, split in ROWS])
+    data_dir = folder / "data"
+    arguments = ["--dataset=table", f"--source={path}", f"--data_dir={data_dir}"]
+    assert prepare.main([*arguments, "--name=mine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith(" --config.evaluation.camera_filter=False")
+    assert "Column camera: 1 camera: door." in lines
+    assert any(line.startswith("Note: no query has a match") for line in lines)
+    stored = [prepared.open_records("mine", s, data_dir) for s in ("query", "gallery")]
+    labels = [Labels(x.person, x.camera) for x in stored]
+    for camera_filter, matches in ((True, []), (False, [0])):
+        index = MatchIndex(*labels, camera_filter=camera_filter)
+        assert index.matches(0).tolist() == matches
 
 
 def test_a_column_of_part_labels(folder, capsys):
