@@ -87,5 +87,5 @@ class DotNonLocal(nn.Module):
         mixed = theta * (phi * g).mean(1, keepdims=True)
         mixed = mixed.reshape(batch, height, width, 1).astype(self.dtype)
         added = nn.Conv(channels, (1, 1), dtype=self.dtype, name="W_0")(mixed)
-        norm = BatchNorm(self.bn_groups, init=nn.initializers.zeros, name="W_1")
+        norm = BatchNorm(self.bn_groups, scale_init=nn.initializers.zeros, name="W_1")
         return features + norm(added, train=train)

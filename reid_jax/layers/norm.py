@@ -30,7 +30,7 @@ class BatchNorm(nn.Module):
       momentum: weight of the new batch in the running averages.
       epsilon: added to the variance.
       use_bias: whether there is an additive parameter; BNNeck has none.
-      init: of the scale.
+      scale_init: of the scale.
 
     Parameters `scale` (and `bias`) [C]; collection `batch_stats`: `mean`, `var` [C].
     """
@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     epsilon: float = 1e-5
     use_bias: bool = True
-    init: nn.initializers.Initializer = nn.initializers.ones
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -55,7 +55,7 @@ class BatchNorm(nn.Module):
             running averages normalise it, and it leaves them alone.
         """
         shape = inputs.shape[-1:]
-        scale = self.param("scale", self.init, shape)
+        scale = self.param("scale", self.scale_init, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         values = inputs.astype(jnp.float32)

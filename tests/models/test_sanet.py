@@ -685,7 +685,7 @@ def test_a_run_is_evaluated_and_pictured(sanet_config, tmp_path):
     (entry,) = train.train_and_evaluate(sanet_config, str(tmp_path))
     assert entry["step"] == 2
     assert 0 <= entry["metrics"]["mAP"] <= 1
-    pictures = {path.stem for path in (tmp_path / "pictures" / "tiny").iterdir()}
-    drawn = {"ranking", "routes", "relative_activation", "masks"}
+    pictures = {path.stem for path in (tmp_path / "pictures" / "tiny").glob("*.png")}
+    drawn = {"ranking", "hardest", "easiest", "routes", "relative_activation", "masks"}
     answers = {"relative_activation_answers", "masks_answers"}
     assert pictures == drawn | answers
