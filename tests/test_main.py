@@ -133,7 +133,9 @@ def test_a_verb_that_is_none(capsys):
 
 def test_verbs_of_a_config_are_words_or_a_mode(monkeypatch):
     given = []
-    monkeypatch.setattr("reid_jax.main.run", given.append)
+    # Its flags may be another program's already, where tests have imported one.
+    stand_in = types.SimpleNamespace(run=given.append)
+    monkeypatch.setitem(sys.modules, "reid_jax.main", stand_in)
     verbs.main(["evaluate", "--workdir=runs/it"])
     verbs.main(["--mode=evaluate", "--workdir=runs/it"])
     assert given == [["reid-jax", "--mode=evaluate", "--workdir=runs/it"]] * 2

@@ -57,5 +57,7 @@ def sort_candidates(
 def z_scores(values: jax.Array) -> jax.Array:
     """Rows [Q, K] with mean 0 and deviation 1; one of equal values gives zeros."""
     values = values.astype(jnp.float32)
-    centred = values - values.mean(1, keepdims=True)
+    # Of equal values the mean is rounded, but their differences are zeros.
+    apart = values - values[:, :1]
+    centred = apart - apart.mean(1, keepdims=True)
     return centred / (jnp.sqrt(jnp.square(centred).mean(1, keepdims=True)) + 1e-7)
