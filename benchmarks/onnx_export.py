@@ -11,6 +11,7 @@ import importlib
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,15 +19,16 @@ import numpy as np
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.export import artifacts, onnx
+from reid_jax.models.method import Method, Variables
 
 IDENTITIES = 751
 
 
-def variables_of(method, config):
+def variables_of(method: Method, config: Any) -> Variables:
     """What `init` would return, filled with normal numbers."""
     rng = np.random.default_rng(0)
 
-    def fill(path, leaf):
+    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         # Outputs of a layer are about as large as its inputs.
         fan_in = max(np.prod(leaf.shape[:-1]), 1) if name == "kernel" else 25
@@ -40,8 +42,8 @@ def variables_of(method, config):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def convert(text, folder):
-    """Rows of the table: artifact, size, difference."""
+def convert(text: str, folder: pathlib.Path) -> dict[str, float]:
+    """Artifact -> its largest difference to the model, of a config with `+` for `,`."""
     name, _, argument = text.replace("+", ",").partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(argument)
     method = experiment.build_method(config, num_classes=IDENTITIES)
@@ -56,7 +58,7 @@ def convert(text, folder):
     return recorder.differences
 
 
-def main():
+def main() -> None:
     """Prints a row for each config and artifact."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configs", required=True, help="names, with commas")

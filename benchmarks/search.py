@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import faiss
 import numpy as np
 
-from reid_jax.search import check, rows
+from reid_jax.search import check, rows, schema
 from reid_jax.search import gallery as galleries
 from reid_jax.search.layout import About
 
@@ -91,7 +91,7 @@ def indexed(uri: str, count: int, width: int, kind: str) -> Iterator[str]:
 def alone(kind: str, count: int, width: int) -> Iterator[str]:
     """FAISS with the same index, without anything around it."""
     of = vectors(count, width)
-    options = galleries.INDEXES[kind]
+    options = schema.INDEXES[kind]
     factory = {
         "FLAT": "Flat",
         "HNSW": f"HNSW{options.get('M')},Flat",
@@ -107,8 +107,8 @@ def alone(kind: str, count: int, width: int) -> Iterator[str]:
     index.add(of)
     built = time.monotonic() - begin
     look = {
-        "HNSW": ("efSearch", galleries.ef(TOP)),
-        "IVF_FLAT": ("nprobe", galleries.NPROBE),
+        "HNSW": ("efSearch", schema.ef(TOP)),
+        "IVF_FLAT": ("nprobe", schema.NPROBE),
     }
     if kind in look:
         faiss.ParameterSpace().set_index_parameter(index, *look[kind])
@@ -158,9 +158,9 @@ def main() -> None:
         parts = [functools.partial(adding, uri, **size)]
         parts += [
             functools.partial(indexed, uri, kind=kind, **size)
-            for kind in galleries.INDEXES
+            for kind in schema.INDEXES
         ]
-        parts += [functools.partial(alone, kind, **size) for kind in galleries.INDEXES]
+        parts += [functools.partial(alone, kind, **size) for kind in schema.INDEXES]
         for part in parts:
             _alone_in_a_process(part)
 

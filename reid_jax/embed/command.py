@@ -21,8 +21,12 @@ import argparse
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reid_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from reid_jax.embed.listing import Listing
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         multihost_utils.sync_global_devices("all shares are embedded")
 
 
-def _listing(args: argparse.Namespace):
+def _listing(args: argparse.Namespace) -> Listing:
     """The images that are meant."""
     from reid_jax.embed import listing
 

@@ -156,17 +156,19 @@ def _distances(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
 
 def _cameras(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
     """Rank-1 by the query's camera and the gallery's."""
-    heading = element("h3", "Rank-1 by camera of the query and camera of the gallery")
-    for run, entry in scored:
-        details = run.details(entry)
-        if details is None:
-            continue
-        yield heading
-        heading = Html()
-        yield element(
-            "p", f"{run.called(entry)}: each query asked of one camera's images"
-        )
+    known = _detailed(scored)
+    if known:
+        title = "Rank-1 by camera of the query and camera of the gallery"
+        yield element("h3", title)
+    for called, details in known:
+        yield element("p", f"{called}: each query asked of one camera's images")
         yield _matrix(**details["cameras"])
+
+
+def _detailed(scored: Sequence[tuple[Run, Entry]]) -> list[tuple[str, dict[str, Any]]]:
+    """What each is called, and its details, where it has any."""
+    found = ((run.called(entry), run.details(entry)) for run, entry in scored)
+    return [(called, details) for called, details in found if details is not None]
 
 
 def _matrix(
@@ -196,19 +198,15 @@ def _share(right: int, asked: int) -> Html:
 
 def _queries(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
     """The hardest and the easiest queries of each run."""
-    heading = element("h3", "Hardest and easiest queries")
-    for run, entry in scored:
-        details = run.details(entry)
-        if details is None:
-            continue
-        yield heading
-        heading = Html()
+    known = _detailed(scored)
+    if known:
+        yield element("h3", "Hardest and easiest queries")
+    for called, details in known:
         order = sorted(details["queries"], key=lambda one: one["average_precision"])
         never = sum(one["first_rank"] > 1 for one in order)
         yield element(
             "p",
-            f"{run.called(entry)}: {never} of {len(order)} queries have a wrong first "
-            "answer",
+            f"{called}: {never} of {len(order)} queries have a wrong first answer",
         )
         yield _listed(order[:_QUERIES])
         yield folded("the easiest", _listed(order[::-1][:_QUERIES]))

@@ -46,7 +46,7 @@ class KReciprocal:
       squared: squares the distances first; False where a method's are squares already.
       normalised: divides an image's distances by its greatest one.
       strict: a neighbour's set is taken in where *more* than 2/3 of it are reciprocal
-        (the code); False for 2/3 or more (Eq. 5).
+        (the code); False for 2/3 or more (the condition of R*).
     """
 
     k1: int = 20
@@ -207,7 +207,7 @@ def _expanded(
     same = theirs[..., None] == np.where(reciprocal, own, -1)[:, None, None]
     shared = same.any(-1) & mutual
     thrice, twice = 3 * shared.sum(-1), 2 * mutual.sum(-1)
-    similar = thrice > twice if strict else thrice >= twice  # Eq. 5
+    similar = thrice > twice if strict else thrice >= twice
     taken = mutual & (reciprocal & similar)[..., None]
     flat = (len(rows), -1)
     return (

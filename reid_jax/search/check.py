@@ -53,7 +53,7 @@ def measure(
 
     Args:
       gallery: at least one entry.
-      kinds: of `gallery.INDEXES`.
+      kinds: of `schema.INDEXES`.
       top: nearest ones that are asked for.
       queries: how many vectors.
       most: entries to copy at most.
@@ -88,7 +88,7 @@ def of_index(
 
     Args:
       gallery: it.
-      kind: of `gallery.INDEXES`.
+      kind: of `schema.INDEXES`.
       ids, vectors: of all its entries.
       chosen: places of those that are queries.
       top: nearest ones that are asked for.

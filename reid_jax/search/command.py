@@ -20,7 +20,7 @@ from reid_jax import storage
 from reid_jax.errors import UserError
 from reid_jax.extractor import load as loading
 from reid_jax.extractor.images import BadImage
-from reid_jax.search import check, milvus, parquet, query, rows, strip
+from reid_jax.search import check, milvus, parquet, query, rows, schema, strip
 from reid_jax.search import gallery as galleries
 from reid_jax.search.gallery import Gallery
 from reid_jax.search.query import Asked, Hit
@@ -324,7 +324,7 @@ def _add_flags(make: Make) -> None:
     parser.add_argument(
         "--index",
         default="",
-        choices=galleries.INDEXES,
+        choices=schema.INDEXES,
         help="of a new gallery; default: FLAT",
     )
 
@@ -366,7 +366,7 @@ def _delete_flags(make: Make) -> None:
 
 def _check_flags(make: Make) -> None:
     parser = make("check", measure)
-    kinds = list(galleries.INDEXES)
+    kinds = list(schema.INDEXES)
     parser.add_argument("--index", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--top", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--queries", type=int, default=50, help="default: %(default)s")

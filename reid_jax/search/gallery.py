@@ -6,31 +6,18 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reid_jax.errors import UserError
-from reid_jax.search import layout, milvus
+from reid_jax.search import layout, milvus, schema
 from reid_jax.search.layout import About, Row
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 COLLECTION = "reid"
-INDEXES: dict[str, dict[str, Any]] = {
-    "FLAT": {},
-    "HNSW": {"M": 32, "efConstruction": 200},
-    "IVF_FLAT": {"nlist": 128},
-}
-"""Kinds of index and how they are built. FLAT compares with every vector: exact."""
-
-NPROBE = 16
-"""Lists that IVF looks through."""
-
-_A_LIST = 39
-"""Entries that FAISS wants for each list of IVF at least."""
-
 MOST = 16_384
 """Entries that Milvus gives for one query at most."""
 
@@ -40,7 +27,6 @@ _KEPT, _COPY = "_kept", "_copy"
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 _BLOCK_BYTES = 8 << 20
-_TEXT, _PATH = 1024, 8192
 
 
 class Gallery:
@@ -49,7 +35,7 @@ class Gallery:
     Attributes:
       uri, name: where it is.
       about: what it remembers of its network.
-      index: its kind, one of `INDEXES`; "" if it has none, see `mend`.
+      index: its kind, one of `schema.INDEXES`; "" if it has none, see `mend`.
     """
 
     def __init__(self, client: MilvusClient, uri: str, name: str) -> None:
@@ -79,6 +65,18 @@ class Gallery:
                 _note(f"{self.uri}: finishing a deletion that was interrupted")
                 self._client.load_collection(self.name)
                 self._fill(self._kept())
+
+    def load(self) -> None:
+        """Makes the collection ready; in a file, a damaged index is built again."""
+        from pymilvus import MilvusException
+
+        try:
+            self._client.load_collection(self.name)
+        except MilvusException as error:
+            if milvus.is_server(self.uri):
+                raise
+            _note(f"{self.uri}: building its index again ({error.message})")
+            self.reindex(self.index)
 
     def check_index(self, index: str) -> None:
         """Raises UserError if another kind than the gallery's is asked for."""
@@ -143,7 +141,10 @@ class Gallery:
     ) -> list[list[Row]]:
         """The entries of largest cosine, for each of the vectors [Q, D]; best first."""
         count = min(count, MOST)
-        params = {"HNSW": {"ef": ef(count)}, "IVF_FLAT": {"nprobe": NPROBE}}
+        params = {
+            "HNSW": {"ef": schema.ef(count)},
+            "IVF_FLAT": {"nprobe": schema.NPROBE},
+        }
         with milvus.answered(self.uri):
             found = self._client.search(
                 self.name,
@@ -232,7 +233,7 @@ class Gallery:
             if self.index:
                 self._client.drop_index(self.name, self._anchor)
             params = self._client.prepare_index_params()
-            _add_index(params, self._anchor, index, rows=int(rows))
+            schema.add_index(params, self._anchor, index, rows=int(rows))
             self._client.create_index(self.name, params)
             self._client.load_collection(self.name)
         self.index = index
@@ -257,11 +258,6 @@ class Gallery:
 
 
 _ALL = 'id != ""'
-
-
-def ef(count: int) -> int:
-    """Entries that HNSW keeps in sight for so many to be found."""
-    return max(128, 2 * count)
 
 
 @contextlib.contextmanager
@@ -330,7 +326,7 @@ def _found(client: MilvusClient, uri: str, name: str) -> Gallery | None:
             client.rename_collection(name + _KEPT, name)
         found = Gallery(client, uri, name)
         found.mend()
-        client.load_collection(name)
+        found.load()
     return found
 
 
@@ -351,53 +347,12 @@ def _create(
         for array, (_, shape) in about.arrays.items():
             if array == about.anchor or layout.is_vector(shape):
                 kind = index if array == about.anchor else "FLAT"
-                _add_index(params, layout.field(array), kind)
+                schema.add_index(params, layout.field(array), kind)
         client.create_collection(
             name,
-            schema=_schema(client, about),
+            schema=schema.schema(client, about),
             index_params=params,
             properties={_PROPERTY: about.text()},
             consistency_level="Strong",  # what was added or deleted is seen at once
         )
     return Gallery(client, uri, name)
-
-
-def _add_index(params: Any, field: str, index: str, *, rows: int | None = None) -> None:
-    options = dict(INDEXES[index])
-    if rows is not None and "nlist" in options:
-        options["nlist"] = max(1, min(options["nlist"], rows // _A_LIST))
-    # Milvus Lite looks for them under the very name, which the client takes away once.
-    nested = {"params": options} if options else {}
-    params.add_index(field, index_type=index, metric_type="COSINE", params=nested)
-
-
-def _schema(client: MilvusClient, about: About) -> Any:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    text = {"datatype": DataType.VARCHAR, "max_length": _TEXT}
-    schema.add_field("id", **text, is_primary=True)
-    schema.add_field("path", DataType.VARCHAR, max_length=_PATH)
-    for name in ("content", "added"):
-        schema.add_field(name, **text)
-    for name in ("person", "camera", "time"):
-        schema.add_field(name, **text, nullable=True)
-    kinds = {
-        "text": text,
-        "whole": {"datatype": DataType.INT64},
-        "number": {"datatype": DataType.DOUBLE},
-        "truth": {"datatype": DataType.BOOL},
-    }
-    for name, kind in about.columns.items():
-        schema.add_field(name, **kinds[kind], nullable=True)
-    for name, (_, shape) in about.arrays.items():
-        numbers = int(np.prod(shape, dtype=int))
-        if name == about.anchor or layout.is_vector(shape):
-            schema.add_field(layout.field(name), DataType.FLOAT_VECTOR, dim=numbers)
-        else:
-            schema.add_field(
-                *(layout.field(name), DataType.ARRAY),
-                element_type=DataType.FLOAT,
-                max_capacity=numbers,
-            )
-    return schema

@@ -208,16 +208,17 @@ def _suffix(data: bytes) -> str:
 
 def _decoded(data: bytes) -> np.ndarray:
     """The pixels of an upload, whose header is asked first how many these are."""
+    too_many = UserError(f"an image has at most {_MOST_PIXELS // 10**6} million pixels")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as header:
             width, height = header.size
-        if width * height <= _MOST_PIXELS:
-            return encoded.decode(data)
-    except PIL.Image.DecompressionBombError:
-        pass
+        if width * height > _MOST_PIXELS:
+            raise too_many
+        return encoded.decode(data)
+    except PIL.Image.DecompressionBombError as error:
+        raise too_many from error
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError("this is no image that can be read") from error
-    raise UserError(f"an image has at most {_MOST_PIXELS // 10**6} million pixels")
 
 
 def _small(data: bytes, pixels: np.ndarray) -> bytes:

@@ -87,6 +87,20 @@ def names(hits):
     return [hit["path"].rsplit("/", 1)[-1] for hit in hits]
 
 
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_damaged_index_is_built_again(kept, gallery, photos, tmp_path, capsys):
+    """As a process leaves one that is killed while it writes it."""
+    (index,) = (tmp_path / "gallery.db").rglob("*.idx")
+    index.write_bytes(index.read_bytes()[:kept])
+    found = ask(gallery, tmp_path, "--top=17", photos / "2_c1.png")
+    assert len(found) == 17
+    assert "building its index again" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "gallery.db", tmp_path / "moved.db")
+    moved = f"--gallery={tmp_path}/moved.db"
+    assert ask(moved, tmp_path, "--top=17", photos / "2_c1.png") == found
+    assert "again" not in capsys.readouterr().err
+
+
 def test_a_query_gives_the_nearest(gallery, photos, tmp_path, extractors):
     query = photos / "2_c1.png"
     hits = ask(gallery, tmp_path, "--top=17", query)
