@@ -224,10 +224,16 @@ def _text_band(text: str, font: ImageFont.FreeTypeFont, width: int) -> Image.Ima
     return band
 
 
+_PIECE = re.compile(r"\s*(?:\.(?=[A-Za-z]))?(?:[^\s_/.]|\.(?![A-Za-z]))*[_/]?")
+
+
 def _broken(line: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines that fit, broken at spaces, names at "_" and "/", or anywhere at last."""
+    """Lines that fit, broken at spaces, names at "_", "/" and ending, or anywhere.
+
+    A number is not broken at its point.
+    """
     lines = [""]
-    for piece in re.findall(r"\s*[^\s_/]*[_/]?", line):
+    for piece in _PIECE.findall(line):
         if font.getlength(lines[-1] + piece) > width and lines[-1]:
             lines.append("")
         for letter in piece if lines[-1] else piece.lstrip():

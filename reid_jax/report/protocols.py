@@ -106,8 +106,14 @@ def _verification(scored: Sequence[tuple[Run, Entry]]) -> Html:
         for run, entry in scored
         for point in entry.get("verification", {}).get("at", ())
     ]
-    head = ["", "different persons accepted (FPR)", "one person accepted (TPR)"]
-    return table([*head, "distance at most"], rows) if rows else Html()
+    if not rows:
+        return Html()
+    what = (
+        "One person or not, by a threshold on the distance: the share of pairs of "
+        "different persons that it accepts (FPR), and of one person (TPR)."
+    )
+    head = ["", "FPR", "TPR", "distance at most"]
+    return joined((element("p", what), table(head, rows)))
 
 
 def _point(fpr: float, tpr: float, threshold: float | None) -> list[str]:
