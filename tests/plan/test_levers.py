@@ -40,3 +40,6 @@ def test_parts_are_whole_identities_that_the_devices_divide():
     found = list(levers(config, stage, devices=4))
     assert found == [split, part, split | part]
     assert list(levers(config, stage, devices=8)) == [split]
+    # An image has to find another person in its part.
+    stage = _stage(config, identities=2, images_per_identity=8)
+    assert list(levers(config, stage, devices=1)) == []
