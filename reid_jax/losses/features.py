@@ -121,7 +121,7 @@ class FeatureLosses:
         if not with_parts:
             return losses.mean()
         whole, parts = self.part_weights
-        return losses.mean()
+        return whole * losses[0] + parts * losses[1:].mean()
 
 
 def _center(both: Any, labels: jax.Array) -> jax.Array:
