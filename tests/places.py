@@ -20,6 +20,7 @@ def make(folder: pathlib.Path, data_dir: pathlib.Path) -> Places:
     """Two steps of training, and the export of what came of it."""
     config = toy.get_config()
     config.data.data_dir = str(data_dir)
+    config.data.resize = "pil-bilinear"
     config.max_steps = 2
     places = Places(folder / "run", folder / "export")
     train.train_and_evaluate(config, str(places.run))

@@ -143,6 +143,11 @@ def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):
     for row, near in enumerate(np.argsort(keys, axis=1, kind="stable")[:, :3]):
         keys[row, near] = np.asarray(scores)[row, near] - 1e3
     _agrees(entry["metrics"], keys, splits)
+    # What a report shows of cameras is of the final lists, too.
+    cameras = json.loads((tmp_path / "details.json").read_text())["cameras"]
+    other = np.flatnonzero(splits[1][0].camera == 1)
+    nearest = splits[1][0].person[other[keys[:, other].argmin(1)]]
+    assert cameras["right"][0][1] == (nearest == splits[0][0].person).sum()
     drawn = {path.name for path in tmp_path.iterdir()}
     assert {"ranking_reranked.png", "ranking_pairs.png", "roc.png"} <= drawn
     # 15 queries, 3 of whose 6 matches another camera took; thresholds of distances.

@@ -39,7 +39,7 @@ def _run(folder, *, rank1=0.5, rate=0.1, evaluated=True, name="tiny"):
     write("results.json", [entry | {"best": {"step": 9, "metrics": {}}}])
     queries = [
         {"file": f"{i}.jpg", "person": "7", "camera": "1"}
-        | {"average_precision": 0.1 * i, "first_rank": 9.0 - i}
+        | {"average_precision": 0.1 * i, "first_rank": 4.0 - i}
         for i in (3, 1, 2)
     ]
     cameras = {"query": ["c1"], "gallery": ["c1", "c2"]}
@@ -93,6 +93,7 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert page.count('title="3 of 4">75%</td>') == 2
     # The hardest query first, the easiest after a click.
     assert lines.index("1.jpg") < lines.index("2.jpg") < lines.index("3.jpg")
+    assert seen.text.count("2 of 3 queries have a wrong first answer") == 2
     assert "main.py '--a=b c'" in lines
     assert "0.10.2" in lines
     # Below 0.5 lie 8 of 10 right pairs and no wrong one; below 1 all, and 1 of 10.
