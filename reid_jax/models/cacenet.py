@@ -348,10 +348,8 @@ class Network(nn.Module):
     def of_pairs(self, nodes: Arrays, *, train: bool) -> dict[str, jax.Array]:
         """The outputs of `__call__` for all pairs."""
         if self.pairs.graph == "none":
-            alignment = partial(self.pairs.alignment, self.weights)
-            block = self.options.pair_block
-            gaps = by_images(*by_offset(alignment, nodes, block=block))
-            return {"pair_distance": gaps}
+            gaps = self._by_offset(self.pairs.alignment, nodes)
+            return {"pair_distance": by_images(*gaps)}
         reduced = self.all_reduced(nodes)
         paired = self.pair_encoder.normalised(reduced, train=train)
         if self.options.shared_encoder and train:
@@ -383,13 +381,17 @@ class Network(nn.Module):
         The pairs' pooled vectors are reduced while they still lie as they were
         computed, split over the devices.
         """
-        pooled = partial(self.pairs.pooled, self.weights)
         if self.pairs.graph == "individual":
+            pooled = partial(self.pairs.pooled, self.weights)
             alone, _ = jax.vmap(pooled)(nodes, nodes)
             reduced = self.pair_encoder.reduced(alone)
             return jnp.broadcast_to(reduced[:, None], (len(alone), *reduced.shape))
-        found = by_offset(pooled, nodes, block=self.options.pair_block)
+        found = self._by_offset(self.pairs.pooled, nodes)
         return by_images(*map(self.pair_encoder.reduced, found))
+
+    def _by_offset(self, function: Callable[..., Any], nodes: Arrays) -> Any:
+        block = self.options.pair_block
+        return by_offset(function, self.weights, nodes, block=block)
 
     # 3.5. Inference on pairs.
 

@@ -8,6 +8,7 @@ whatever the number of devices.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,16 @@ def constrain(tree: Any, shardings: Any) -> Any:
     if shardings is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def within(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Lets layers see the mesh that they are traced for, if there is one.
+
+    They find it as `jax.sharding.get_abstract_mesh()`; without, it is empty.
+    """
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:

@@ -193,13 +193,14 @@ def _differentiate(
         params: Any, collections: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         params = sharding.constrain(params, whole)
-        loss, metrics, new = method.objective(
-            {"params": params, **collections},
-            batch,
-            rng=key,
-            epoch=state.step.astype(jnp.float32) / steps_per_epoch,
-            stage=stage.name,
-        )
+        with sharding.within(mesh):
+            loss, metrics, new = method.objective(
+                {"params": params, **collections},
+                batch,
+                rng=key,
+                epoch=state.step.astype(jnp.float32) / steps_per_epoch,
+                stage=stage.name,
+            )
         return loss, ({"loss": loss, **metrics}, {**collections, **new})
 
     def of_rows(*inputs: Any) -> tuple[Any, Any]:

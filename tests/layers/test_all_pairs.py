@@ -1,13 +1,15 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reid_jax.layers.all_pairs import by_images, by_offset
+from reid_jax.runtime import sharding
 
 
-def compare(u, v):
+def compare(_, u, v):
     """A symmetric function of two rows with a gradient everywhere."""
     common = jnp.sin(u["x"]) * jnp.sin(v["x"])
     return u["x"] + common * v["y"], v["x"] + common * u["y"]
@@ -29,11 +31,13 @@ def test_every_pair_of_images_for_any_block(size, block):
     images = rows(size)
 
     def naive(images):
-        every = jax.vmap(jax.vmap(lambda u, v: compare(u, v)[0], (None, 0)), (0, None))
+        every = jax.vmap(
+            jax.vmap(lambda u, v: compare(None, u, v)[0], (None, 0)), (0, None)
+        )
         return every(images, images)
 
     def blocks(images):
-        return by_images(*by_offset(compare, images, block=block))
+        return by_images(*by_offset(compare, None, images, block=block))
 
     def both(function):
         return jax.jit(
@@ -51,20 +55,39 @@ def test_every_pair_of_images_for_any_block(size, block):
 
 
 def test_each_of_eight_devices_computes_its_own_pairs():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    x = np.random.default_rng(0).normal(size=(16, 24, 64)).astype(np.float32)
+    """All images are gathered once, and their gradients summed once."""
+    mesh = sharding.make_mesh()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 24, 64)).astype(np.float32)
+    weights = rng.normal(size=(64,)).astype(np.float32)
 
-    def products(x):
-        def product(u, v):
-            return (u @ v.T).sum(1), (v @ u.T).sum(1)
+    def products(weights, x, mesh):
+        def product(weights, u, v):
+            return (u * weights @ v.T).sum(1), (v * weights @ u.T).sum(1)
 
-        return weighted(by_images(*by_offset(product, x, block=1)))
+        with sharding.within(mesh):
+            return weighted(by_images(*by_offset(product, weights, x, block=1)))
 
-    step = jax.jit(jax.value_and_grad(products))
-    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    one, eight = (step.lower(value).compile() for value in (x, sharded))
+    step = jax.jit(jax.value_and_grad(products, argnums=(0, 1)), static_argnums=2)
+    one = step.lower(weights, x, None).compile()
+    split = (
+        jax.device_put(weights, sharding.replicated(mesh)),
+        jax.device_put(x, sharding.batch_sharding(mesh)),
+    )
+    eight = step.lower(*split, mesh).compile()
     flops = [c.cost_analysis()["flops"] for c in (one, eight)]
     assert flops[1] < flops[0] / 6  # an eighth, and what is not divided
-    results = one(x), eight(sharded)
-    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5)
-    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-4, atol=1e-4)
+    gathers = re.findall(r"= \S+ (all-gather|reduce-scatter)\(", eight.as_text())
+    assert sorted(gathers) == ["all-gather", "reduce-scatter"]
+    (value, gradients), (found, wanted) = eight(*split), one(weights, x)
+    np.testing.assert_allclose(value, found, rtol=1e-5)
+    for gradient, expected in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_images_that_the_devices_do_not_divide():
+    images = rows(6)
+    alone = by_offset(compare, None, images, block=2)
+    with sharding.within(sharding.make_mesh()):
+        found = jax.jit(lambda x: by_offset(compare, None, x, block=2))(images)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, alone)
