@@ -135,6 +135,8 @@ def _vit(size: str) -> ConfigDict:
     # TransReID's camera embedding: the data set's cameras, or 0 for none; its lambda.
     options.cameras = 0
     options.camera_scale = 3.0
+    # Whether the blocks are a loop, which is compiled in a fraction of the time.
+    options.scan_blocks = False
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -45,6 +45,22 @@ class Mlp(nn.Module):
         return _dense(tokens.shape[-1], self.dtype, "fc2")(hidden)
 
 
+DROP_PATHS = ("drop1", "drop2")
+"""Names of a block's two `DropPath`s, whose random numbers follow from them."""
+
+
+class Paths(NamedTuple):
+    """What the two `DropPath`s of a block have drawn.
+
+    Attributes:
+      kept: bool [2, B], whether an image keeps a branch.
+      keep: float32 scalar, the probability of it.
+    """
+
+    kept: jax.Array
+    keep: jax.Array
+
+
 class DropPath(nn.Module):
     """Drops a residual branch per image (stochastic depth; Huang et al., 2016).
 
@@ -59,9 +75,14 @@ class DropPath(nn.Module):
         if not train or self.rate == 0:
             return branch
         keep = 1 - self.rate
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
-        return jnp.where(kept, branch / keep, 0)
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, (len(branch),))
+        return _scaled(branch, kept, keep)
+
+
+def _scaled(branch: jax.Array, kept: jax.Array, keep: jax.Array | float) -> jax.Array:
+    """The rows of `branch` [B, ...] that are kept, and zeros."""
+    kept = kept.reshape(-1, *[1] * (branch.ndim - 1))
+    return jnp.where(kept, branch / keep, 0)
 
 
 class Block(nn.Module):
@@ -81,16 +102,30 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, *, train: bool, attend: Attend = attend_all
+        self,
+        tokens: jax.Array,
+        *,
+        train: bool,
+        attend: Attend = attend_all,
+        paths: Paths | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Maps tokens [B, L, D] to the same shape, and returns what `attend` kept."""
+        """Maps tokens [B, L, D] to the same shape, and returns what `attend` kept.
+
+        Which paths are dropped in training may be given; `drop_path` is not read then.
+        """
+
+        def dropped(branch: jax.Array, index: int) -> jax.Array:
+            if paths is not None:
+                return _scaled(branch, paths.kept[index], paths.keep)
+            drop = DropPath(self.drop_path, name=DROP_PATHS[index])
+            return drop(branch, train=train)
+
         hidden = int(tokens.shape[-1] * self.mlp_ratio)
         normed = layer_norm("norm1")(tokens)
         branch, kept = Attention(self.heads, self.dtype, name="attn")(normed, attend)
-        tokens = tokens + DropPath(self.drop_path, name="drop1")(branch, train=train)
+        tokens = tokens + dropped(branch, 0)
         branch = Mlp(hidden, self.dtype, name="mlp")(layer_norm("norm2")(tokens))
-        tokens = tokens + DropPath(self.drop_path, name="drop2")(branch, train=train)
-        return tokens, kept
+        return tokens + dropped(branch, 1), kept
 
 
 def layer_norm(name: str) -> nn.LayerNorm:

@@ -203,6 +203,9 @@ class Options:
     # Whether the Transformer's blocks are computed again for their gradients: less
     # memory on accelerators, about a third more arithmetic.
     remat: bool = False
+    # Whether they are a loop, which is compiled in a fraction of the time: the same
+    # results.
+    scan_blocks: bool = False
 
     def __post_init__(self) -> None:
         check_choices(
@@ -417,6 +420,7 @@ class Method(method.Method):
             dtype=options.dtype,
             attention_implementation=options.attention_implementation,
             remat=options.remat,
+            scan_blocks=options.scan_blocks,
         )
         self.module = Network(backbone, options, num_classes)
         self.position_grid = grid_size(

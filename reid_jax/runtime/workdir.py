@@ -29,6 +29,7 @@ PACKAGES = (
 # Fields that do not change what is computed; a resumed run may differ in them.
 FREE_FIELDS = (
     *("shard_parameters", "model.attention_implementation", "model.remat"),
+    *("model.scan_blocks", "model.options.scan_blocks"),
     *("data.data_dir", "data.num_workers", "data.resident_bytes"),
     *("max_steps", "log_every_steps", "trackers"),
     *("checkpoint", "evaluation", "evaluate_on"),

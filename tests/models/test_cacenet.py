@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reid_jax.errors import UserError
 from reid_jax.layers.graph import Edges
 from reid_jax.models import cacenet
+from reid_jax.runtime import sharding
 from tests.layers.test_graph import by_laplacian
 from tests.losses import test_identity
 from tests.losses.test_pairs import triplet_by_loops
@@ -340,11 +340,12 @@ def test_devices_and_blocks_do_not_matter(fields):
     method = make(Patches(), pair_block=1, **fields)
     variables = variables_of(method)
     one = training_step(method)(variables, data, rng)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.device_put(data, NamedSharding(mesh, PartitionSpec("data")))
-    replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    mesh = sharding.make_mesh()
+    sharded = jax.device_put(data, sharding.batch_sharding(mesh))
+    replicated = jax.device_put(variables, sharding.replicated(mesh))
     many = make(Patches(), pair_block=3, **fields)
-    agree(one, training_step(many)(replicated, sharded, rng))
+    with sharding.within(mesh):
+        agree(one, training_step(many)(replicated, sharded, rng))
 
 
 # Section 3.5.
