@@ -35,6 +35,9 @@ _FREE = frozenset(
 )
 
 
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """What chips exchange.
@@ -160,32 +163,66 @@ class Program:
             return sum(map(self._moved, line.called("calls", "to_apply")))
         if line.kind in ("copy", "slice") and line.opcode != line.kind:
             return _prefetched(line)
-        written = sum(a.in_hbm for a in _of_use(line))
         if line.opcode == "fusion":
-            return self._moved_by_fusion(line, lines, written)
-        if line.opcode in ("dynamic-slice", "slice", "gather"):
+            return self._moved_by_fusion(line, lines)
+        written = sum(a.in_hbm for a in _of_use(line))
+        if line.opcode in _SLICES:
             part = sum(a.stored for a in line.results)
             return written + min(part, _read(lines, line.operands[0]))
         return written + sum(_read(lines, operand) for operand in line.operands)
 
-    def _moved_by_fusion(
-        self, line: Instruction, lines: Computation, written: int
-    ) -> int:
+    def _moved_by_fusion(self, line: Instruction, lines: Computation) -> int:
         """What a fusion writes, and of its operands what it looks at."""
-        (name,) = line.called("calls")
-        inside = self.computations[name]
-        parameters = _parameters(inside)
-        for part in inside.values():
-            if written and part.root and part.opcode == "dynamic-update-slice":
-                # In place: only the update is written, and its surroundings stay.
-                update = inside.get(part.operands[1])
-                written = sum(a.stored for a in update.results) if update else written
-        total = written
+        inside = self._inside(line)
+        total = self._written(line.results, inside)
         for index, operand in enumerate(line.operands):
             whole = _read(lines, operand)
-            parameter = parameters.get(index)
-            seen = _looked_at(inside, parameter) if parameter and whole else None
+            seen = self._looked_at(inside, index) if whole else None
             total += whole if seen is None else min(seen, whole)
+        return total
+
+    def _written(self, results: Sequence[Array], inside: Computation) -> int:
+        """What a fusion writes: of an array updated in place the update alone."""
+        root = _root(inside)
+        if root.opcode == "fusion":
+            return self._written(results, self._inside(root))
+        if root.opcode == "tuple":
+            made = [inside[name] for name in root.operands]
+        else:
+            made = [root] * len(results)
+        return sum(map(self._written_by, results, made, [inside] * len(made)))
+
+    def _written_by(self, result: Array, made: Instruction, inside: Computation) -> int:
+        while made.opcode == "bitcast" and made.operands[0] in inside:
+            made = inside[made.operands[0]]
+        if made.opcode == "fusion" and len(made.results) == 1:
+            return self._written((result,), self._inside(made))
+        if result.in_hbm and made.opcode == "dynamic-update-slice":
+            return sum(a.stored for a in inside[made.operands[1]].results)
+        return result.in_hbm
+
+    def _inside(self, line: Instruction) -> Computation:
+        (name,) = line.called("calls")
+        return self.computations[name]
+
+    def _looked_at(self, lines: Computation, index: int) -> int | None:
+        """Bytes of a fusion's operand that slices take; None if something takes all."""
+        names, total = {_parameters(lines).get(index)}, 0
+        for line in lines.values():
+            places = [i for i, name in enumerate(line.operands) if name in names]
+            if not places:
+                continue
+            if line.opcode == "bitcast":
+                names.add(line.name)
+            elif line.opcode == "fusion":
+                inner = [self._looked_at(self._inside(line), i) for i in places]
+                if None in inner:
+                    return None
+                total += sum(inner)
+            elif places != [0] or line.opcode not in (*_SLICES, "dynamic-update-slice"):
+                return None
+            elif line.opcode in _SLICES:
+                total += sum(a.stored for a in line.results)
         return total
 
     def _trips_of(self, condition: str) -> int:
@@ -244,21 +281,6 @@ def _parameters(lines: Computation) -> dict[int, str]:
         if line.opcode == "parameter":
             found[int(line.rest[1 : line.rest.index(")")])] = line.name
     return found
-
-
-def _looked_at(lines: Computation, parameter: str) -> int | None:
-    """Bytes of a fusion's parameter that slices take; None if something takes all."""
-    total = 0
-    for line in lines.values():
-        if parameter not in line.operands:
-            continue
-        if line.opcode == "dynamic-update-slice" and line.operands[0] == parameter:
-            continue
-        sliced = ("dynamic-slice", "slice", "gather")
-        if line.opcode not in sliced or line.operands[0] != parameter:
-            return None
-        total += sum(a.stored for a in line.results)
-    return total
 
 
 def count(collectives: Sequence[Collective], chips: int) -> dict[str, dict[str, float]]:

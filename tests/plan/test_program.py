@@ -215,6 +215,45 @@ def test_what_is_updated_in_place_stays():
     assert found.hbm_bytes() == 4096 + 4096 + 4  # read, written, and where
 
 
+def test_what_a_loop_stacks_is_traffic_once():
+    """A fusion writes a layer of two stacks and reads one of a third within another."""
+    fusions = """
+    %layer (s: STACK, i: s32[]) -> LAYER {
+      %s = STACK parameter(0)
+      %i = s32[] parameter(1)
+      %d = f32[1,64,128]{2,1,0} dynamic-slice(%s, %i, %i, %i)
+      ROOT %b = LAYER bitcast(%d)
+    }
+    %stack (s: STACK, t: STACK, u: STACK, i: s32[]) -> (STACK, STACK, LAYER) {
+      %s = STACK parameter(0)
+      %t = STACK parameter(1)
+      %u = STACK parameter(2)
+      %i = s32[] parameter(3)
+      %x = LAYER fusion(%u, %i), kind=kLoop, calls=%layer
+      %y = f32[1,64,128]{2,1,0} bitcast(%x)
+      %d = STACK dynamic-update-slice(%s, %y, %i, %i, %i)
+      %e = STACK dynamic-update-slice(%t, %y, %i, %i, %i)
+      %f = STACK bitcast(%e)
+      ROOT %r = (STACK, STACK, LAYER) tuple(%d, %f, %x)
+    }
+    """
+    main = """
+        %p = STACK parameter(0)
+        %q = STACK parameter(1)
+        %o = STACK parameter(2)
+        %i = s32[] parameter(3)
+        ROOT %u = (STACK, STACK, LAYER) fusion(%p, %q, %o, %i), calls=%stack
+        """
+    texts = (main, fusions)
+    for name, array in (
+        ("STACK", "f32[12,64,128]{2,1,0}"),
+        ("LAYER", "f32[64,128]{1,0}"),
+    ):
+        texts = [text.replace(name, array) for text in texts]
+    layer = 4 * 64 * 128
+    assert program(*texts).hbm_bytes() == layer + 3 * layer + 4  # read, written, where
+
+
 def test_a_branch_counts_as_the_costliest():
     branch = """
     %branch.{n} (x: f32[{n},128]) -> f32[] {{
