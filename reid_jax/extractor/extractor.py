@@ -270,16 +270,22 @@ def _with_cameras(
     """The same images, each with its camera.
 
     Raises:
-      UserError: if there are more or fewer cameras than images.
+      UserError: if there are more or fewer cameras than images, or one is no int32.
     """
     if cameras is None:
         return sources
     sources = list(sources)
     if len(sources) != len(cameras):
         raise UserError(f"there are {len(sources)} images and {len(cameras)} cameras")
+    numbers = np.asarray(cameras)
+    if numbers.dtype.kind not in "iu" or (numbers != numbers.astype(np.int32)).any():
+        raise UserError(
+            "cameras are the training set's whole numbers of them, an int32 for each "
+            f"image, and not {list(cameras)[:3]}"
+        )
     return [
-        dataclasses.replace(source, inputs={"camera": np.int32(camera)})
-        for source, camera in zip(sources, cameras, strict=True)
+        dataclasses.replace(source, inputs={"camera": camera})
+        for source, camera in zip(sources, numbers.astype(np.int32), strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from reid_jax.embed import files
 from reid_jax.errors import UserError
 from reid_jax.extractor import images as imaging
 from reid_jax.search import gallery as galleries
-from reid_jax.search import layout, rows
+from reid_jax.search import layout, rows, schema
 from reid_jax.search.gallery import Gallery
 from reid_jax.search.layout import About, Embedding
 
@@ -155,6 +155,7 @@ def _check_rows(path: pathlib.Path) -> None:
                 raise UserError(f"{path}: column {name} has values that are not finite")
         if batch["path"].null_count:
             raise UserError(f"{path}: a row has no path")
+        _check_texts(path, batch)
         for value in batch["time"].to_pylist():
             try:
                 rows.moment(value)
@@ -162,10 +163,29 @@ def _check_rows(path: pathlib.Path) -> None:
                 raise UserError(f"{path}: column time: {error}") from error
 
 
-def _check_known(path: pathlib.Path, schema: pyarrow.Schema) -> None:
+def _check_texts(path: pathlib.Path, batch: pyarrow.RecordBatch) -> None:
+    """Raises UserError for texts that are too long to be kept."""
+    import pyarrow.compute
+
+    for field in batch.schema:
+        if str(field.type) not in _TYPES["text"]:
+            continue
+        most = schema.LONGEST_PATH if field.name == "path" else schema.LONGEST
+        lengths = pyarrow.compute.binary_length(batch[field.name])
+        longest = pyarrow.compute.max(lengths).as_py() or 0
+        if longest > most:
+            row = lengths.to_pylist().index(longest)
+            raise UserError(
+                f"{path}: column {field.name} of {batch['path'][row]} has {longest} "
+                f"bytes, and a gallery keeps {most}. Shorten it, or write the file "
+                "without it"
+            )
+
+
+def _check_known(path: pathlib.Path, columns: pyarrow.Schema) -> None:
     """Raises UserError for a column of `embed` that was dropped, or is no text now."""
     for name in ("path", *rows.KNOWN):
-        kind = str(schema.field(name).type) if name in schema.names else "not there"
+        kind = str(columns.field(name).type) if name in columns.names else "not there"
         if kind not in _TYPES["text"] and not (
             name == "time" and kind.startswith("timestamp")
         ):

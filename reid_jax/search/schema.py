@@ -25,8 +25,8 @@ NPROBE = 16
 _A_LIST = 39
 """Entries that FAISS wants for each list of IVF at least."""
 
-_TEXT, _PATH = 1024, 8192
-"""Bytes of a text, and of a path."""
+LONGEST, LONGEST_PATH = 1024, 8192
+"""Bytes that a text may have, and a path."""
 
 
 def ef(count: int) -> int:
@@ -49,9 +49,9 @@ def schema(client: MilvusClient, about: About) -> Any:
     from pymilvus import DataType
 
     fields = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    text = {"datatype": DataType.VARCHAR, "max_length": _TEXT}
+    text = {"datatype": DataType.VARCHAR, "max_length": LONGEST}
     fields.add_field("id", **text, is_primary=True)
-    fields.add_field("path", DataType.VARCHAR, max_length=_PATH)
+    fields.add_field("path", DataType.VARCHAR, max_length=LONGEST_PATH)
     for name in ("content", "added"):
         fields.add_field(name, **text)
     for name in ("person", "camera", "time"):

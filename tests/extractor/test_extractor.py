@@ -162,6 +162,9 @@ def test_bad_files_and_folders_are_named(extractor, tmp_path, photos):
         extractor.embed([tmp_path], progress=False)
     with pytest.raises(UserError, match="21 images and 2 cameras"):
         extractor.embed(photos, cameras=[1, 2])
+    for number in (2**40, 1.5, "a"):
+        with pytest.raises(UserError, match="whole numbers"):
+            extractor.embed(photos, cameras=[number] * 21)
     vectors = extractor.embed(photos, progress=False)
     with pytest.raises(UserError, match="different networks"):
         extractor.distance(vectors, {"vector": np.zeros((3, 5), np.float32)})

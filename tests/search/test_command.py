@@ -517,6 +517,11 @@ def _with(table, name, values, kind=None):
             lambda t: _with(t, "embedding_vector", ["a"] * len(t)),
             "has a column embedding_vector of its own",
         ),
+        (
+            lambda t: _with(t, "person", [*["é"] * (len(t) - 1), "é" * 513]),
+            "has 1026 bytes, and a gallery keeps 1024",
+        ),
+        (lambda t: _with(t, "note", ["n" * 1025] * len(t)), "column note of "),
         (None, "is damaged"),
     ],
 )
