@@ -13,7 +13,12 @@ SPLITS = ("train", "query", "gallery")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Counts of one size. `gallery` includes the `distractors` (person 0)."""
+    """Counts of one size.
+
+    Attributes:
+      gallery: includes the `distractors` (person 0).
+      seen: share of the cameras that see a training identity, on average.
+    """
 
     cameras: int
     train_people: int
@@ -22,6 +27,7 @@ class Size:
     query: int
     gallery: int
     distractors: int
+    seen: float = 0.85
 
 
 SIZES = {
@@ -30,6 +36,11 @@ SIZES = {
     # Market-1501: Zheng et al., ICCV 2015; the junk images are not counted.
     "market": Size(6, 751, 12_936, 750, 3_368, 15_913, 2_798),
 }
+PRETRAINING = {
+    "pretrain": Size(24, 3_200, 40_000, 200, 600, 1_200, 100, seen=0.25),
+    "pretrain_demo": Size(24, 100, 1_200, 50, 150, 320, 20, seen=0.25),
+}
+"""Sets to start networks from: of people and cameras that no other set has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +78,7 @@ def shots(variant: str, size: str, split: str, seed: int = seeds.SEED) -> list[S
 @functools.cache
 def _tables(size: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(person, camera) of every split, int64 [N] each."""
-    counts = SIZES[size]
+    counts = (SIZES | PRETRAINING)[size]
     rng = seeds.generator("plan", size, seed=seed)
     seen = _seen(rng, counts.test_people, counts.cameras, counts.query)
     known = counts.gallery - counts.distractors
@@ -84,7 +95,7 @@ def _tables(size: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _train(rng: np.random.Generator, counts: Size) -> tuple[np.ndarray, np.ndarray]:
     most = counts.train_people * counts.cameras
-    seen = _seen(rng, counts.train_people, counts.cameras, int(0.85 * most))
+    seen = _seen(rng, counts.train_people, counts.cameras, int(counts.seen * most))
     return _listed(_spread(rng, seen, counts.train), 1)
 
 

@@ -18,6 +18,7 @@ _OCCLUDED = {
     # (variant, split): share of the images, least and most of the body that is covered
     ("holistic", "train"): (0.12, 0.08, 0.25),
     ("partial", "train"): (0.12, 0.08, 0.25),
+    ("pretrain", "train"): (0.12, 0.08, 0.25),
     ("occluded", "train"): (0.30, 0.15, 0.50),
     ("occluded", "query"): (1.00, 0.25, 0.60),
 }
@@ -58,7 +59,7 @@ def _exposed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scene as it meets the lens: float32 [H, W, 3] and parts [H, W]."""
     view = _view(rng, own, size)
-    who = _person(shot)
+    who = identity.person(looks(shot))
     drawn = draw(body.solids(who, pose.pose(rng, bag=who.bag)), view, size)
     image = scene.window(scene.strip(shot.camera, shot.seed), view, size, rng.random())
     if rng.random() < 0.15:
@@ -74,12 +75,11 @@ def _exposed(
     return image, parts.astype(np.uint8)
 
 
-def _person(shot: Shot) -> identity.Person:
+def looks(shot: Shot) -> np.random.Generator:
+    """All that the appearance of a shot's person is a function of."""
     if shot.person:
-        rng = seeds.generator("person", shot.size, shot.person, seed=shot.seed)
-    else:
-        rng = seeds.generator("distractor", shot.size, shot.index, seed=shot.seed)
-    return identity.person(rng)
+        return seeds.generator("person", shot.size, shot.person, seed=shot.seed)
+    return seeds.generator("distractor", shot.size, shot.index, seed=shot.seed)
 
 
 def _view(rng: np.random.Generator, own: Camera, size: tuple[int, int]) -> View:
