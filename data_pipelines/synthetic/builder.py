@@ -21,8 +21,9 @@ _ALONE = 300
 class Synthetic(tfds.core.GeneratorBasedBuilder):
     """Rendered pedestrians of many identities, seen by several cameras.
 
-    Configs are `<variant>_<size>`, and `pretrain`. Every picture carries person, camera
-    and an exact part map; carried objects and occluders count as background there.
+    Configs are `<variant>_<size>`, `pretrain` and `bed_<bed>_<step>`. Every picture
+    carries person, camera and an exact part map; carried objects and occluders count
+    as background there.
 
     - `holistic`: whole people; 12 % of the training images are lightly occluded
       (8 to 25 % of the body).
@@ -40,6 +41,9 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     `pretrain` (3,200 training identities, 40,000 images, 24 cameras) is rendered like
     `holistic`, to start networks from: its people, cameras and places are in none of
     the others. `pretrain_demo` is a small one of its kind.
+
+    `bed_...` are test beds without training images, of a difficulty that is controlled
+    in steps; see `data_pipelines/synthetic/beds.py`.
 
     A version of the builder always renders the same pictures.
     """

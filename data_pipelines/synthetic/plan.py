@@ -44,6 +44,28 @@ PRETRAINING = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a picture of a test bed is put through; see `beds`. Shares are of 1.
+
+    Attributes:
+      covered: share of the body that something in front of it hides.
+      crowd: whether that is another person of the bed, not an object.
+      cut: share of the body that a crop leaves out, at the top or the bottom; None for
+        pictures that are not cropped.
+      shift: distance by which the box is off, in frames.
+      loose: by how much the box is larger than it should be, of its height and width.
+      alike: the only part in which people of a group differ; "" for people as they are.
+    """
+
+    covered: float = 0.0
+    crowd: bool = False
+    cut: float | None = None
+    shift: float = 0.0
+    loose: float = 0.0
+    alike: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Shot:
     """All that a picture is a function of."""
 
@@ -54,6 +76,7 @@ class Shot:
     person: int
     camera: int
     seed: int = seeds.SEED
+    trial: Trial = Trial()
 
     @property
     def filename(self) -> str:

@@ -17,6 +17,7 @@ from data_pipelines.synthetic import (
     camera,
     contact_sheet,
     identity,
+    people,
     plan,
     pose,
     render,
@@ -117,13 +118,13 @@ def _all(names: Iterable[str]) -> list[plan.Shot]:
 
 def _apart(shots: list[plan.Shot]) -> dict[str, set]:
     """What must not be shared: of the generators, their first numbers."""
-    people = {(s.size, s.person or -s.index - 1, s.seed): s for s in shots}
+    persons = {(s.size, s.person or -s.index - 1, s.seed): s for s in shots}
     cameras = [camera.camera(*key) for key in {(s.camera, s.seed) for s in shots}]
     appearances = [
-        identity.person(render.looks(people[k])) for k in sorted(people)[::20]
+        identity.person(people.looks(persons[k])) for k in sorted(persons)[::20]
     ]
     return {
-        "seeds of people": {render.looks(s).random() for s in people.values()},
+        "seeds of people": {people.looks(s).random() for s in persons.values()},
         "builds": {person.width for person in appearances},
         "patterns": {person.torso_cloth.scale for person in appearances},
         "directions": {own.yaw for own in cameras},
@@ -194,7 +195,7 @@ def test_two_seeds_give_two_plans_and_other_people_and_cameras():
     first = plan.shots("holistic", "demo", "train", seed=1)
     second = plan.shots("holistic", "demo", "train", seed=2)
     assert [s.camera for s in first] != [s.camera for s in second]
-    assert render.looks(first[0]).random() != render.looks(second[0]).random()
+    assert people.looks(first[0]).random() != people.looks(second[0]).random()
     assert camera.camera(0, 1).pitch != camera.camera(0, 2).pitch
     assert (scene.strip(0, 1) != scene.strip(0, 2)).any()
 
