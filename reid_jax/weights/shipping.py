@@ -116,10 +116,11 @@ def _metrics(step: Any, global_step: int) -> dict[str, dict[str, float]]:
     """The figures of a checkpoint by protocol, as its run has written them."""
     results = trained.run_folder(step) / "results.json"
     found = {
-        entry["protocol"]: entry["metrics"]
+        entry["protocol"]: state["metrics"]
         for entry in workdirs.read_objects(results)
-        if entry["step"] == global_step
-        and "metrics" in entry
+        for state in (entry, entry.get("best", {}))
+        if state.get("step") == global_step
+        and "metrics" in state
         and not (entry.get("changed") or entry.get("rerank"))
     }
     if not found:

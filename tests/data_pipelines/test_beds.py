@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 
 import cv2
@@ -102,6 +103,16 @@ def test_the_covered_share_is_what_the_name_says(bed):
             found.append(100 * (1 - left.sum() / whole.sum()))
         np.testing.assert_allclose(found, step, atol=6)
         assert abs(np.mean(found) - step) < 2.5
+
+
+@pytest.mark.parametrize(("bed", "kept"), [("occlusion", 0.85), ("crowd", 0.6)])
+def test_steps_have_one_thing_in_front(bed, kept):
+    """What it hides it hides in the next step, too, but for gaps between limbs."""
+    for index in QUERIES:
+        seen = [_body(f"bed_{bed}_{step:02}", index) for step in (0, 20, 40, 60)]
+        hidden = [seen[0] & ~left for left in seen[1:]]
+        for less, more in itertools.pairwise(hidden):
+            assert (less & more).sum() > kept * less.sum()
 
 
 def test_a_cover_changes_nothing_beside_it():
@@ -264,12 +275,12 @@ def test_the_oracle_knows_all_and_less_with_every_part_that_is_hidden(monkeypatc
     for hidden in range(7):
         seen = (False,) * hidden + (True,) * (6 - hidden)
         monkeypatch.setattr(oracles, "shown", lambda shot, seen=seen: seen)
-        scores.append(oracles.oracle("bed_occlusion_00", 40))
+        scores.append(oracles.oracle("bed_occlusion_00", 20))
     assert scores[0].cmc[0] == scores[0].mAP == 1
     for figures in ([s.mAP for s in scores], [s.cmc[0] for s in scores]):
         assert figures == sorted(figures, reverse=True)
-    assert scores[-2].mAP < 0.7
-    assert scores[-1].mAP < 0.1
+    assert scores[-2].mAP < 0.8
+    assert scores[-1].mAP < 0.2
     for part in identity.PARTS:
         monkeypatch.setattr(oracles, "shown", lambda _: (True,) * 6)
         assert oracles.oracle(f"bed_alike_{part}", 20).mAP == 1

@@ -147,6 +147,21 @@ def test_what_cannot_be_shipped(flags, message, run, brought, capsys):
     assert [path.name for path in included.FOLDER.iterdir()] == ["tiny"]
 
 
+def test_figures_are_those_of_the_checkpoint(tmp_path):
+    """Of the best step, which stands beside the last; not of other fields' figures."""
+    entries = [
+        {"protocol": "a", "step": 9, "metrics": {"mAP": 0.1}},
+        {"protocol": "b", "step": 9, "metrics": {"mAP": 0.2}},
+        {"protocol": "c", "step": 5, "metrics": {"mAP": 0.3}},
+        {"protocol": "d", "step": 5, "metrics": {"mAP": 0.4}, "rerank": ["flip"]},
+        {"protocol": "e", "step": 5, "metrics": {"mAP": 0.5}, "changed": {"x": 1}},
+    ]
+    entries[0]["best"] = {"step": 5, "metrics": {"mAP": 0.6}}
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    step = tmp_path / "checkpoints" / "best" / "5"
+    assert shipping._metrics(step, 5) == {"a": {"mAP": 0.6}, "c": {"mAP": 0.3}}
+
+
 def test_names_that_are_not_there(brought):
     with pytest.raises(UserError, match="brings no 'shipped/vti'; it brings: shipped/"):
         weights.locate("shipped/vti")
