@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from configs import run as run_config
 from reid_jax import experiment, staging, storage
@@ -44,8 +45,8 @@ def ship(place: str, name: str) -> str:
       name: the last part of `shipped/NAME`.
 
     Raises:
-      UserError: a name that cannot be, or is there already; a run of another method
-        than the baselines', or without figures; numbers beyond half precision.
+      UserError: a name that cannot be, or is there already; a run without figures, or
+        whose network is not whole without classifier; numbers beyond half precision.
     """
     folder = included.FOLDER / name
     if not _NAME.fullmatch(name):
@@ -53,25 +54,12 @@ def ship(place: str, name: str) -> str:
     if folder.exists():
         raise UserError(f"{included.PREFIX}{name} exists; remove {folder} first")
     step = checkpoint.find(place)
-    meta = checkpoint.read_meta(step)
     config = run_config.get_config(place)
     _, variables = experiment.restore(config, step, sharding.make_mesh())
     arrays = _halved(variables, place)
-    runs.complete(arrays, config, origin=place)  # what `read` will do with them
-    card = {
-        "name": included.PREFIX + name,
-        "network": mapping.describe(arrays),
-        "numbers": sum(array.size for array in arrays.values()),
-        "type": "float16",
-        "data": {"name": meta["config"]["data.dataset"], **meta["data"]},
-        "recipe": f"configs/{config.name}.py, {config.variant}",
-        "batches": meta["global_step"],
-        "metrics": _metrics(step, meta["global_step"]),
-        **_ABOUT,
-        "method": meta["method"],
-        "config": _portable(trained.config(place)),
-    }
-    _write(folder, arrays, card, grids.of_run(meta["config"]))
+    runs.complete(arrays, config, origin=place)  # what loading will do with them
+    card = {"name": included.PREFIX + name} | _card(place, step, config, arrays)
+    _write(folder, arrays, card, grids.of_run(workdirs.flatten(card["config"])))
     figures = "".join(
         f"\n  {protocol}: rank-1 {100 * of['rank1']:.1f} %, mAP {100 * of['mAP']:.1f} %"
         for protocol, of in card["metrics"].items()
@@ -82,6 +70,25 @@ def ship(place: str, name: str) -> str:
         f"wrote {folder}\nuse it with --config.pretrained={card['name']}, or "
         f'reid_jax.load("{card["name"]}")'
     )
+
+
+def _card(
+    place: str, step: epath.Path, config: Any, arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """What is said of the weights."""
+    meta = checkpoint.read_meta(step)
+    return {
+        "network": mapping.describe(arrays),
+        "numbers": sum(array.size for array in arrays.values()),
+        "type": "float16",
+        "data": {"name": config.data.dataset, **meta["data"]},
+        "recipe": f"configs/{config.name}.py, {config.variant}",
+        "batches": meta["global_step"],
+        "metrics": _metrics(step, meta["global_step"]),
+        **_ABOUT,
+        "method": meta["method"],
+        "config": _portable(trained.config(place)),
+    }
 
 
 def read(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -112,7 +119,7 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"data": config["data"] | {"data_dir": "data"}}
 
 
-def _metrics(step: Any, global_step: int) -> dict[str, dict[str, float]]:
+def _metrics(step: epath.Path, global_step: int) -> dict[str, dict[str, float]]:
     """The figures of a checkpoint by protocol, as its run has written them."""
     results = trained.run_folder(step) / "results.json"
     found = {
