@@ -24,7 +24,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """
     if not arg:
         raise UserError("name a run's folder: --config=configs/run.py:runs/NAME")
-    found = _with_tuples(trained.config(arg))
+    return restored(trained.config(arg))
+
+
+def restored(found: dict[str, Any]) -> ConfigDict:
+    """A config that was kept as nested JSON."""
+    found = _with_tuples(found)
     # A run of an earlier version lacks the fields that came after it.
     defaults = common.base(found["name"], common.parse("demo")).to_dict()
     defaults["stages"] = {name: common.stage().to_dict() for name in found["stages"]}

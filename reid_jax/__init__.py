@@ -32,8 +32,9 @@ def load(
 
     Args:
       place: a run's folder (its best checkpoint), one step of it, or an export, on a
-        disk or in a bucket (`gs://BUCKET/FOLDER`). An export needs only JAX, and what
-        reads image files: opencv-python-headless, pillow and tqdm.
+        disk or in a bucket (`gs://BUCKET/FOLDER`), or `shipped/NAME` of weights that
+        come with the library. An export needs only JAX, and what reads image files:
+        opencv-python-headless, pillow and tqdm.
       devices: to run on; all of this process unless given.
 
     Raises:

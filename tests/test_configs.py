@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import configs
-from configs import aaformer, baseline, common
+from configs import aaformer, baseline, common, pretrain
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 
@@ -31,6 +31,7 @@ BATCH |= {(name, "demo"): 32 for name in ("cacenet", "drop", "sanet")}
         *(("baseline", f"backbone=vit_{size}") for size in ("small", "large")),
         *(("baseline", f"backbone={name}") for name in ("resnet50_ibn_a", "hrnet_w32")),
         *(("baseline", f"demo,backbone={name}") for name in ("hrnet_w32", "pcb")),
+        ("pretrain", "backbone=vit_deep"),
     ],
 )
 def test_every_config_builds_its_method(name, arg):
@@ -48,7 +49,7 @@ def test_every_config_builds_its_method(name, arg):
 @pytest.mark.parametrize(
     ("name", "arg"),
     [
-        *((name, None) for name in NAMES),
+        *((name, None) for name in NAMES if name != "pretrain"),  # from nothing
         *(("aaformer", f"backbone={backbone}") for backbone in aaformer.BACKBONES),
         *(("baseline", f"backbone={backbone}") for backbone in baseline.PRETRAINED),
     ],
@@ -195,6 +196,22 @@ def test_demos_have_one_recipe(name):
     assert config.stages.train.optimizer.name == "adamw"
     assert not config.stages.train.optimizer.groups
     assert config.augment.random_erasing.fill == (124, 116, 104)
+
+
+def test_what_demos_start_from_learns_from_people_of_its_own():
+    config = pretrain.get_config("backbone=resnet")
+    assert (config.name, config.variant) == ("pretrain", "resnet")
+    assert config.data.dataset == "synthetic/pretrain"
+    assert config.evaluate_on == ("synthetic/pretrain", "synthetic/holistic_demo")
+    assert (config.data.height, config.data.width) == (128, 64)
+    demo = pretrain.get_config("demo,backbone=resnet")
+    assert (demo.variant, demo.data.dataset) == (
+        "resnet-demo",
+        "synthetic/pretrain_demo",
+    )
+    other = pretrain.get_config("dataset=synthetic/holistic_small")
+    assert other.variant == "vit-synthetic-holistic_small"
+    assert other.evaluate_on[0] == other.data.dataset == "synthetic/holistic_small"
 
 
 class TestArguments:

@@ -2,7 +2,7 @@
 
 Each solid is a stack of elliptical sections along an axis. Parts follow the person's
 own left and right. A coat counts as torso where it covers the legs, a skirt as the
-leg of its side, hair and hats as head; carried objects are background.
+leg of its side, hair and hats as head; carried objects have a label of their own.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ import numpy as np
 from data_pipelines.synthetic import cloth, identity, pose
 
 HEAD, TORSO, ARM, LEG, FOOT = 1, 2, (3, 4), (5, 6), (7, 8)
+CARRIED = 254
+"""Label of what a person carries, which is background in a part map."""
 _THICK = {"jacket": 1.10, "coat": 1.12}
 _HEM = {"jacket": -0.02, "coat": 0.0}
 _CAP = np.sin(np.linspace(0, np.pi / 2, 5))
@@ -280,24 +282,28 @@ def _bag(person: identity.Person, joints: pose.Joints) -> Iterator[Solid]:
             (0.9, 0.086, 0.06),
             (1.0, 0.07, 0.05),
         ]
-        yield stack(top, bottom, sections, 0, surface)
+        yield stack(top, bottom, sections, CARRIED, surface)
     elif person.bag == "handbag":
         hand = moved(joints.wrists[side], 0, -0.05, 0)
-        yield limb(hand, moved(hand, 0, -0.05, 0), (0.008, 0.008), 0, dark)
+        yield limb(hand, moved(hand, 0, -0.05, 0), (0.008, 0.008), CARRIED, dark)
         sections = [(0.0, 0.022, 0.055), (1.0, 0.03, 0.075)]
         yield stack(
-            moved(hand, 0, -0.04, 0), moved(hand, 0, -0.16, 0), sections, 0, surface
+            moved(hand, 0, -0.04, 0),
+            moved(hand, 0, -0.16, 0),
+            sections,
+            CARRIED,
+            surface,
         )
     elif person.bag == "sling":
         top = moved(joints.pelvis, out * 0.118 * person.width, 0.06, -0.02)
         sections = [(0.0, 0.028, 0.07), (1.0, 0.032, 0.075)]
-        yield stack(top, moved(top, 0, -0.11, 0), sections, 0, surface)
+        yield stack(top, moved(top, 0, -0.11, 0), sections, CARRIED, surface)
     elif person.bag == "suitcase":
         hand = moved(joints.wrists[side], 0, -0.03, 0)
         foot = np.array([out * 0.20, 0.02, -0.16])
-        yield limb(hand, moved(foot, 0, 0.3, 0), (0.008, 0.008), 0, dark)
+        yield limb(hand, moved(foot, 0, 0.3, 0), (0.008, 0.008), CARRIED, dark)
         sections = [(0.0, 0.07, 0.04), (0.05, 0.085, 0.05), (1.0, 0.085, 0.05)]
-        yield stack(moved(foot, 0, 0.27, 0), foot, sections, 0, surface)
+        yield stack(moved(foot, 0, 0.27, 0), foot, sections, CARRIED, surface)
 
 
 def moved(point: np.ndarray, x: float, y: float, z: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from data_pipelines import features
-from data_pipelines.synthetic import plan, render
+from data_pipelines.synthetic import plan, render, sets
 
 _ALONE = 300
 """Below so many pictures, starting processes takes longer than rendering."""
@@ -21,8 +21,9 @@ _ALONE = 300
 class Synthetic(tfds.core.GeneratorBasedBuilder):
     """Rendered pedestrians of many identities, seen by several cameras.
 
-    Configs are `<variant>_<size>`. Every picture carries person, camera and an exact
-    part map; carried objects and occluders count as background there.
+    Configs are `<variant>_<size>`, `pretrain` and `bed_<bed>_<step>`. Every picture
+    carries person, camera and an exact part map; carried objects and occluders count
+    as background there.
 
     - `holistic`: whole people; 12 % of the training images are lightly occluded
       (8 to 25 % of the body).
@@ -35,16 +36,22 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     `market` (the counts of Market-1501); see `plan.SIZES`. The variants of one size
     share their people. Test people are not seen in training, every query has a match
     from another camera in the gallery, and galleries hold some distractors (person
-    0). A version of the builder always renders the same pictures.
+    0).
+
+    `pretrain` (3,200 training identities, 40,000 images, 24 cameras) is rendered like
+    `holistic`, to start networks from: its people, cameras and places are in none of
+    the others. `pretrain_demo` is a small one of its kind.
+
+    `bed_...` are test beds without training images, of a difficulty that is controlled
+    in steps; see `data_pipelines/synthetic/beds.py`.
+
+    A version of the builder always renders the same pictures.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
-        tfds.core.BuilderConfig(
-            name=f"{variant}_{size}", description=f"{variant}, {size} size"
-        )
-        for variant in plan.VARIANTS
-        for size in plan.SIZES
+        tfds.core.BuilderConfig(name=name, description=name.replace("_", ", "))
+        for name in sets.NAMES
     ]
 
     def __init__(
@@ -67,10 +74,10 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        variant, size = self.builder_config.name.split("_")
+        name = self.builder_config.name
         return {
-            split: self._generate_examples(plan.shots(variant, size, split))
-            for split in plan.SPLITS
+            split: self._generate_examples(sets.shots(name, split))
+            for split in sets.splits(name)
         }
 
     def _generate_examples(self, shots: list[plan.Shot]) -> Iterator[tuple[int, dict]]:

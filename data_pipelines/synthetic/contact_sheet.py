@@ -1,6 +1,7 @@
 """Draws a sheet of synthetic pedestrians, to see what the data set looks like.
 
 python -m data_pipelines.synthetic.contact_sheet --out=sheet.png
+python -m data_pipelines.synthetic.contact_sheet --out=beds.png --beds
 """
 
 import argparse
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.synthetic import plan, render
+from data_pipelines.synthetic import beds, plan, render, sets
 
 _COLOURS = np.array(
     [
@@ -58,6 +59,30 @@ def contact_sheet(
         _named("partial\nqueries", partial),
         _named("part labels,\nevery other", _row(_every(shots), labels=True)),
     ]
+    _write(path, blocks)
+
+
+def bed_sheet(path: str | os.PathLike) -> None:
+    """Writes a picture with a block for each test bed, a row for each step.
+
+    The queries of a column are the same ones in all steps.
+
+    Args:
+      path: PNG or JPEG file to write.
+    """
+    blocks: dict[str, list[np.ndarray]] = {}
+    for name in beds.TRIALS:
+        _, bed, step = name.split("_")
+        queries = sets.shots(name, "query")
+        # One camera's, so that those who are alike stand side by side.
+        shown = queries[:: beds.CAMERAS] if bed == "alike" else _every(queries)
+        row = _row(shown[:_COLUMNS], labels=False)
+        blocks.setdefault(bed, []).append(_named(f"{bed}\n{step}", row))
+    _write(path, list(map(np.concatenate, blocks.values())))
+
+
+def _write(path: str | os.PathLike, blocks: list[np.ndarray]) -> None:
+    """Blocks of rows below each other, with a gap between them."""
     gap = np.full((_GAP, blocks[0].shape[1], 3), 255, np.uint8)
     sheet = np.concatenate([part for block in blocks for part in (block, gap)][:-1])
     path = os.fspath(path)
@@ -106,7 +131,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="PNG or JPEG file to write")
     parser.add_argument("--size", default="demo", choices=plan.SIZES)
     parser.add_argument("--identities", type=int, default=5, help="rows of people")
+    parser.add_argument("--beds", action="store_true", help="the test beds instead")
     given = parser.parse_args()
+    if given.beds:
+        bed_sheet(given.out)
+        return
     contact_sheet(given.out, size=given.size, identities=given.identities)
 
 

@@ -71,6 +71,10 @@ _BAG = {
     "suitcase": 0.07,
 }
 
+_HUNG_BY = {"backpack": "straps", "sling": "sling"}
+_APART = 0.3
+"""Least distance of the colours, in RGB of 0..1, by which look-alikes differ."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Person:
@@ -138,6 +142,65 @@ def person(rng: np.random.Generator) -> Person:
     )
 
 
+def look_alikes(rng: np.random.Generator, part: str, count: int) -> tuple[Person, ...]:
+    """Draws people who differ in one part only, and clearly there.
+
+    Args:
+      rng: draws them.
+      part: one of `PARTS`: "bag" is its kind and colour, the others are colour, pattern
+        and details of what is worn; cuts stay.
+      count: at most as many as there are kinds of bags.
+    """
+    first = person(rng)
+    while first.upper == "coat":  # It would hide trousers.
+        first = person(rng)
+    kinds = rng.permutation(list(_BAG))
+    group: list[Person] = []
+    while len(group) < count:
+        other = _CHANGED[part](rng, first, str(kinds[len(group)]))
+        if all(_differ(part, other, known) for known in group):
+            group.append(other)
+    return tuple(group)
+
+
+def _differ(part: str, one: Person, other: Person) -> bool:
+    if part == "bag":
+        return one.bag != other.bag
+    a, b = (getattr(who, _COLOURED[part]).base for who in (one, other))
+    return float(np.linalg.norm(a - b)) >= _APART
+
+
+def _other_shirt(rng: np.random.Generator, who: Person, _: str) -> Person:
+    garment = _garment(rng, lower=False)
+    torso = _torso_cloth(rng, who.upper, garment, who.bag, who.bag_cloth)
+    return dataclasses.replace(who, torso_cloth=torso, sleeve_cloth=_sleeve(rng, torso))
+
+
+def _other_trousers(rng: np.random.Generator, who: Person, _: str) -> Person:
+    return dataclasses.replace(who, lower_cloth=_lower_cloth(rng, who.lower))
+
+
+def _other_shoes(rng: np.random.Generator, who: Person, _: str) -> Person:
+    return dataclasses.replace(who, shoe=_shoe(rng))
+
+
+def _other_bag(rng: np.random.Generator, who: Person, kind: str) -> Person:
+    bag_cloth = dataclasses.replace(_garment(rng, lower=True), pattern="plain")
+    torso = _under_bag(who.torso_cloth, kind, bag_cloth)
+    return dataclasses.replace(who, bag=kind, bag_cloth=bag_cloth, torso_cloth=torso)
+
+
+_CHANGED = {
+    "shirt": _other_shirt,
+    "trousers": _other_trousers,
+    "shoes": _other_shoes,
+    "bag": _other_bag,
+}
+_COLOURED = {"shirt": "torso_cloth", "trousers": "lower_cloth", "shoes": "shoe"}
+PARTS = tuple(_CHANGED)
+"""Parts in which look-alikes may differ."""
+
+
 def _pick(rng: np.random.Generator, table: dict[str, float]) -> str:
     weights = np.array(list(table.values()))
     return list(table)[rng.choice(len(weights), p=weights / weights.sum())]
@@ -183,10 +246,16 @@ def _torso_cloth(
         overlays.append(cloth.Overlay("logo", garment.accent))
     if garment.pattern == "plain" and rng.random() < 0.3:
         overlays.append(cloth.Overlay("back print", garment.accent))
-    if bag == "backpack":
-        overlays.append(cloth.Overlay("straps", bag_cloth.base * 0.8))
-    if bag == "sling":
-        overlays.append(cloth.Overlay("sling", bag_cloth.base * 0.8))
+    return _under_bag(
+        dataclasses.replace(garment, overlays=tuple(overlays)), bag, bag_cloth
+    )
+
+
+def _under_bag(garment: cloth.Cloth, bag: str, bag_cloth: cloth.Cloth) -> cloth.Cloth:
+    """The garment with what a bag hangs by, and without that of any other."""
+    overlays = [o for o in garment.overlays if o.kind not in _HUNG_BY.values()]
+    if bag in _HUNG_BY:
+        overlays.append(cloth.Overlay(_HUNG_BY[bag], bag_cloth.base * 0.8))
     return dataclasses.replace(garment, overlays=tuple(overlays))
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from data_pipelines.synthetic import body, identity, pose, scene
 from data_pipelines.synthetic.raster import SAMPLES, View, draw
 
-KINDS = ("car", "plant", "wall", "pillar", "people")
+OBJECTS = ("car", "plant", "wall", "pillar")
+KINDS = (*OBJECTS, "people")
+_TRIES = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +41,56 @@ def occluder(
       share: of the body that should be covered; met as closely as the shape allows.
     """
     kind = KINDS[rng.choice(len(KINDS), p=[0.2, 0.25, 0.2, 0.1, 0.25])]
+    frames, covered = _ways(rng, kind, visible, view)
+    return frames[int(np.argmin(np.abs(covered - share)))]
+
+
+def before(
+    rng: np.random.Generator,
+    visible: np.ndarray,
+    view: View,
+    share: float,
+    *,
+    someone: identity.Person | None,
+    most: float,
+) -> Layer:
+    """Draws an object, or a person, that moves as far before the body as is wanted.
+
+    Args:
+      rng: draws what it is, its looks and its side, whatever the share.
+      visible: bool [H, W], the body.
+      view: of the occluded person.
+      share: of the body that should be covered.
+      someone: the person; None for an object.
+      most: share of the body that it must be able to cover; others are drawn anew.
+    """
+    for _ in range(_TRIES):
+        kind = "people" if someone else str(rng.choice(OBJECTS))
+        frames, covered = _ways(rng, kind, visible, view, someone)
+        if covered.max() >= most:
+            break
+    # Beyond its best place it uncovers what it had covered first.
+    way = covered[: int(covered.argmax()) + 1]
+    return frames[int(np.argmin(np.abs(way - share)))]
+
+
+def _ways(
+    rng: np.random.Generator,
+    kind: str,
+    visible: np.ndarray,
+    view: View,
+    someone: identity.Person | None = None,
+) -> tuple[list[Layer], np.ndarray]:
+    """A thing at 32 places on its way in, and the shares that it covers there [32]."""
     sideways = kind in ("pillar", "people") or (kind == "plant" and rng.random() < 0.4)
     size = visible.shape
-    layer = _LAYERS[kind](rng, size, view, sideways)
+    given = {"stranger": someone} if someone else {}
+    layer = _LAYERS[kind](rng, size, view, sideways, **given)
     mirrored = sideways and rng.random() < 0.5
     frames = [_slid(layer, size, step, sideways, mirrored) for step in range(1, 33)]
     total = max(int(visible.sum()), 1)
     covered = [(visible & (f.alpha > 0.5)).sum() / total for f in frames]
-    return frames[int(np.argmin(np.abs(np.array(covered) - share)))]
+    return frames, np.array(covered)
 
 
 def _slid(
@@ -163,9 +207,13 @@ def _pillar(
 
 
 def _people(
-    rng: np.random.Generator, size: tuple[int, int], view: View, sideways: bool
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    view: View,
+    sideways: bool,
+    stranger: identity.Person | None = None,
 ) -> Layer:
-    stranger = identity.person(rng)
+    stranger = stranger or identity.person(rng)
     stance = pose.pose(rng, bag=stranger.bag)
     nearer = rng.uniform(1.02, 1.2)
     moved = dataclasses.replace(

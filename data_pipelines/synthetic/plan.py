@@ -13,7 +13,12 @@ SPLITS = ("train", "query", "gallery")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Counts of one size. `gallery` includes the `distractors` (person 0)."""
+    """Counts of one size.
+
+    Attributes:
+      gallery: includes the `distractors` (person 0).
+      seen: share of the cameras that see a training identity, on average.
+    """
 
     cameras: int
     train_people: int
@@ -22,6 +27,7 @@ class Size:
     query: int
     gallery: int
     distractors: int
+    seen: float = 0.85
 
 
 SIZES = {
@@ -30,6 +36,33 @@ SIZES = {
     # Market-1501: Zheng et al., ICCV 2015; the junk images are not counted.
     "market": Size(6, 751, 12_936, 750, 3_368, 15_913, 2_798),
 }
+PRETRAINING = {
+    "pretrain": Size(24, 3_200, 40_000, 200, 600, 1_200, 100, seen=0.25),
+    "pretrain_demo": Size(24, 100, 1_200, 50, 150, 320, 20, seen=0.25),
+}
+"""Sets to start networks from: of people and cameras that no other set has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a picture of a test bed is put through; see `beds`. Shares are of 1.
+
+    Attributes:
+      covered: share of the body that something in front of it hides.
+      crowd: whether that is another person of the bed, not an object.
+      cut: share of the body that a crop leaves out, at the top or the bottom; None for
+        pictures that are not cropped.
+      shift: distance by which the box is off, in frames.
+      loose: by how much the box is larger than it should be, of its height and width.
+      alike: the only part in which people of a group differ; "" for people as they are.
+    """
+
+    covered: float = 0.0
+    crowd: bool = False
+    cut: float | None = None
+    shift: float = 0.0
+    loose: float = 0.0
+    alike: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +76,7 @@ class Shot:
     person: int
     camera: int
     seed: int = seeds.SEED
+    trial: Trial = Trial()
 
     @property
     def filename(self) -> str:
@@ -67,7 +101,7 @@ def shots(variant: str, size: str, split: str, seed: int = seeds.SEED) -> list[S
 @functools.cache
 def _tables(size: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(person, camera) of every split, int64 [N] each."""
-    counts = SIZES[size]
+    counts = (SIZES | PRETRAINING)[size]
     rng = seeds.generator("plan", size, seed=seed)
     seen = _seen(rng, counts.test_people, counts.cameras, counts.query)
     known = counts.gallery - counts.distractors
@@ -84,7 +118,7 @@ def _tables(size: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _train(rng: np.random.Generator, counts: Size) -> tuple[np.ndarray, np.ndarray]:
     most = counts.train_people * counts.cameras
-    seen = _seen(rng, counts.train_people, counts.cameras, int(0.85 * most))
+    seen = _seen(rng, counts.train_people, counts.cameras, int(counts.seen * most))
     return _listed(_spread(rng, seen, counts.train), 1)
 
 

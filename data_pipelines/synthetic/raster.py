@@ -7,7 +7,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from data_pipelines.synthetic.body import Solid
+from data_pipelines.synthetic.body import CARRIED, Solid
 
 SAMPLES = 3
 """Samples per pixel along each axis; odd, so that one lies in the pixel's centre."""
@@ -59,12 +59,22 @@ class Picture:
     Attributes:
       colour: float32 [H, W, 3], already weighted by `alpha`.
       alpha: float32 [H, W], the covered share of each pixel.
-      parts: uint8 [H, W], the class at the centre of each pixel.
+      labels: uint8 [H, W], the class at the centre of each pixel, or `body.CARRIED`.
     """
 
     colour: np.ndarray
     alpha: np.ndarray
-    parts: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def parts(self) -> np.ndarray:
+        """uint8 [H, W], the part map: carried objects are background."""
+        return part_map(self.labels)
+
+
+def part_map(labels: np.ndarray) -> np.ndarray:
+    """Labels [H, W] with carried objects as background."""
+    return np.where(labels == CARRIED, np.uint8(0), labels)
 
 
 def draw(solids: list[Solid], view: View, size: tuple[int, int]) -> Picture:
@@ -154,7 +164,7 @@ class _Canvas:
         return Picture(
             colour=cv2.resize(colour, target, interpolation=cv2.INTER_AREA),
             alpha=cv2.resize(np.float32(drawn), target, interpolation=cv2.INTER_AREA),
-            parts=self.part[centre::SAMPLES, centre::SAMPLES].copy(),
+            labels=self.part[centre::SAMPLES, centre::SAMPLES].copy(),
         )
 
 

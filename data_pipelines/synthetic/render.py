@@ -5,10 +5,19 @@ import dataclasses
 import cv2
 import numpy as np
 
-from data_pipelines.synthetic import body, identity, occluders, pose, scene, seeds
+from data_pipelines.synthetic import (
+    body,
+    identity,
+    occluders,
+    people,
+    pose,
+    scene,
+    seeds,
+    trials,
+)
 from data_pipelines.synthetic.camera import Camera, camera
 from data_pipelines.synthetic.plan import Shot
-from data_pipelines.synthetic.raster import Picture, View, draw
+from data_pipelines.synthetic.raster import Picture, View, draw, part_map
 
 SIZE = (128, 64)
 """Height and width of the stored pictures, those of Market-1501."""
@@ -18,6 +27,7 @@ _OCCLUDED = {
     # (variant, split): share of the images, least and most of the body that is covered
     ("holistic", "train"): (0.12, 0.08, 0.25),
     ("partial", "train"): (0.12, 0.08, 0.25),
+    ("pretrain", "train"): (0.12, 0.08, 0.25),
     ("occluded", "train"): (0.30, 0.15, 0.50),
     ("occluded", "query"): (1.00, 0.25, 0.60),
 }
@@ -39,47 +49,53 @@ def render(shot: Shot) -> tuple[np.ndarray, np.ndarray]:
       `part_labels.kinds` at the centre of each pixel, 0 where an occluder, a
       carried object or another person is in front.
     """
+    image, labels = labelled(shot)
+    return image, part_map(labels)
+
+
+def labelled(shot: Shot) -> tuple[np.ndarray, np.ndarray]:
+    """As `render`, but what the person carries is labelled `body.CARRIED`."""
     cv2.setNumThreads(0)
     rng = seeds.generator(
         "image", shot.variant, shot.size, shot.split, shot.index, seed=shot.seed
     )
-    cropped = (shot.variant, shot.split) == ("partial", "query")
+    partial = (shot.variant, shot.split) == ("partial", "query")
+    cropped = partial or shot.trial.cut is not None
     own = camera(shot.camera, shot.seed)
     # A crop is enlarged afterwards, so it is cut from a picture of twice the size.
     size = (2 * SIZE[0], 2 * SIZE[1]) if cropped else SIZE
-    image, parts = _exposed(shot, rng, own, size)
+    image, labels = _exposed(shot, rng, own, size)
     if cropped:
-        image, parts = _cropped(rng, image, parts)
-    return _developed(rng, own, image), parts
+        window = _window(rng, labels.shape) if partial else _rows(shot, labels)
+        image, labels = _stretched(image[window], labels[window])
+    return _developed(rng, own, image), labels
 
 
 def _exposed(
     shot: Shot, rng: np.random.Generator, own: Camera, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scene as it meets the lens: float32 [H, W, 3] and parts [H, W]."""
+    """The scene as it meets the lens: float32 [H, W, 3] and labels [H, W]."""
     view = _view(rng, own, size)
-    who = _person(shot)
+    if shot.trial.shift or shot.trial.loose:
+        view = trials.misplaced(shot, view, size)
+    who = people.person(shot)
     drawn = draw(body.solids(who, pose.pose(rng, bag=who.bag)), view, size)
     image = scene.window(scene.strip(shot.camera, shot.seed), view, size, rng.random())
     if rng.random() < 0.15:
         image = _passer_by(rng, view, size).over(image)
     image *= _shadow(view, size, rng.uniform(0.35, 0.6))[..., None]
     image = occluders.Layer(_lit(rng, drawn), drawn.alpha).over(image)
-    parts = drawn.parts
+    labels = drawn.labels
     share, least, most = _OCCLUDED.get((shot.variant, shot.split), (0.0, 0.0, 0.0))
+    layer = None
     if rng.random() < share:
         wanted = rng.uniform(least, most)
-        layer = occluders.occluder(rng, parts > 0, view, wanted)
-        image, parts = layer.over(image), np.where(layer.alpha > 0.5, 0, parts)
-    return image, parts.astype(np.uint8)
-
-
-def _person(shot: Shot) -> identity.Person:
-    if shot.person:
-        rng = seeds.generator("person", shot.size, shot.person, seed=shot.seed)
-    else:
-        rng = seeds.generator("distractor", shot.size, shot.index, seed=shot.seed)
-    return identity.person(rng)
+        layer = occluders.occluder(rng, drawn.parts > 0, view, wanted)
+    elif shot.trial.covered:
+        layer = trials.cover(shot, drawn.parts > 0, view)
+    if layer:
+        image, labels = layer.over(image), np.where(layer.alpha > 0.5, 0, labels)
+    return image, labels.astype(np.uint8)
 
 
 def _view(rng: np.random.Generator, own: Camera, size: tuple[int, int]) -> View:
@@ -134,26 +150,35 @@ def _passer_by(
     return occluders.Layer(_lit(rng, drawn), drawn.alpha)
 
 
-def _cropped(
-    rng: np.random.Generator, image: np.ndarray, parts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keeps the upper or lower part or one side, and stretches it to the frame."""
-    rows, columns = parts.shape
+_Window = tuple[slice, slice]
+
+
+def _window(rng: np.random.Generator, shape: tuple[int, int]) -> _Window:
+    """Rows and columns of the upper or lower part or of one side."""
+    rows, columns = shape
     kind = rng.choice(["upper", "lower", "left", "right"], p=[0.4, 0.3, 0.15, 0.15])
     row, column = (
         int(rng.uniform(0.42, 0.62) * rows),
         int(rng.uniform(0.45, 0.58) * columns),
     )
-    window = {
+    return {
         "upper": (slice(0, row), slice(None)),
         "lower": (slice(rows - row, None), slice(None)),
         "left": (slice(None), slice(0, column)),
         "right": (slice(None), slice(columns - column, None)),
     }[str(kind)]
+
+
+def _rows(shot: Shot, labels: np.ndarray) -> _Window:
+    return trials.kept_rows(shot, part_map(labels) > 0), slice(None)
+
+
+def _stretched(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A window of a picture, as large as the frame."""
     target = SIZE[::-1]
     return (
-        cv2.resize(image[window], target, interpolation=cv2.INTER_AREA),
-        cv2.resize(parts[window], target, interpolation=cv2.INTER_NEAREST_EXACT),
+        cv2.resize(image, target, interpolation=cv2.INTER_AREA),
+        cv2.resize(labels, target, interpolation=cv2.INTER_NEAREST_EXACT),
     )
 
 

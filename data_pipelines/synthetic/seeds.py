@@ -6,6 +6,8 @@ import numpy as np
 
 SEED = 1501
 """Seed of the data set; changing it needs a new version of the builder."""
+PRETRAINING = 2012
+"""Seed of the sets to start networks from: all else is another with it."""
 
 
 def generator(*key: int | str, seed: int = SEED) -> np.random.Generator:

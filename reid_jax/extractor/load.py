@@ -19,6 +19,10 @@ Place = str | os.PathLike[str]
 def load(place: Place, *, devices: Sequence[jax.Device] | None = None) -> Extractor:
     """See `reid_jax.load`."""
     mesh = sharding.make_mesh(devices or jax.local_devices())
+    if os.fspath(place).startswith("shipped/"):  # `weights.included`, which is slow
+        from reid_jax.extractor import trained
+
+        return Extractor(trained.read_shipped(os.fspath(place), mesh), mesh)
     folder = _folder(os.fspath(place))
     if exported.holds(folder):
         return Extractor(exported.read(folder), mesh)

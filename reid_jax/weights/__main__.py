@@ -3,6 +3,7 @@
 python -m reid_jax.weights --from=jx_vit_base_p16_224-80ecf9dd.pth --to=weights/vit_base
 python -m reid_jax.weights --from=runs/baseline-market1501 --to=vit.safetensors
 python -m reid_jax.weights --from=osnet_x1_0.pth --as=torchreid-osnet --to=runs/osnet
+python -m reid_jax.weights --from=runs/pretrain-vit --ship=vit
 
 A folder holds {"params": {"backbone": ...}, "batch_stats": ...} and is what
 --config.pretrained takes. A file ending in .safetensors gets the backbone under the
@@ -10,6 +11,9 @@ names of timm, torchvision, IBN-Net or HRNet, to be read by PyTorch.
 
 With --as, the file is a trained re-ID network of another library, and the folder a run
 that --mode=evaluate and --mode=export take, and --config.pretrained.
+
+With --ship, a run of the baselines goes into the library's own folder, in half
+precision and with a card; --config.pretrained and reid_jax.load take shipped/NAME then.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import numpy as np
 
 from reid_jax.errors import UserError
 from reid_jax.runtime import processes
-from reid_jax.weights import fetch, files, folders, load, mapping, peers, runs
+from reid_jax.weights import fetch, files, folders, load, mapping, peers, runs, shipping
 
 
 def convert(source: str, target: str) -> str:
@@ -128,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         "--as", dest="kind", metavar="KIND", help="of a trained network, see below"
     )
     parser.epilog = f"kinds of trained networks:\n{kinds}"
-    parser.add_argument("--to", required=True, help="new folder, or FILE.safetensors")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", help="new folder, or FILE.safetensors")
+    where.add_argument("--ship", metavar="NAME", help="for the library to bring")
     return parser
 
 
@@ -137,7 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         processes.check_devices()
-        if args.kind:
+        if args.ship and args.kind:
+            raise UserError("--ship takes a run of this library: leave out --as")
+        if args.ship:
+            print(shipping.ship(args.source, args.ship))
+        elif args.kind:
             print(runs.convert(args.source, args.kind, _target(args.to)))
         else:
             print(convert(args.source, args.to))

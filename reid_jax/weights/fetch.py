@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from reid_jax import storage
 from reid_jax.errors import UserError
+from reid_jax.weights import included
 
 ATTEMPTS = 3
 """Connections in a row that may bring nothing before a download gives up."""
@@ -129,9 +130,9 @@ def cache_folder() -> pathlib.Path:
 def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     """The file or folder that `config.pretrained` means.
 
-    A known name is looked up in the cache, and downloaded into it where missing.
-    A file of the cache is checked every time; one that is not what its name says is
-    removed.
+    A known name is looked up in the cache, and downloaded into it where missing;
+    `shipped/NAME` comes with the library. Both are checked every time; a file of the
+    cache that is not what its name says is removed.
 
     Raises:
       UserError: neither a path nor a known name, or it cannot be had.
@@ -143,6 +144,8 @@ def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     text = os.fspath(path_or_name)
     if text in KNOWN:
         return fetch(KNOWN[text], cache_folder())
+    if included.is_name(text):
+        return included.locate(text)
     storage.check_reachable(text)
     try:
         path = epath.Path(text).expanduser()
@@ -152,7 +155,7 @@ def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     if not found:
         raise UserError(
             f"pretrained weights {text!r}: neither a file or folder that exists nor a "
-            f"known name; known are: {', '.join(KNOWN)}"
+            f"known name; known are: {', '.join((*included.names(), *KNOWN))}"
         )
     return path
 
@@ -160,6 +163,9 @@ def locate(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
 def known_source(path_or_name: str | os.PathLike[str]) -> Source | None:
     """Of a known name, or a public file, whose own name holds its checksum."""
     text = os.fspath(path_or_name)
+    if included.is_name(text):
+        model = included.card(text)["config"]["model"]
+        return Source(text, None, mean=tuple(model["mean"]), std=tuple(model["std"]))
     file_name = text.rstrip("/").rsplit("/", 1)[-1]
     return KNOWN.get(text) or next(
         (source for source in KNOWN.values() if source.file_name == file_name), None

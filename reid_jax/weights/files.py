@@ -182,7 +182,8 @@ def _read_safetensors(path: pathlib.Path, head: bytes) -> WeightFile:
         stated = header.get("__metadata__", {}).get(GRID)
         grid = grids.parse(stated and json.loads(stated), f"{path}: {GRID}")
         arrays = {name: _safetensor(path, name, entry) for name, entry in entries}
-    return WeightFile(path, PYTORCH, arrays, grid)
+    own = all(name.startswith(("params/", "batch_stats/")) for name in arrays)
+    return WeightFile(path, OURS if arrays and own else PYTORCH, arrays, grid)
 
 
 def _safetensor(path: pathlib.Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:

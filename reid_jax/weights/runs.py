@@ -79,7 +79,7 @@ def convert(source: str, kind: str, target: pathlib.Path) -> str:
         raise UserError(f"{path} is no file of PyTorch's; --as is for those of peers")
     found = sort(file, KINDS[kind])
     config = describe(found, kind, origin=str(path))
-    arrays, filled = complete(found, config, origin=str(path))
+    arrays, filled = complete(found.arrays, config, origin=str(path))
     about = _about(path, kind, found, filled)
     _write(target, config, arrays, about)
     return _report(target, KINDS[kind], config, about)
@@ -220,16 +220,16 @@ def _check_layer(
 
 
 def complete(
-    found: Sorted, config: Any, *, origin: str
+    given: Mapping[str, np.ndarray], config: Any, *, origin: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The variables of the config's method, and our paths of what the file lacks.
+    """The variables of the config's method, and our paths of what a file lacks.
 
     Only a classifier may be lacking, and what is a constant of the peer.
 
     Raises:
       UserError: if anything else is, or has another shape.
     """
-    kernel = found.arrays.get(_CLASSIFIER)
+    kernel = given.get(_CLASSIFIER)
     classes = kernel.shape[-1] if kernel is not None and kernel.ndim else 1
     method = experiment.build_method(config, num_classes=max(classes, 1))
     batch = experiment.example_batch(config, 2)
@@ -239,7 +239,7 @@ def complete(
         for path, leaf in files.flatten(dict(shapes)).items()
         if path.partition("/")[0] in ("params", "batch_stats")
     }
-    arrays, filled = dict(found.arrays), []
+    arrays, filled = dict(given), []
     for path, leaf in wanted.items():
         if path in arrays:
             continue

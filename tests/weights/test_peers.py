@@ -195,7 +195,7 @@ def test_fast_reids_old_files_have_the_old_pooling_and_their_own_mean(tmp_path):
     config = runs.describe(found, "fastreid-sbs", origin="w")
     assert "ceil_pool" not in config.model.options
     assert config.model.mean == found.statistics["mean"]
-    arrays, filled = runs.complete(found, config, origin="w")
+    arrays, filled = runs.complete(found.arrays, config, origin="w")
     assert arrays["params"]["heads"]["classifier"]["kernel"].shape == (1, 2048, 5)
     assert filled == ()
 
