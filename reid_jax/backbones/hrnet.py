@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from reid_jax.backbones.resnet import Bottleneck, check_dtype, conv
 from reid_jax.errors import UserError
+from reid_jax.layers.convolution import relu
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.remat import run_block
 
@@ -43,9 +44,9 @@ class BasicBlock(nn.Module):
         width = features.shape[-1]
         branch = conv(width, 3, dtype=self.dtype, name="conv1")(features)
         branch = BatchNorm(self.bn_groups, name="bn1")(branch, train=train)
-        branch = conv(width, 3, dtype=self.dtype, name="conv2")(jax.nn.relu(branch))
+        branch = conv(width, 3, dtype=self.dtype, name="conv2")(relu(branch))
         branch = BatchNorm(self.bn_groups, name="bn2")(branch, train=train)
-        return jax.nn.relu(branch + features)
+        return relu(branch + features)
 
 
 class Exchange(nn.Module):
@@ -74,7 +75,7 @@ class Exchange(nn.Module):
                 own if source == target else self._fuse(streams, source, target, train)
                 for source in range(len(streams))
             ]
-            fused.append(jax.nn.relu(sum(terms[1:], start=terms[0])))
+            fused.append(relu(sum(terms[1:], start=terms[0])))
         return tuple(fused)
 
     def _branch(self, index: int, features: jax.Array, train: bool) -> jax.Array:
@@ -107,7 +108,7 @@ class Exchange(nn.Module):
             )(features)
             norm = BatchNorm(self.bn_groups, name=f"{name}_{step}_1")
             features = norm(features, train=train)
-            features = features if last else jax.nn.relu(features)
+            features = features if last else relu(features)
         return features
 
 
@@ -229,7 +230,7 @@ class HRNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         features = conv(width, 3, stride=stride, dtype=dtype, name=names[0])(features)
         norm = BatchNorm(self.bn_groups, name=names[1])
-        return jax.nn.relu(norm(features, train=train))
+        return relu(norm(features, train=train))
 
     def _bottleneck(
         self, features: jax.Array, width: int, name: str, train: bool

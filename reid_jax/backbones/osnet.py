@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from reid_jax.backbones.non_local import INIT
 from reid_jax.backbones.resnet import check_dtype, conv
 from reid_jax.errors import UserError
+from reid_jax.layers.convolution import relu
 from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
 from reid_jax.layers.remat import run_block
@@ -83,7 +84,7 @@ class ConvNorm(nn.Module):
             features = InstanceNorm(name="bn")(features)
         elif self.norm:
             features = BatchNorm(self.bn_groups, name="bn")(features, train=train)
-        return jax.nn.relu(features) if self.relu else features
+        return relu(features) if self.relu else features
 
 
 class Depthwise(nn.Module):
@@ -123,7 +124,7 @@ class LightConv(nn.Module):
         """Maps [B, H, W, C] to [B, H, W, width]."""
         features = conv(self.width, 1, dtype=self.dtype, name="conv1")(features)
         features = Depthwise(self.dtype, name="conv2")(features)
-        return jax.nn.relu(BatchNorm(self.bn_groups, name="bn")(features, train=train))
+        return relu(BatchNorm(self.bn_groups, name="bn")(features, train=train))
 
 
 def light_convolutions(
@@ -169,7 +170,7 @@ class ChannelGate(nn.Module):
             return nn.Conv(width, (1, 1), kernel_init=INIT, name=name)
 
         pooled = stream.astype(jnp.float32).mean((1, 2), keepdims=True)
-        hidden = jax.nn.relu(layer(channels // _GATE_REDUCTION, "fc1")(pooled))
+        hidden = relu(layer(channels // _GATE_REDUCTION, "fc1")(pooled))
         gates = jax.nn.sigmoid(layer(channels, "fc2")(hidden))
         return stream * gates.astype(stream.dtype)
 
@@ -214,7 +215,7 @@ class Block(nn.Module):
         features = branch + features
         if self.instance_norm == IBN:
             features = InstanceNorm(name="IN")(features)
-        return jax.nn.relu(features)
+        return relu(features)
 
     def _stream(self, index: int, features: jax.Array, train: bool) -> jax.Array:
         """The stream of `index` + 1 light convolutions, under torchreid's names."""

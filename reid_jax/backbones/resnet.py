@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from reid_jax.backbones.non_local import INIT, NON_LOCAL, DotNonLocal, NonLocal
 from reid_jax.errors import UserError
+from reid_jax.layers.convolution import convolution, relu
 from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
 from reid_jax.layers.remat import run_block
@@ -37,6 +38,7 @@ def conv(width: int, size: int, *, stride: int = 1, dtype: Any, name: str) -> nn
         use_bias=False,
         dtype=dtype,
         kernel_init=INIT,
+        conv_general_dilated=convolution,
         name=name,
     )
 
@@ -88,9 +90,9 @@ class Bottleneck(nn.Module):
 
         branch = conv(width, 1, dtype=dtype, name="conv1")(features)
         first = norm("bn1", IBN if self.ibn else BatchNorm)
-        branch = jax.nn.relu(first(branch, train=train))
+        branch = relu(first(branch, train=train))
         middle = conv(width, 3, stride=self.stride, dtype=dtype, name="conv2")
-        branch = jax.nn.relu(norm("bn2")(middle(branch), train=train))
+        branch = relu(norm("bn2")(middle(branch), train=train))
         branch = conv(EXPANSION * width, 1, dtype=dtype, name="conv3")(branch)
         branch = norm("bn3")(branch, train=train)
         if self.stride != 1 or features.shape[-1] != EXPANSION * width:
@@ -102,7 +104,7 @@ class Bottleneck(nn.Module):
                 name="downsample_0",
             )
             features = norm("downsample_1")(shortcut(features), train=train)
-        return jax.nn.relu(branch + features)
+        return relu(branch + features)
 
 
 class Stage(nn.Module):
@@ -211,7 +213,7 @@ class ResNet(nn.Module):
         features = conv(self.width, 7, stride=2, dtype=dtype, name="conv1")(images)
         features = BatchNorm(self.bn_groups, name="bn1")(features, train=train)
         if self.stem_relu:
-            features = jax.nn.relu(features)
+            features = relu(features)
         border = ((0, 1), (0, 1)) if self.ceil_pool else ((1, 1), (1, 1))
         features = nn.max_pool(features, (3, 3), strides=(2, 2), padding=border)
         maps = {"stem": features}

@@ -51,6 +51,10 @@ def _bound(equation: core.JaxprEqn, given: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name in _RULES:
         return [_RULES[name](*given, **params)]
+    if name == "cond" and params.get("branches_platforms"):
+        # Forms for several platforms: the last is that of those without their own.
+        inner = params["branches"][-1]
+        return _evaluate(inner.jaxpr, inner.consts, given[1:])
     if name in _CALLS:
         inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
         if isinstance(inner, core.ClosedJaxpr):
@@ -128,7 +132,13 @@ def _reduce_window(
     return jnp.maximum(_max_pool(array, **window), first)
 
 
-_RULES: dict[str, Callable[..., jax.Array]] = {
+def _platform_index(*, platforms: Sequence[Any]) -> int:
+    """Of the form that `_bound` takes."""
+    return len(platforms) - 1
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "platform_index": _platform_index,
     "stack": _stack,
     "pad": _pad,
     "reduce_window_max": _max_pool,
