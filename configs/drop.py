@@ -20,8 +20,8 @@ eight, as runs on occluded data sets and of `row=table8-8` do.
         --config=configs/drop.py:dataset=occluded_duke,row=table6-g
 
 The demo, five parts on synthetic/holistic_demo, takes about 4 min 30 s of CPU time on a
-busy machine, compilation included. With seed 0 it reached rank-1 82.7 % and mAP 77.0 %
-on two cores; on one, where sums are rounded otherwise, 78.0 % and 73.2 %. It is the
+busy machine, compilation included. With seed 0 it reached rank-1 82.0 % and mAP 76.5 %,
+with seed 1 82.0 % and 76.3 %; rounding alone can move them by four points. It is the
 paper's system with a small network that starts from nothing, and no measure of the
 paper's settings, because it has to change more than its size:
 
