@@ -2,7 +2,7 @@
 
 On a CPU a 1x1 convolution is a matrix product: as a convolution it takes XLA 1.2 to 1.5
 times as long, and its weight gradient, whose input is first copied into another layout,
-up to ten times. Everywhere else it stays the convolution that it is.
+several times. Everywhere else it stays the convolution that it is.
 """
 
 from __future__ import annotations
