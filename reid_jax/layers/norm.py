@@ -19,11 +19,9 @@ class BatchNorm(nn.Module):
     the running average, and `momentum` is the weight of the new batch. Statistics
     are float32. Under `jax.jit` with a sharded batch they are those of the global
     batch, whatever the number of devices: one all-reduce forward and one backward,
-    because both sums are taken at once, of distances from the running mean. So are
-    the outputs, one factor and one addend a channel, which leaves two sums to the
-    gradient. All have float32's digits as long as that mean is near the batch's; of a
-    batch that is n standard deviations away, variance and gradient have an error of
-    n² roundings.
+    because both sums are taken at once, of distances from the running mean. The
+    variance then has float32's digits as long as that is near the batch's mean; of a
+    batch that is n standard deviations away from it, it has an error of n² roundings.
 
     Attributes:
       groups: split the rows into this many consecutive groups, each normalised by
@@ -85,10 +83,12 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        shift = (running_mean.value - mean) * factor
+        # Of the distances that the sums are of, and the mean's taken from them first:
+        # in one addend with the bias it would cost the gradient digits.
+        centre = running_mean.value
+        values = ((values - centre) - (mean - centre)) * factor
         if self.use_bias:
-            shift += self.param("bias", nn.initializers.zeros, shape)
-        values = (values - running_mean.value) * factor + shift
+            values += self.param("bias", nn.initializers.zeros, shape)
         return values.reshape(inputs.shape).astype(inputs.dtype)
 
     def _update(
