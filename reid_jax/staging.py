@@ -21,6 +21,27 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' fcntl.h and fs.h
 
 
 @contextlib.contextmanager
+def built(target: pathlib.Path, *, doing: str) -> Iterator[pathlib.Path]:
+    """An empty folder that takes the place of `target` once the body is done.
+
+    Where the body raises, `target` stays as it was.
+
+    Args:
+      target: may be there.
+      doing: one word, see `held`.
+
+    Raises:
+      UserError: another process builds it.
+    """
+    beside = target.with_name(f".{doing}-{target.name}")
+    with held(beside, target, doing=doing):
+        new = beside / "new"
+        new.mkdir()
+        yield new
+        put(new, target, beside)
+
+
+@contextlib.contextmanager
 def held(staging: pathlib.Path, target: pathlib.Path, *, doing: str) -> Iterator[None]:
     """Holds the folder in which `target` is built; removes it in the end.
 

@@ -115,9 +115,5 @@ def _replacing(directory: epath.Path) -> Iterator[pathlib.Path]:
             directory.rmtree(missing_ok=True)
             storage.copy_below(folder, directory)
         return
-    target = pathlib.Path(directory)
-    beside = target.with_name(f".exporting-{target.name}")
-    with staging.held(beside, target, doing="exporting"):
-        (beside / "new").mkdir()
-        yield beside / "new"
-        staging.put(beside / "new", target, beside)
+    with staging.built(pathlib.Path(directory), doing="exporting") as folder:
+        yield folder

@@ -305,12 +305,10 @@ def _write(
     )
     target = target.resolve()  # no folder can be renamed to a link
     storage.check_writable(target.parent)
-    beside = target.with_name(f".converting-{target.name}")
     with (
         storage.written(target.parent),
-        staging.held(beside, target, doing="converting"),
+        staging.built(target, doing="converting") as new,
     ):
-        new = beside / "new"
         step = new / "checkpoints" / "last" / "0"
         step.mkdir(parents=True)
         collections = {k: v for k, v in variables.items() if k != "params"}
@@ -322,7 +320,6 @@ def _write(
         digests.write(step)
         workdirs.write_json(new / "config.json", fields)
         workdirs.write_json(new / "conversion.json", about)
-        staging.put(new, target, beside)
 
 
 def _report(target: pathlib.Path, kind: Kind, config: Any, about: Any) -> str:

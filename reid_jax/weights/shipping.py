@@ -146,14 +146,7 @@ def _write(
 ) -> None:
     """The folder, whole or not at all."""
     storage.check_writable(folder.parent)
-    beside = folder.with_name(f".shipping-{folder.name}")
-    with (
-        storage.written(folder.parent),
-        staging.held(beside, folder, doing="shipping"),
-    ):
-        new = beside / "new"
-        new.mkdir()
+    with storage.written(folder.parent), staging.built(folder, doing="shipping") as new:
         files.write_safetensors(new / included.WEIGHTS, arrays, grid)
         workdirs.write_json(new / included.CARD, card)
         digests.write(new)
-        staging.put(new, folder, beside)
