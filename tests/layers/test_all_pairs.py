@@ -91,3 +91,28 @@ def test_images_that_the_devices_do_not_divide():
     with sharding.within(sharding.make_mesh()):
         found = jax.jit(lambda x: by_offset(compare, None, x, block=2))(images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, alone)
+
+
+def test_parts_of_a_batch_in_a_loop():
+    """As a training step goes through micro-batches, with the gradient of each."""
+    mesh = sharding.make_mesh()
+    parts = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
+
+    def loss(x):
+        def product(_, u, v):
+            return u * jnp.sin(v), v * jnp.sin(u)
+
+        return weighted(by_images(*by_offset(product, None, x, block=2)))
+
+    @jax.jit
+    def looped(parts):
+        with sharding.within(mesh):
+            return jax.lax.map(jax.value_and_grad(loss), parts)
+
+    values, gradients = looped(
+        jax.device_put(parts, sharding.batch_sharding(mesh, axis=1))
+    )
+    for part, value, gradient in zip(parts, values, gradients, strict=True):
+        wanted, expected = jax.value_and_grad(loss)(part)
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)

@@ -86,6 +86,20 @@ def test_without_coupling_it_is_the_whole_batch():
         np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_layers_see_the_mesh(micro_batches):
+    seen = []
+
+    class Seeing(Uncoupled):
+        def objective(self, *args, **kwargs):
+            seen.append(jax.sharding.get_abstract_mesh())
+            return super().objective(*args, **kwargs)
+
+    stage = dataclasses.replace(STAGE, micro_batches=micro_batches)
+    _one_step(Seeing(), stage, _batch(stage))
+    assert {(mesh.axis_names, mesh.size) for mesh in seen} == {(("data",), 8)}
+
+
 def test_with_coupling_it_is_a_loop_over_the_parts(toy_config):
     """The toy draws noise per batch and compares it with a bank of earlier ones."""
     toy, batch = experiment.build_method(toy_config, num_classes=9), _batch(STAGE)
