@@ -221,7 +221,8 @@ def test_what_a_loop_stacks_is_traffic_once():
     %layer (s: STACK, i: s32[]) -> LAYER {
       %s = STACK parameter(0)
       %i = s32[] parameter(1)
-      %d = f32[1,64,128]{2,1,0} dynamic-slice(%s, %i, %i, %i)
+      %c = STACK bitcast(%s)
+      %d = f32[1,64,128]{2,1,0} dynamic-slice(%c, %i, %i, %i)
       ROOT %b = LAYER bitcast(%d)
     }
     %stack (s: STACK, t: STACK, u: STACK, i: s32[]) -> (STACK, STACK, LAYER) {
