@@ -148,14 +148,20 @@ class _FromSource:
         return tqdm.tqdm(entries, desc=split, unit=" images", disable=not self.progress)
 
 
+_BEDS = "synthetic/bed_"
+"""What names begin with that a message has no place for: there are two dozen."""
+
+
 def _unknown(dataset: str) -> UserError:
     known = known_datasets()
     near = difflib.get_close_matches(dataset, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
+    listed = ", ".join(name for name in known if not name.startswith(_BEDS))
     return UserError(
-        f"Unknown data set {dataset!r}.{hint} Known: {', '.join(known)}. A data set of "
-        "your own in Market-1501's layout: --dataset=market1501 --source=<folder or "
-        "zip> --allow_other_counts --name=<its_name>."
+        f"Unknown data set {dataset!r}.{hint} Known: {listed}, and test beds, {_BEDS}"
+        "<bed>_<step> (docs/data.md). A data set of your own in Market-1501's layout: "
+        "--dataset=market1501 --source=<folder or zip> --allow_other_counts "
+        "--name=<its_name>."
     )
 
 

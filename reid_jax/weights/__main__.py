@@ -12,7 +12,7 @@ names of timm, torchvision, IBN-Net or HRNet, to be read by PyTorch.
 With --as, the file is a trained re-ID network of another library, and the folder a run
 that --mode=evaluate and --mode=export take, and --config.pretrained.
 
-With --ship, a run of the baselines goes into the library's own folder, in half
+With --ship, a run goes into the library's own folder, in half
 precision and with a card; --config.pretrained and reid_jax.load take shipped/NAME then.
 """
 
