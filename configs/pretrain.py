@@ -14,8 +14,9 @@ trained by BoT's losses alone, without parts, on the people of `synthetic/pretra
 - `resnet_narrow`: SANet; width 8
 - `hrnet`: DROP; width 8
 
-The schedules are meant for about two hours of two cores each; a run that is interrupted
-goes on when its command is given again. `:demo` takes a minute or two, to see it work.
+The schedules take 20 to 45 minutes of one core each (`vit_deep` two hours); a run that
+is interrupted goes on when its command is given again. `:demo` takes a minute or two, to
+see it work.
 """
 
 from typing import Any, NamedTuple
@@ -35,12 +36,12 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "vit": Recipe("vit", {}, 40.0),
-    "vit_deep": Recipe("vit", {"depth": 8}, 20.0),
-    "vit_narrow": Recipe("vit", {"width": 128, "heads": 4}, 60.0),
-    "resnet": Recipe("resnet50", {}, 40.0),
-    "resnet_narrow": Recipe("resnet50", {"width": 8}, 60.0),
-    "hrnet": Recipe("hrnet_w32", TINY_HRNET, 40.0),
+    "vit": Recipe("vit", {}, 16.0),
+    "vit_deep": Recipe("vit", {"depth": 8}, 16.0),
+    "vit_narrow": Recipe("vit", {"width": 128, "heads": 4}, 16.0),
+    "resnet": Recipe("resnet50", {}, 16.0),
+    "resnet_narrow": Recipe("resnet50", {"width": 8}, 24.0),
+    "hrnet": Recipe("hrnet_w32", TINY_HRNET, 24.0),
 }
 
 
@@ -60,7 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     train = config.stages.train
     train.epochs = 5.0 if demo else recipe.epochs
     train.optimizer.warmup_epochs = 1.0
-    config.evaluation.every_epochs = 5.0
+    config.evaluation.every_epochs = 8.0
     # Of new people by the same cameras, and of new people by new cameras.
     config.evaluate_on = (config.data.dataset, common.DEMO_DATASET)
     return config
