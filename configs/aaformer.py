@@ -130,7 +130,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.part_kind = "parts"
     _set_backbone(config, arguments)
     if arguments["demo"]:
-        _shrink(config)
+        _shrink(config, arguments)
     common.apply_row(config, ROWS, arguments)
     return config
 
@@ -147,8 +147,7 @@ def _set_backbone(config: ConfigDict, arguments: dict[str, Any]) -> None:
         config.model.update(baseline.IMAGENET)
 
 
-def _shrink(config: ConfigDict) -> None:
+def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """A Transformer of four layers."""
-    config.pretrained = "none"
     config.model.update(width=192, depth=4, heads=6, drop_path=0.0)
-    common.shrink_for_demo(config)
+    common.shrink_for_demo(config, arguments, "vit")

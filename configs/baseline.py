@@ -13,9 +13,10 @@ schedule), `vit_small`, `vit_large`, `transreid` (ViT-B/16 with jigsaw parts),
 recipe of the authors' code; what is left of it, and what a row of `VARIANTS` below is,
 is said in `reid_jax/models/baseline.py`.
 
-A demo is none of these recipes. It trains a small network from scratch with AdamW, and
-from scratch BoT's losses learn faster than TransReID's: all demos have those, without
-the centre loss.
+A demo is none of these recipes. It trains a small network with AdamW, and in its few
+epochs BoT's losses learn faster than TransReID's: all demos have those, without the
+centre loss. It starts from weights that the library brings, or from nothing: with
+`:demo,scratch`, and where there are none (`SHIPPED`).
 
 Other losses are fields: `--config.model.classifier=arcface`, `cosface` or `circle` for
 the identity loss, `--config.model.circle_weight=1 --config.model.triplet_weight=0` for
@@ -41,6 +42,15 @@ PRETRAINED = {
     "pcb": "resnet50",
     **{name: name for name in osnet.SIZES},
 }
+TINY_HRNET = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "stem": 8, "incre": 2}
+TINY_RESNET = {"width": 16, "blocks": (1, 1, 1, 1)}
+SHIPPED = {
+    **dict.fromkeys(("vit", "transreid"), "vit"),
+    **dict.fromkeys(("resnet50", "pcb"), "resnet"),
+    "hrnet_w32": "hrnet",
+}
+"""Backbone -> what its demo starts from; the others' start from nothing."""
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Statistics of the channels with which all weights but Google's ViTs were trained."""
 
@@ -85,9 +95,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if name not in VITS:
         _set_adam(config.stages.train.optimizer)
     if arguments["demo"]:
-        config.pretrained = "none"
         _shrink(config)
-        common.shrink_for_demo(config)
+        common.shrink_for_demo(config, arguments, SHIPPED.get(name))
     elif name == "transreid":
         _as_transreid(config, arguments["dataset"])
     elif name == "pcb":
@@ -187,16 +196,15 @@ def _as_transreid(config: ConfigDict, dataset: str) -> None:
 
 
 def _shrink(config: ConfigDict) -> None:
-    """Sizes that train from scratch in minutes on two CPU cores."""
+    """Sizes that train in minutes on two CPU cores."""
     options = config.model.options
     if "depth" in options:
         options.width, options.depth, options.heads = 192, 4, 6
         options.drop_path = 0.0
     elif config.model.backbone == "hrnet_w32":
-        options.width, options.incre, options.stem = 8, 8, 16
-        options.modules, options.blocks = (1, 1, 1), 1
+        options.update(TINY_HRNET)
     elif config.model.backbone in osnet.SIZES:
         options.channels, options.feature_dim = (16, 64, 96, 128), 128
     else:
-        options.width, options.blocks = 16, (1, 1, 1, 1)
+        options.update(TINY_RESNET)
     config.stages.train.optimizer.milestones = ()

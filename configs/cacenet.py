@@ -22,6 +22,8 @@ and 78.5 % before pairs are compared. `row=table2-semantic` reads part labels.
 them as `metrics_before_pairs`.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -153,23 +155,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     train.optimizer.final_factor = 0.0
 
     if arguments["demo"]:
-        _shrink(config)
+        _shrink(config, arguments)
     common.apply_row(config, ROWS, arguments)
     return config
 
 
-def _shrink(config: ConfigDict) -> None:
+def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """A ResNet of sixteen channels and four blocks."""
-    config.pretrained = "none"
     config.model.width = 16
     config.model.blocks = (1, 1, 1, 1)
     config.model.embed_width = 128
     config.model.graph_width = 32
-    common.shrink_for_demo(config)
+    common.shrink_for_demo(config, arguments, "resnet")
     train = config.stages.train
     # Half the other demos' batch: there are four times as many pairs in theirs.
     train.identities = 8
-    train.epochs = 22.0
-    train.optimizer.learning_rate = 2e-3
-    train.optimizer.warmup_epochs = 1.5
-    config.evaluation.every_epochs = 11.0
+    if arguments["scratch"]:
+        train.epochs = 22.0
+        train.optimizer.learning_rate = 2e-3
+        train.optimizer.warmup_epochs = 1.5
+        config.evaluation.every_epochs = 11.0

@@ -239,16 +239,20 @@ def parse(
 ) -> dict[str, Any]:
     """Arguments after a config's colon, such as `demo` or `dataset=msmt17`.
 
+    `demo` is a small network that starts from the library's own weights, and
+    `demo,scratch` the same from none.
+
     Args:
       arg: the text after the colon, comma-separated; a bare name means True.
       measured_on: beginning of a row's name -> the data set that the paper measures
         such rows on, for where no `dataset` is given.
-      **defaults: the arguments that the config knows; `demo` and `dataset` always are.
+      **defaults: the arguments that the config knows; `demo`, `scratch` and `dataset`
+        always are.
 
     Raises:
-      UserError: for an argument that the config does not know.
+      UserError: for an argument that the config does not know, or `scratch` alone.
     """
-    values = {"demo": False, "dataset": "market1501", **defaults}
+    values = {"demo": False, "scratch": False, "dataset": "market1501", **defaults}
     for item in filter(None, (arg or "").split(",")):
         key, has_value, value = item.partition("=")
         if key not in values or isinstance(values[key], bool) == bool(has_value):
@@ -258,6 +262,11 @@ def parse(
             )
             raise UserError(f"unknown config argument ':{item}'; known: {known}")
         values[key] = value if has_value else True
+    if values["scratch"] and not values["demo"]:
+        raise UserError(
+            ":scratch goes with :demo; a full network starts from nothing with "
+            "--config.pretrained=none"
+        )
     if "dataset=" in (arg or ""):
         return values
     for beginning, dataset in (measured_on or {}).items():
@@ -282,7 +291,7 @@ def choice(arguments: dict[str, Any], name: str, known: Iterable[str]) -> str:
 
 def variant(arguments: dict[str, Any]) -> str:
     """Short name of the arguments, for the run's default folder."""
-    words = ["demo"] if arguments["demo"] else []
+    words = [word for word in ("demo", "scratch") if arguments[word]]
     if not arguments["demo"] or arguments["dataset"] != DEMO_DATASET:
         words.append(arguments["dataset"].replace("/", "-"))
     if arguments.get("row"):
@@ -318,20 +327,33 @@ def apply_row(config: ConfigDict, rows: Rows, arguments: dict[str, Any]) -> None
         place[field] = value
 
 
-def shrink_for_demo(config: ConfigDict) -> None:
-    """A network and a schedule that train from scratch in minutes on two CPU cores.
+def shrink_for_demo(
+    config: ConfigDict, arguments: dict[str, Any], weights: str | None
+) -> None:
+    """A schedule of minutes on two CPU cores, for a small network and its images.
 
-    From scratch, AdamW learns in the few epochs there are; the papers' SGD needs
-    pretrained weights.
+    By AdamW, which learns in the few epochs there are; the papers' SGD needs more.
+
+    Args:
+      config: of `base`.
+      arguments: from `parse`; with `scratch` the network starts from nothing.
+      weights: those of `shipped/` that it starts from otherwise, which know rendered
+        people as the papers' weights know ImageNet; None if there are none for it.
     """
     config.data.height = 128
     config.data.width = 64
     config.augment.pad_crop.pad = 5
     train = config.stages.train
-    train.epochs = 30.0
     train.optimizer.name = "adamw"
-    train.optimizer.learning_rate = 1e-3
     train.optimizer.weight_decay = 0.05
-    train.optimizer.warmup_epochs = 3.0
     train.optimizer.warmup_from = 1e-5
-    config.evaluation.every_epochs = 10.0
+    if weights is None or arguments["scratch"]:
+        config.pretrained = "none"
+        train.epochs, train.optimizer.learning_rate = 30.0, 1e-3
+        train.optimizer.warmup_epochs = 3.0
+        config.evaluation.every_epochs = 10.0
+    else:
+        config.pretrained = f"shipped/{weights}"
+        train.epochs, train.optimizer.learning_rate = 10.0, 3e-4
+        train.optimizer.warmup_epochs = 1.0
+        config.evaluation.every_epochs = 5.0

@@ -14,6 +14,8 @@ name layers (Fig. 8) or rates are for the full network: the demo has four layers
     python -m reid_jax.main --config=configs/cpacol.py:row=table4-4d
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -156,7 +158,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stages.train = _stage(epochs=140.0 if on_duke else 120.0, rate=8e-3)
     config.stages.correlate = _stage(epochs=180.0 if on_duke else 120.0, rate=1e-2)
     if arguments["demo"]:
-        _shrink(config)
+        _shrink(config, arguments)
     common.apply_row(config, ROWS, arguments)
     if arguments["row"] == "authors-code" and on_duke:
         config.model.cameras = 8
@@ -175,9 +177,8 @@ def _stage(*, epochs: float, rate: float) -> ConfigDict:
     return stage
 
 
-def _shrink(config: ConfigDict) -> None:
+def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """A small extractor with ContrastAttn after three of four layers."""
-    config.pretrained = "none"
     model = config.model
     model.attention_layers = (1, 2, 3)
     model.ramp_epochs = 5.0
@@ -185,14 +186,14 @@ def _shrink(config: ConfigDict) -> None:
     model.correlation_blocks = ((3, 2, 8), (3, 2, 16), (3, 1, 16))
     model.pair_block = 64
     model.stride = (16, 16)
-    # From scratch, BoT's losses learn faster than the soft margin.
+    # In few epochs, BoT's losses learn faster than the soft margin.
     model.label_smoothing = 0.1
     model.margin = 0.3
     model.width = 128
     model.depth = 4
     model.heads = 4
     model.drop_path = 0.0
-    common.shrink_for_demo(config)
+    common.shrink_for_demo(config, arguments, "vit_narrow")
     correlate = config.stages.correlate
     correlate.epochs = 10.0
     correlate.optimizer.update(config.stages.train.optimizer)

@@ -44,7 +44,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import baseline, common
 from data_pipelines.part_labels import groupings
 from reid_jax.models.drop import Options
 
@@ -52,9 +52,7 @@ OCCLUDED = ("occluded", "p_duke", "partial")
 """Data sets with one of these in their names get eight parts, all others five."""
 
 HRNET_W32 = {"width": 32, "modules": (1, 4, 3), "blocks": 4, "stem": 64, "incre": 32}
-TINY_HRNET = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "stem": 8, "incre": 2}
 RESNET_50 = {"blocks": (3, 4, 6, 3), "width": 64, "last_stride": 1}
-TINY_RESNET = {"blocks": (1, 1, 1, 1), "width": 16, "last_stride": 1}
 
 PARTS_OF_TABLE_8 = {
     **{3: "three_v", 4: "four_v", 5: "five_v"},
@@ -73,12 +71,18 @@ def _parts(count: int, kind: str) -> dict[str, Any]:
     }
 
 
-def _backbone(name: str, *, demo: bool) -> dict[str, Any]:
+def _backbone(name: str, start: str) -> dict[str, Any]:
     """The fields of a ResNet in HRNet's place."""
+    options = RESNET_50 if start == "full" else RESNET_50 | baseline.TINY_RESNET
+    weights = "none"
+    if start == "full":
+        weights = name
+    elif start == "demo" and name in baseline.SHIPPED:
+        weights = f"shipped/{baseline.SHIPPED[name]}"
     return {
-        "pretrained": "none" if demo else name,
+        "pretrained": weights,
         "model.backbone": name,
-        "model.options": TINY_RESNET if demo else RESNET_50,
+        "model.options": options,
     }
 
 
@@ -88,8 +92,13 @@ NO_SMOOTHING = {"model.spatial_smoothing": 0.0}
 NOWHERE = {"model.position": "none"}
 
 
-def rows(kind: str, *, demo: bool) -> common.Rows:
-    """The rows of Tables 4 to 9 for one kind of part labels."""
+def rows(kind: str, start: str = "full") -> common.Rows:
+    """The rows of Tables 4 to 9 for one kind of part labels.
+
+    Args:
+      kind: whose classes the labels have.
+      start: "full", the paper's network; "demo", or "scratch" without weights.
+    """
     return {
         "table4-baseline": PLAIN | NOWHERE | {"model.decouple": False},
         "table4-decouple": PLAIN | NOWHERE,
@@ -100,10 +109,10 @@ def rows(kind: str, *, demo: bool) -> common.Rows:
         "table5-hct": NO_SMOOTHING | HCT,
         "table5-part-average": PLAIN,
         "table5-pct": NO_SMOOTHING,
-        **_pcb(demo=demo),
+        **_pcb(start),
         **_embeddings(kind),
-        "table7-resnet50": _backbone("resnet50", demo=demo),
-        "table7-resnet50-ibn": _backbone("resnet50_ibn_a", demo=demo),
+        "table7-resnet50": _backbone("resnet50", start),
+        "table7-resnet50-ibn": _backbone("resnet50_ibn_a", start),
         "table7-hrnet": {},
         **{f"table8-{count}": _parts(count, kind) for count in PARTS_OF_TABLE_8},
         "table9-none": PLAIN | NOWHERE,
@@ -112,10 +121,10 @@ def rows(kind: str, *, demo: bool) -> common.Rows:
     }
 
 
-def _pcb(*, demo: bool) -> common.Rows:
+def _pcb(start: str) -> common.Rows:
     """The right half of Table 5."""
     pcb = {"model.regions": "stripes", "model.embeddings": ("parts",)}
-    pcb |= _backbone("resnet50", demo=demo)
+    pcb |= _backbone("resnet50", start)
     return {
         "table5-pcb-hct": pcb | HCT,
         "table5-pcb-part-average": pcb | {"model.triplet": "part_average"},
@@ -148,7 +157,7 @@ def _embeddings(kind: str) -> common.Rows:
     }
 
 
-ROWS: common.Rows = rows("pifpaf", demo=False)
+ROWS: common.Rows = rows("pifpaf")
 
 
 def _duke(rank1: float | None, mean_ap: float) -> dict[str, tuple]:
@@ -233,9 +242,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     _set_parts(config.model, arguments)
     _set_optimizer(config.stages.train.optimizer)
     if arguments["demo"]:
-        _shrink(config)
-    kind = config.model.part_kind
-    common.apply_row(config, rows(kind, demo=arguments["demo"]), arguments)
+        _shrink(config, arguments)
+    start = next((word for word in ("scratch", "demo") if arguments[word]), "full")
+    common.apply_row(config, rows(config.model.part_kind, start), arguments)
     return config
 
 
@@ -258,20 +267,27 @@ def _set_optimizer(optimizer: ConfigDict) -> None:
     optimizer.milestones = (40.0, 70.0)
 
 
-def _shrink(config: ConfigDict) -> None:
+def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """The demo; the file's docstring says why it changes what it changes."""
-    config.pretrained = "none"
     model = config.model
-    model.options = ConfigDict(TINY_HRNET)
+    model.options = ConfigDict(baseline.TINY_HRNET)
     model.parsing_width = 16
     model.width = 64
     model.spatial_smoothing = 0.1
-    model.parsing_weight = 10.0
-    common.shrink_for_demo(config)
+    common.shrink_for_demo(config, arguments, "hrnet")
     train = config.stages.train
-    train.epochs, train.identities = 20.0, 8
+    train.identities = 8
     optimizer = train.optimizer
     optimizer.milestones = ()
+    if arguments["scratch"]:
+        _start_from_nothing(model, train)
+
+
+def _start_from_nothing(model: ConfigDict, train: ConfigDict) -> None:
+    """What the demo changes more, as nothing tells parts apart yet."""
+    model.parsing_weight = 10.0
+    train.epochs = 20.0
+    optimizer = train.optimizer
     optimizer.learning_rate, optimizer.warmup_epochs = 1.5e-3, 1.0
     faster = {"pattern": "(parsing|upsampling|position)/", "learning_rate": 10.0}
     optimizer.groups = ConfigDict({"parsing": faster})

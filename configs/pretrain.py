@@ -14,9 +14,9 @@ trained by BoT's losses alone, without parts, on the people of `synthetic/pretra
 - `resnet_narrow`: SANet; width 8
 - `hrnet`: DROP; width 8
 
-The schedules take 20 to 45 minutes of one core each (`vit_deep` two hours); a run that
-is interrupted goes on when its command is given again. `:demo` takes a minute or two, to
-see it work.
+The schedules take 20 to 45 minutes of one core each (`vit_deep` two hours); a run
+that is interrupted goes on when its command is given again. `:demo` takes a minute or
+two, to see it work.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs import baseline, common
-from configs.drop import TINY_HRNET
 
 
 class Recipe(NamedTuple):
@@ -36,12 +35,12 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "vit": Recipe("vit", {}, 16.0),
-    "vit_deep": Recipe("vit", {"depth": 8}, 16.0),
-    "vit_narrow": Recipe("vit", {"width": 128, "heads": 4}, 16.0),
-    "resnet": Recipe("resnet50", {}, 16.0),
-    "resnet_narrow": Recipe("resnet50", {"width": 8}, 24.0),
-    "hrnet": Recipe("hrnet_w32", TINY_HRNET, 24.0),
+    "vit": Recipe("vit", {}, 4.0),
+    "vit_deep": Recipe("vit", {"depth": 8}, 4.0),
+    "vit_narrow": Recipe("vit", {"width": 128, "heads": 4}, 4.0),
+    "resnet": Recipe("resnet50", {}, 4.0),
+    "resnet_narrow": Recipe("resnet50", {"width": 8}, 6.0),
+    "hrnet": Recipe("hrnet_w32", {}, 6.0),
 }
 
 
@@ -50,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arguments = common.parse(arg, backbone="vit")
     name = common.choice(arguments, "backbone", RECIPES)
     recipe, demo = RECIPES[name], arguments["demo"]
-    config = baseline.get_config(f"demo,backbone={recipe.backbone}")
+    config = baseline.get_config(f"demo,scratch,backbone={recipe.backbone}")
     config.name, config.variant = "pretrain", f"{name}-demo" if demo else name
     config.model.options.update(recipe.options)
     if "dataset=" in (arg or ""):
@@ -60,8 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.dataset = f"synthetic/pretrain{'_demo' if demo else ''}"
     train = config.stages.train
     train.epochs = 5.0 if demo else recipe.epochs
-    train.optimizer.warmup_epochs = 1.0
-    config.evaluation.every_epochs = 8.0
+    train.optimizer.warmup_epochs = 0.5
+    config.evaluation.every_epochs = 2.0
     # Of new people by the same cameras, and of new people by new cameras.
     config.evaluate_on = (config.data.dataset, common.DEMO_DATASET)
     return config

@@ -115,7 +115,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     _set_labels(config, arguments)
     _set_optimizer(config.stages.train)
     if arguments["demo"]:
-        _shrink(config)
+        _shrink(config, arguments)
     common.apply_row(config, ROWS, arguments)
     return config
 
@@ -140,20 +140,20 @@ def _set_optimizer(train: ConfigDict) -> None:
     train.optimizer.milestones = (120.0,)
 
 
-def _shrink(config: ConfigDict) -> None:
-    """Sizes that train from scratch in minutes on two CPU cores."""
-    config.pretrained = "none"
-    common.shrink_for_demo(config)
+def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
+    """Sizes that train in minutes on two CPU cores."""
+    common.shrink_for_demo(config, arguments, "resnet_narrow")
     config.data.height, config.data.width = 192, 64
     # Training images show whole people, queries parts of them.
     config.augment.random_crop.keep = 0.6
     config.augment.colour.factor = (0.8, 1.2)
     train = config.stages.train
     train.identities = 8
-    train.epochs = 12.0
-    config.evaluation.every_epochs = 6.0
     train.optimizer.milestones = ()
-    train.optimizer.learning_rate = 3e-3
+    if arguments["scratch"]:
+        train.epochs = 12.0
+        config.evaluation.every_epochs = 6.0
+        train.optimizer.learning_rate = 3e-3
     # Masks start at 1/2 everywhere, and a head is no wider than a place of the map.
     train.optimizer.groups = {
         "masks": {"pattern": r"branch\d+/mask/", "learning_rate": 4.0}

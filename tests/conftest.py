@@ -160,7 +160,7 @@ def _shrink(config, data_dir) -> None:
 @pytest.fixture
 def toy_config(tiny_data):
     """Config of `tests/toy_method.py`: two stages of 6 and 4 steps."""
-    config = common.base("toy", common.parse("demo"))
+    config = common.base("toy", common.parse("demo,scratch"))
     config.method = "tests.toy_method"
     config.model.update(width=6, top_k=3, bank_batches=3, explode_at=-1.0)
     config.stages = {"first": common.stage(), "second": common.stage()}
@@ -175,7 +175,7 @@ def toy_config(tiny_data):
 @pytest.fixture
 def aaformer_config(tiny_data):
     """AAformer's demo, smaller still."""
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     _shrink(config, tiny_data)
     config.model.update(width=24, depth=2, heads=2, patch_size=8, stride=(8, 8))
     config.stages.train.epochs = 1.0
@@ -185,7 +185,7 @@ def aaformer_config(tiny_data):
 @pytest.fixture
 def baseline_config(tiny_data):
     """The ViT baseline's demo, smaller still, with the centre loss."""
-    config = baseline.get_config("demo")
+    config = baseline.get_config("demo,scratch")
     _shrink(config, tiny_data)
     config.model.center_weight = 5e-4
     config.model.options.update(width=12, depth=1, heads=2, patch_size=8, stride=(8, 8))
@@ -196,7 +196,7 @@ def baseline_config(tiny_data):
 @pytest.fixture
 def cacenet_config(tiny_data):
     """CACE-Net's demo, smaller still, with part labels."""
-    config = cacenet.get_config("demo,row=table2-semantic")
+    config = cacenet.get_config("demo,scratch,row=table2-semantic")
     _shrink(config, tiny_data)
     config.model.update(width=2, embed_width=8, top_k=3)
     config.stages.train.epochs = 1.0
@@ -206,7 +206,7 @@ def cacenet_config(tiny_data):
 @pytest.fixture
 def drop_config(tiny_data):
     """DROP's demo on a small ResNet, with M = 3 and an epoch of 6 steps."""
-    config = drop.get_config("demo,row=table7-resnet50")
+    config = drop.get_config("demo,scratch,row=table7-resnet50")
     _shrink(config, tiny_data)
     config.model.options.update(width=2)
     config.model.update(width=6, parsing_width=4, bank_batches=3)
@@ -217,7 +217,7 @@ def drop_config(tiny_data):
 @pytest.fixture
 def sanet_config(tiny_data):
     """SANet's demo, smaller still: two layers of cells and one part."""
-    config = sanet.get_config("demo")
+    config = sanet.get_config("demo,scratch")
     _shrink(config, tiny_data)
     config.data.height, config.data.width = 48, 32
     config.model.update(width=2, layers=2, enhancement_width=4, mask_width=3)

@@ -60,7 +60,7 @@ def _set(config, field, value):
     ],
 )
 def test_a_value_without_sense_is_named(field, value):
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     checks.check_config(config)
     _set(config, field, value)
     with pytest.raises(UserError, match=rf"^config\.{field}") as error:
@@ -73,7 +73,7 @@ def test_a_value_without_sense_is_named(field, value):
     [("k1", 5), ("k2", 21), ("k2", 0), ("lambda_value", 1.2), ("lambda_value", -0.1)],
 )
 def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     config.evaluation.rerank = ("flip", "k_reciprocal")
     config.evaluation.k_reciprocal.k1 = 10
     checks.check_config(config)
@@ -84,7 +84,7 @@ def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
 
 
 def test_a_warm_up_that_a_stage_does_not_reach_is_a_remark():
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     assert list(checks.remarks(config)) == []
     config.stages.train.optimizer.warmup_epochs = config.stages.train.epochs + 1
     checks.check_config(config)
@@ -94,7 +94,7 @@ def test_a_warm_up_that_a_stage_does_not_reach_is_a_remark():
 
 
 def test_all_are_named_at_once():
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     config.seed, config.data.height = -1, 3
     config.stages.train.optimizer.milestones = (1.0, -2.0)
     with pytest.raises(UserError) as error:
@@ -108,7 +108,7 @@ def test_all_are_named_at_once():
 
 
 def test_every_limit_is_a_field():
-    fields = workdir.flatten(common.base("x", common.parse("demo")).to_dict())
+    fields = workdir.flatten(common.base("x", common.parse("demo,scratch")).to_dict())
     assert fields.keys() >= checks.LIMITS.keys()
     of_stage = {f"stages.train.{name}" for name in checks.LIMITS_OF_STAGE}
     assert fields.keys() >= of_stage
@@ -118,14 +118,14 @@ def test_every_limit_is_a_field():
     "name", ["", ".x", "os", "reid_jax.models.method", "reid_jax.models.nothing", "no"]
 )
 def test_a_method_that_is_none_is_named(name):
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     config.method = name
     with pytest.raises(UserError, match="there are: aaformer, baseline"):
         experiment.build_method(config, num_classes=3)
 
 
 def test_fields_that_a_method_lacks_are_named():
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     config.unlock()
     config.model.colour = "red"
     with pytest.raises(UserError, match="'colour'"):
@@ -152,7 +152,7 @@ def test_fields_that_a_method_lacks_are_named():
     ],
 )
 def test_a_field_of_the_model_of_another_type_is_named(field, value):
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     _set(config, f"model.{field}", value)
     with pytest.raises(UserError, match=rf"^config\.model\.{field} is "):
         experiment.build_method(config, num_classes=3)
@@ -170,7 +170,7 @@ def test_all_rows_pass(name):
 
 
 def test_average_precisions_are_few():
-    config = aaformer.get_config("demo")
+    config = aaformer.get_config("demo,scratch")
     config.evaluation.ap = "foo"
     with pytest.raises(UserError, match=r"config\.evaluation\.ap is 'foo'; it is one"):
         checks.check_config(config)

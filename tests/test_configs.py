@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import configs
-from configs import aaformer, baseline, common, pretrain
+from configs import aaformer, baseline, common, drop, pretrain
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 
@@ -218,7 +218,26 @@ class TestArguments:
     def test_demo_renders_its_own_data(self):
         config = aaformer.get_config("demo")
         assert config.data.dataset == "synthetic/holistic_demo"
-        assert (config.pretrained, config.variant) == ("none", "demo")
+        assert (config.pretrained, config.variant) == ("shipped/vit", "demo")
+
+    def test_a_demo_from_scratch(self):
+        config = aaformer.get_config("demo,scratch")
+        assert (config.pretrained, config.variant) == ("none", "demo-scratch")
+        with pytest.raises(UserError, match=":scratch goes with :demo; a full network"):
+            aaformer.get_config("scratch")
+
+    @pytest.mark.parametrize(
+        ("arg", "pretrained"),
+        [
+            ("demo,row=table7-resnet50", "shipped/resnet"),
+            ("demo,row=table5-pcb-pct", "shipped/resnet"),
+            ("demo,row=table7-resnet50-ibn", "none"),
+            ("demo,scratch,row=table7-resnet50", "none"),
+            ("row=table7-resnet50", "resnet50"),
+        ],
+    )
+    def test_a_row_with_another_backbone_has_its_weights(self, arg, pretrained):
+        assert drop.get_config(arg).pretrained == pretrained
 
     def test_dataset(self):
         config = aaformer.get_config("dataset=synthetic/occluded_demo")
@@ -235,7 +254,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("arg", ["domo", "dataset", "demo=1", "size=3"])
     def test_unknown(self, arg):
-        with pytest.raises(UserError, match=r"known: :demo, :dataset=\.\.\."):
+        with pytest.raises(UserError, match=r"known: :demo, :scratch, :dataset=\.\.\."):
             common.parse(arg)
 
 

@@ -36,7 +36,7 @@ DEMO = f"--config={CHECKOUT}/configs/aaformer.py:demo"
         (("--config=README.md",), "README.md is no Python file"),
         (("--config=configs/common.py",), "common.py has no get_config()"),
         (("--config=configs/run.py",), "name a run's folder"),
-        ((DEMO + "x",), "unknown config argument ':demox'; known: :demo"),
+        ((DEMO + "x",), "unknown config argument ':demox'; known: :demo, :scratch"),
         (("--config=configs/aaformed.py", "--config.seed=1"), "aaformed.py"),
         ((DEMO, "--config.model.widht=3"), "width"),
         ((*DEMO.split("="), "--config.model.widht=3"), "did you mean model.width?"),

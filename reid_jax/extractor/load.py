@@ -53,9 +53,11 @@ def _nowhere(place: str) -> str:
         str(path.parent) for path in pathlib.Path("runs").glob("*/config.json")
     )
     there = f"; here are {', '.join(runs[:6])}" if runs else ""
+    from reid_jax.weights import included  # slow, too
+
     return (
         f"there is no network in {place!r}: name a run's folder, one of its "
-        f"checkpoints, or an export{there}. The library brings no trained networks; "
-        "one to try things with is trained in minutes by: python "
-        "-m reid_jax --config=aaformer:demo"
+        f"checkpoints, or an export{there}. The library brings "
+        f"{', '.join(included.names())}, to try things with: they have seen rendered "
+        "people only"
     )

@@ -224,7 +224,7 @@ def test_lists_have_at_least_one_image(extractor, k):
 
 def test_places_without_a_network(tmp_path, monkeypatch, places):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no network in 'resnet50'.*aaformer:demo"):
+    with pytest.raises(UserError, match=r"no network in 'resnet50'.*brings shipped/"):
         reid_jax.load("resnet50")
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.json").write_text("{}")

@@ -174,7 +174,7 @@ def test_the_papers_numbers():
 
 
 def test_no_candidates_switch_the_scorer_off():
-    config = configs.cacenet.get_config("demo")
+    config = configs.cacenet.get_config("demo,scratch")
     config.model.top_k = 0
     method = experiment.build_method(config, num_classes=5)
     assert method.pair_scorer("train") is None

@@ -75,7 +75,7 @@ def test_each_device_has_about_an_eighth():
 
 def test_a_network_learns_the_same(monkeypatch):
     monkeypatch.setattr(sharding, "LEAST_SPLIT", 64)
-    config = baseline.get_config("demo")
+    config = baseline.get_config("demo,scratch")
     config.data.height, config.data.width = 32, 16
     config.stages.train.identities, config.stages.train.images_per_identity = 4, 2
     options = config.model.options
