@@ -26,7 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import baseline, common
 from reid_jax.models.cacenet import Options
 
 _INDIVIDUAL = {"model.graph": "none", "model.align": "none"}
@@ -162,8 +162,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """A ResNet of sixteen channels and four blocks."""
-    config.model.width = 16
-    config.model.blocks = (1, 1, 1, 1)
+    config.model.update(baseline.TINY_RESNET)
     config.model.embed_width = 128
     config.model.graph_width = 32
     common.shrink_for_demo(config, arguments, "resnet")

@@ -189,11 +189,8 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     # In few epochs, BoT's losses learn faster than the soft margin.
     model.label_smoothing = 0.1
     model.margin = 0.3
-    model.width = 128
-    model.depth = 4
-    model.heads = 4
-    model.drop_path = 0.0
-    common.shrink_for_demo(config, arguments, "vit_narrow")
+    model.update(width=192, depth=4, heads=6, drop_path=0.0)
+    common.shrink_for_demo(config, arguments, "vit")
     correlate = config.stages.correlate
     correlate.epochs = 10.0
     correlate.optimizer.update(config.stages.train.optimizer)

@@ -7,12 +7,10 @@ The papers start from ImageNet's weights; the demos, which are smaller than any 
 were published, can start from these. Each is the backbone of the demos named here,
 trained by BoT's losses alone, without parts, on the people of `synthetic/pretrain`:
 
-- `vit`: AAformer, and the baseline `vit`; width 192, depth 4
+- `vit`: AAformer, CpaCol and the baseline `vit`; width 192, depth 4
 - `vit_deep`: no demo's; the same with depth 8
-- `vit_narrow`: CpaCol; width 128, depth 4
-- `resnet`: CACE-Net, DROP's ResNets and the baseline `resnet50`; width 16
-- `resnet_narrow`: SANet; width 8
-- `hrnet`: DROP; width 8
+- `resnet`: CACE-Net, SANet, DROP's ResNets and the baseline `resnet50`; width 16
+- `hrnet`: DROP and the baseline `hrnet_w32`; width 8
 
 The schedules take 20 to 45 minutes of one core each (`vit_deep` two hours); a run
 that is interrupted goes on when its command is given again. `:demo` takes a minute or
@@ -37,9 +35,7 @@ class Recipe(NamedTuple):
 RECIPES = {
     "vit": Recipe("vit", {}, 4.0),
     "vit_deep": Recipe("vit", {"depth": 8}, 4.0),
-    "vit_narrow": Recipe("vit", {"width": 128, "heads": 4}, 4.0),
     "resnet": Recipe("resnet50", {}, 4.0),
-    "resnet_narrow": Recipe("resnet50", {"width": 8}, 6.0),
     "hrnet": Recipe("hrnet_w32", {}, 6.0),
 }
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import baseline, common
 from data_pipelines.part_labels.groupings import group_names, grouping
 from reid_jax.models.sanet import Options
 
@@ -142,7 +142,7 @@ def _set_optimizer(train: ConfigDict) -> None:
 
 def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """Sizes that train in minutes on two CPU cores."""
-    common.shrink_for_demo(config, arguments, "resnet_narrow")
+    common.shrink_for_demo(config, arguments, "resnet")
     config.data.height, config.data.width = 192, 64
     # Training images show whole people, queries parts of them.
     config.augment.random_crop.keep = 0.6
@@ -159,8 +159,7 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
         "masks": {"pattern": r"branch\d+/mask/", "learning_rate": 4.0}
     }
     model = config.model
-    model.blocks = (1, 1, 1, 1)
-    model.width = 8
+    model.update(baseline.TINY_RESNET)
     model.enhancement_width = 32
     model.mask_width = 32
     model.focal_alpha = 0.9
