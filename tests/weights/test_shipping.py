@@ -187,7 +187,8 @@ def test_demos_start_from_what_is_shipped(demo):
     )
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     backbone = [path for path in files.flatten(variables) if "/backbone/" in path]
-    assert backbone and set(backbone) <= set(report.loaded)
+    assert backbone
+    assert set(backbone) <= set(report.loaded)
     mean, std = config.model.mean, config.model.std
     assert weights.other_statistics(config.pretrained, mean, std) == ""
 
