@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from typing import IO
@@ -16,7 +18,7 @@ from reid_jax.errors import UserError
 
 _REPLACED = "replaced"
 _LOCK = "lock"
-_TRIES, _PAUSE = 10, 0.05
+_TRIES, _PAUSE, _LONG_PAUSE = 10, 0.05, 0.5
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' fcntl.h and fs.h
 
 
@@ -65,18 +67,27 @@ def held(staging: pathlib.Path, target: pathlib.Path, *, doing: str) -> Iterator
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def locked(staging: pathlib.Path, *, doing: str) -> IO:
+def locked(staging: pathlib.Path, *, doing: str, patient: bool = False) -> IO:
     """The lock of a folder, which is made if it is not there; closing gives it back.
+
+    Args:
+      staging: the folder.
+      doing: see `held`.
+      patient: whether to wait for another process that holds it, and say so.
 
     Raises:
       UserError: another process holds it.
     """
-    for _ in range(_TRIES):
+    for attempt in itertools.count(1):
         staging.mkdir(parents=True, exist_ok=True)
         if (lock := try_lock(staging)) is not None:
             return lock
-        time.sleep(_PAUSE)  # It may be one that only clears away leftovers.
-    raise UserError(f"Another process is {doing} in {staging}. Wait for it.")
+        if attempt == _TRIES:  # Until now it may only have cleared away leftovers.
+            other = f"Another process is {doing} in {staging}."
+            if not patient:
+                raise UserError(f"{other} Wait for it.")
+            print(f"{other} Waiting for it.", file=sys.stderr)
+        time.sleep(_PAUSE if attempt < _TRIES else _LONG_PAUSE)
 
 
 def try_lock(staging: pathlib.Path, *, certain: bool = False) -> IO | None:

@@ -66,7 +66,8 @@ def clear_dead(data_dir: pathlib.Path) -> None:
 def _locked(data_dir: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     """Holds the folder in which a data set is built; removes it in the end."""
     staging = data_dir / (_PREFIX + name.replace("/", "-"))
-    with folders.locked(staging, doing="preparing this data set"):
+    # Runs that start together all want it, and one of them prepares it.
+    with folders.locked(staging, doing="preparing this data set", patient=True):
         try:
             yield staging
         finally:

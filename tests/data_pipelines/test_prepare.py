@@ -1,5 +1,6 @@
 """Preparing data sets: what is stored, and what a mistake or a kill leaves behind."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -406,14 +407,19 @@ def test_without_locks_it_is_prepared_all_the_same(
     assert "cannot be locked" in capsys.readouterr().err
 
 
-def test_two_at_once_do_not_meet(folder, data_dir):
-    with (
-        staging._locked(data_dir, "own"),
-        pytest.raises(UserError, match="Another process"),
-    ):
-        own(folder, data_dir)
+def test_of_two_at_once_one_waits_for_the_other(folder, data_dir, monkeypatch, capsys):
+    other = contextlib.ExitStack()
+    other.enter_context(staging._locked(data_dir, "own"))
+
+    def pause(seconds):
+        if seconds == folders._LONG_PAUSE:  # this one has said that it waits
+            assert contents(data_dir) == [".preparing-own", ".preparing-own/lock"]
+            other.close()
+
+    monkeypatch.setattr(folders.time, "sleep", pause)
     own(folder, data_dir)
     assert image_count(data_dir) == 3
+    assert capsys.readouterr().err.count("Waiting for it.") == 1
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(folder, tmp_path):
