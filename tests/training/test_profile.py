@@ -42,51 +42,50 @@ def _take(trace, steps):
         trace.after_step(step, outputs, LOG)
 
 
-def test_a_run_traces_the_steps_asked_for_across_stages_and_none_twice(
+def test_a_run_traces_the_steps_asked_for_and_never_again(
     toy_config, tmp_path, on_devices, capsys
 ):
     on_devices(1)
-    toy_config.profile_steps, toy_config.max_steps = (5, 9), 8
+    toy_config.profile_steps, toy_config.max_steps = (8, 10), 9  # of the second stage
     train.train_and_evaluate(toy_config, str(tmp_path))
-    assert _traced(tmp_path) == [[5, 6, 7, 8]]
+    assert _traced(tmp_path) == [[8, 9]]
     (file,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
-    said = capsys.readouterr().out
-    assert f"profile of steps 5 to 8: open {file} at" in said
-    assert f"or: xprof --logdir={tmp_path / 'profile'}\n" in said
+    assert len(_executions(file, "jit_step")) == 2
     assert len(list(file.parent.glob("*.xplane.pb"))) == 1
-    assert len(_executions(file, "jit_step")) == 4
+    said = capsys.readouterr().out
+    assert f"profile of steps 8 to 9: open {file} at" in said
+    assert f"or: xprof --logdir={tmp_path / 'profile'}\n" in said
 
-    # It goes on with another window, of which most is done.
-    toy_config.profile_steps, toy_config.max_steps = (3, 10), 9
+    # The run goes on with steps that it has done.
+    toy_config.profile_steps = (3, 5)
     train.train_and_evaluate(toy_config, str(tmp_path))
-    assert _traced(tmp_path) == [[5, 6, 7, 8], [9]]
-    assert "profile of step 9: " in capsys.readouterr().out
+    assert "note: steps 3 to 4 are done; they are" in capsys.readouterr().out
+    assert _traced(tmp_path) == [[8, 9]]
 
 
 def test_a_run_that_fails_ends_its_trace(toy_config, tmp_path, on_devices, monkeypatch):
     def after_step(loop, step, *_):
-        if step == 2:
-            raise ArithmeticError("after two steps")
+        if step == 3:
+            raise ArithmeticError("after three steps")
 
     monkeypatch.setattr(train._StageLoop, "_after_step", after_step)
     on_devices(1)
-    toy_config.profile_steps = (1, 6)
-    with pytest.raises(ArithmeticError, match="after two steps"):
+    toy_config.profile_steps = (2, 6)
+    with pytest.raises(ArithmeticError, match="after three steps"):
         train.train_and_evaluate(toy_config, str(tmp_path))
-    assert _traced(tmp_path) == [[1, 2]]
-    # The beginning of the trace is no training: there is no rate of the first step.
-    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["step"] == 1
-    assert "images_per_second" not in first
+    assert _traced(tmp_path) == [[2, 3]]
 
 
-def test_steps_that_are_done_are_named_and_not_traced(tmp_path, capsys):
-    trace = profile.StepTrace((3, 5), str(tmp_path), done=4)
+def test_of_steps_that_are_done_in_part_the_rest_is_traced(tmp_path, capsys):
+    _take(profile.StepTrace((3, 6), str(tmp_path), done=4), range(5, 8))
+    assert _traced(tmp_path) == [[5]]
+    assert capsys.readouterr().out.startswith("profile of step 5: ")
+
+
+def test_steps_that_are_done_are_not_traced(tmp_path, capsys):
+    _take(profile.StepTrace((3, 5), str(tmp_path), done=4), range(5, 8))
     assert "note: steps 3 to 4 are done" in capsys.readouterr().out
-    _take(trace, range(5, 8))
-    trace.close()
-    profile.StepTrace((3, 5), str(tmp_path), done=3)
-    profile.StepTrace((), str(tmp_path), done=3)
+    _take(profile.StepTrace((), str(tmp_path), done=3), range(4, 6))
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "profile").exists()
 
