@@ -65,6 +65,8 @@ class Run:
         """Checks all that can be checked before anything is computed or written."""
         trackers.check_installed(config.get("trackers", ()))
         described = _described(config, records)
+        profiled = config.get("profile_steps", ())
+        profile.check(profiled, last=_last_step(config, described))
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         meta = checkpoints.meta() if checkpoints.latest_step() is not None else {}
         start = Position(*(meta.get(f.name, 0) for f in dataclasses.fields(Position)))
@@ -74,8 +76,6 @@ class Run:
             extended = extension.accepted(
                 *(workdir, fields, meta), stages=stages, batches=batches
             )
-        profiled = config.get("profile_steps", ())
-        profile.check(profiled, last=_last_step(config, described))
         first = jax.process_index() == 0
         if first:
             workdirs.claim(workdir, fields, extended=extended)

@@ -134,5 +134,5 @@ def test_steps_that_the_run_does_not_have(toy_config, tmp_path, on_devices):
     profile.check((9, 11), last=10)
     toy_config.profile_steps, toy_config.max_steps = (5, 10), 8
     with pytest.raises(UserError, match="steps 5 to 9, but the run ends with step 8"):
-        train.train_and_evaluate(toy_config, str(tmp_path))
-    assert not (tmp_path / "config.json").exists()
+        train.train_and_evaluate(toy_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
