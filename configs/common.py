@@ -78,6 +78,10 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Where scalars go: "tensorboard", and "jsonl" for metrics.jsonl, which the report
     # reads, are files; "wandb" and "mlflow" need their packages.
     config.trackers = ("tensorboard", "jsonl")
+    # Steps that `jax.profiler` traces into the run's `profile/`, counted as in
+    # metrics.jsonl: the first and the one after the last, such as (10, 15); () is none.
+    # The first step of a stage, or of a run that goes on, compiles.
+    config.profile_steps = ()
     # Stops (and saves) after this many steps over all stages; 0 is no limit.
     config.max_steps = 0
     return config

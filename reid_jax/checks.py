@@ -85,6 +85,7 @@ def check_config(config: Any) -> None:
         *_unreadable(fields),
         *_no_protocols(fields["evaluate_on"]),
         *_unknown_trackers(fields.get("trackers", [])),
+        *_no_steps(config.get("profile_steps", ())),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
         *_of_reranking(config.evaluation.to_dict()),
         *_no_choice("data.resize", fields.get("data.resize", BILINEAR), RESIZES),
@@ -147,6 +148,16 @@ def _unknown_trackers(names: Any) -> Iterator[str]:
         yield (
             f"config.trackers is {names}; it is a tuple of some of {', '.join(KNOWN)}, "
             "such as ('jsonl', 'wandb')"
+        )
+
+
+def _no_steps(profiled: Any) -> Iterator[str]:
+    """Whether the run has them is for the training to say."""
+    two = _is_of(profiled, tuple[int, int]) and 1 <= profiled[0] < profiled[1] <= _MANY
+    if not two and profiled != ():
+        yield (
+            f"config.profile_steps is {profiled!r}; it is () or two whole numbers, the "
+            "first step, at least 1, and the one after the last, such as (10, 15)"
         )
 
 

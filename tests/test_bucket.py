@@ -57,6 +57,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     toy_config.data.data_dir = gs_data
     workdir = f"{gs}/run"
     toy_config.max_steps = 3
+    toy_config.profile_steps = (2, 4)
     with monkeypatch.context() as patch:
         # As after a kill: what the logs have was uploaded with the checkpoint.
         patch.setattr(MetricWriter, "close", lambda writer: None)
@@ -74,6 +75,8 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     assert (root / "pictures/tiny/ranking.png").read_bytes()[1:4] == b"PNG"
     assert "tiny" in (root / "report.html").read_text()
     assert len(list((root / "tensorboard").iterdir())) == 2
+    profiled = {path.name for path in storage.files_below(root / "profile")}
+    assert "perfetto_trace.json.gz" in profiled
     assert {x.name for x in (root / "checkpoints/last").iterdir()} == {"6", "10"}
 
     (again,) = evaluate.evaluate_checkpoint(

@@ -184,7 +184,8 @@ class StepLog:
         self.flush()
         before = time.monotonic()
         yield
-        self._started += time.monotonic() - before
+        if self._started:
+            self._started += time.monotonic() - before
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         now = time.monotonic()

@@ -31,7 +31,7 @@ FREE_FIELDS = (
     *("shard_parameters", "model.attention_implementation", "model.remat"),
     *("model.scan_blocks", "model.options.scan_blocks"),
     *("data.data_dir", "data.num_workers", "data.resident_bytes"),
-    *("max_steps", "log_every_steps", "trackers"),
+    *("max_steps", "log_every_steps", "trackers", "profile_steps"),
     *("checkpoint", "evaluation", "evaluate_on"),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.metrics import MetricWriter
 from reid_jax.runtime.state import Meta, TrainState
-from reid_jax.training import extension, sources
+from reid_jax.training import extension, profile, sources
 from reid_jax.training.batches import TrainingBatches
 
 
@@ -51,6 +52,7 @@ class Run:
     evaluator: evaluate.Evaluator
     checkpoints: Checkpoints
     writer: MetricWriter
+    trace: profile.StepTrace
     start: Position
     resumed: bool
     best: dict[str, Any] | None
@@ -63,6 +65,8 @@ class Run:
         """Checks all that can be checked before anything is computed or written."""
         trackers.check_installed(config.get("trackers", ()))
         described = _described(config, records)
+        profiled = config.get("profile_steps", ())
+        profile.check(profiled, last=_last_step(config, described))
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         meta = checkpoints.meta() if checkpoints.latest_step() is not None else {}
         start = Position(*(meta.get(f.name, 0) for f in dataclasses.fields(Position)))
@@ -91,6 +95,7 @@ class Run:
                 resume_rows=meta.get("metric_rows"),
                 enabled=first,
             ),
+            trace=profile.StepTrace(profiled, workdir, done=start.global_step),
             start=start,
             resumed=bool(meta),
             best=_standing(meta.get("best"), checkpoints.best_step()),
@@ -178,10 +183,11 @@ class Run:
         )
 
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Waits for what is being saved; ends a trace that was cut short."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.writer.close)
             stack.callback(self.checkpoints.close)
+            stack.callback(self.trace.close)
 
 
 def _described(config: Any, records: Records) -> dict[str, Any]:
@@ -203,6 +209,12 @@ def _described(config: Any, records: Records) -> dict[str, Any]:
         "protocols": protocols,
         "evaluator": evaluator,
     }
+
+
+def _last_step(config: Any, described: Mapping[str, Any]) -> int:
+    """Where the run ends, counted over all stages."""
+    last = sum(map(described["batches"].steps, described["stages"]))
+    return min(last, config.max_steps or last)
 
 
 def _begin(

@@ -146,10 +146,13 @@ class _StageLoop:
                     batch_size=self._stage.batch_size,
                 )
                 for step in range(self._start, self._end):
-                    batch = sharding.put_batch(next(data), self._run.mesh)
-                    with self._announced(step, bar):
-                        state, metrics = self._program.step(state, batch)
-                    log.add(step + 1, metrics)
+                    number = self._offset + step + 1
+                    with self._run.trace.of_step(number, log):
+                        batch = sharding.put_batch(next(data), self._run.mesh)
+                        with self._announced(step, bar):
+                            state, metrics = self._program.step(state, batch)
+                        log.add(step + 1, metrics)
+                    self._run.trace.after_step(number, state, log)
                     self._after_step(step + 1, state, data, log)
         finally:
             data.close()

@@ -30,3 +30,17 @@ def test_the_last_step_of_a_stage_is_a_row(tmp_path, steps, last, rows):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     written = [(row["step"], row["loss"]) for row in map(json.loads, lines)]
     assert written == [(100 + step, 0.5 * step) for step in rows]
+
+
+def test_a_pause_before_the_first_step_begins_no_rate(tmp_path):
+    writer = MetricWriter(str(tmp_path), trackers=("jsonl",))
+    log = StepLog(writer, tqdm(disable=True), offset=0, every=1, last=9, batch_size=8)
+    for step in (1, 2):
+        with log.paused():
+            pass
+        log.add(step, {"loss": jnp.ones(()), "gradient_norm": jnp.ones(())})
+    log.flush()
+    writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rated = ["images_per_second" in row for row in map(json.loads, lines)]
+    assert rated == [False, True]
