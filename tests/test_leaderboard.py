@@ -100,7 +100,8 @@ def row_of(text, *beginning):
 def test_everybody_sees_as_many_images(system):
     images = 10_240
     flags = dict(flag.split("=") for flag in systems.schedule(system, images))
-    assert flags.pop("--config.evaluation.every_epochs") == "0"
+    assert flags["--config.evaluation.every_epochs"] == "0"
+    assert flags["--config.evaluation.pictures"] == "False"
     demo, seen = system.config(), 0
     counts = np.unique(
         [shot.person for shot in sets.shots("holistic_demo", "train")],

@@ -20,7 +20,7 @@ from reid_jax.models.method import parameter_count
 from reid_jax.runtime import checkpoint, workdir
 
 _OWN = re.compile(
-    r"--config\.(seed|evaluate_on|data\.dataset|evaluation\.every_epochs|"
+    r"--config\.(seed|evaluate_on|data\.dataset|evaluation\.(every_epochs|pictures)|"
     rf"model\.({'|'.join(IN_EPOCHS)})|stages\.\w+\.(epochs|identities|"
     r"images_per_identity|optimizer\.(warmup_epochs|milestones)))="
 )

@@ -100,7 +100,7 @@ def schedule(system: System, images: int) -> list[str]:
             f"--images={images}: {system.name} sees images in batches of {sizes}; take "
             f"a multiple of 64, such as {IMAGES}"
         )
-    flags = ["--config.evaluation.every_epochs=0"]
+    flags = [f"--config.evaluation.{x}" for x in ("every_epochs=0", "pictures=False")]
     for stage, number, epoch in zip(stages, steps, per_epoch, strict=True):
         flags += _stretched(config, stage, number / epoch)
     return flags
