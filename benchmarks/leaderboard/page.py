@@ -142,7 +142,7 @@ def _overall(line: Line, sets: Sequence[str]) -> str:
     if not found:
         return ""
     fewer = len(found) < len(line.scores)
-    return _shown(estimate(found)) + (f" ({len(found)} seeds)" if fewer else "")
+    return _shown(estimate(found)) + (f" (seeds: {len(found)})" if fewer else "")
 
 
 def _known(ceilings: Ceilings, sets: Sequence[str]) -> list[float]:
