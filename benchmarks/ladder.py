@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import pathlib
 import re
-import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
+from benchmarks import trainings
 from reid_jax.errors import UserError
-from reid_jax.runtime.workdir import write_json, write_text
+from reid_jax.runtime.workdir import write_text
 
 COLUMNS = {
     "rank-1": ("metrics", "rank1"),
@@ -116,36 +113,10 @@ def _order(rows: Sequence[str], seeds: int) -> list[tuple[str, int]]:
 def _run(
     config: str, folder: epath.Path, seed: int, further: Sequence[str]
 ) -> dict[str, Any]:
-    """The first entry of the run's results, trained now unless it was before."""
-    record = folder / "ladder.json"
-    what = [config, f"--config.seed={seed}", *further]
-    if not record.exists():
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "reid_jax.main", f"--config={config}"]
-        command += [f"--config.seed={seed}", f"--workdir={folder}", *further]
-        if _train(command):
-            raise UserError(f"this run failed, see above: {' '.join(command[1:])}")
-        if not (folder / "results.json").exists():
-            raise UserError(f"{folder} was stopped; the same command goes on there")
-        results = json.loads((folder / "results.json").read_text())
-        seconds = round(time.perf_counter() - start)
-        write_json(record, results[0] | {"seconds": seconds, "run": what})
-    found = json.loads(record.read_text())
-    if found["run"] != what:
-        raise UserError(
-            f"{folder} is a run of {' '.join(found['run'])}, not of {' '.join(what)}: "
-            "choose another --workdir"
-        )
-    return found
-
-
-def _train(command: Sequence[str]) -> int:
-    """Exit code of a run. Ctrl-C reaches the run as well, which saves and stops."""
-    earlier = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        return subprocess.run(command, check=False).returncode
-    finally:
-        signal.signal(signal.SIGINT, earlier)
+    """The first entry of the run's results, and its seconds."""
+    flags = [f"--config.seed={seed}", *further]
+    seconds = trainings.finished(config, folder, flags)["seconds"]
+    return trainings.entries(folder)[0] | {"seconds": seconds}
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:

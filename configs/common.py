@@ -149,6 +149,9 @@ def _evaluation() -> ConfigDict:
     evaluation.batch_size = 128
     # Queries ranked at once: memory is query_block x gallery distances.
     evaluation.query_block = 256
+    # Whether a run's last evaluation, and --mode=evaluate, draw pictures and keep what
+    # the report says of single queries.
+    evaluation.pictures = True
     # Queries that pictures show, as file names or indices, such as
     # "('0002_c1s1_000451_03.jpg', 17)"; () spreads them evenly.
     evaluation.pictured = ()

@@ -72,6 +72,7 @@ class EvaluationSpec:
       search: how neighbours are found, and what a device may hold of a gallery.
       verification: whether ROC is reported.
       resize: how images are brought to that size.
+      pictures: whether a last evaluation draws.
     """
 
     data_dir: str
@@ -85,6 +86,7 @@ class EvaluationSpec:
     search: Search = dataclasses.field(default_factory=Search)
     verification: bool = False
     resize: str = images.BILINEAR
+    pictures: bool = True
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -244,6 +246,7 @@ def build_evaluation(config: Any) -> EvaluationSpec:
         search=Search(**chosen.search.to_dict()),
         verification=chosen.verification,
         resize=config.data.resize,
+        pictures=chosen.pictures,
     )
 
 

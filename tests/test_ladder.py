@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from benchmarks import ladder
+from benchmarks import ladder, trainings
 
 
 @pytest.fixture
@@ -24,10 +24,12 @@ def training(monkeypatch):
         folder = pathlib.Path(flags["--workdir"])
         folder.mkdir(parents=True)
         metrics = {"rank1": 0.5, "mAP": 0.1 * seed + 0.2, "mINP": 0.25}
-        (folder / "results.json").write_text(json.dumps([{"metrics": metrics}]))
+        (folder / "results.json").write_text(
+            json.dumps([{"step": 9, "metrics": metrics}])
+        )
         return types.SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(ladder.subprocess, "run", run)
+    monkeypatch.setattr(trainings.subprocess, "run", run)
     return calls
 
 
@@ -55,7 +57,7 @@ def test_every_row_is_a_run_of_the_config_with_that_row(training, tmp_path):
 
 def test_started_again_it_trains_only_what_is_missing(training, tmp_path):
     assert start(tmp_path, "--rows=table4-vit,full") == 0
-    (tmp_path / "full-seed0" / "ladder.json").unlink()
+    (tmp_path / "full-seed0" / "run.json").unlink()
     (tmp_path / "full-seed0" / "results.json").unlink()
     (tmp_path / "full-seed0").rmdir()
     assert start(tmp_path, "--rows=table4-vit,full") == 0
@@ -74,11 +76,15 @@ def test_another_run_in_the_folder_is_not_taken_for_this_one(
 
 @pytest.mark.parametrize(
     ("result", "message"),
-    [(1, "this run failed, see above"), (0, "was stopped; the same command goes on")],
+    [
+        (1, "this run failed, see above"),
+        (0, "was stopped; the same command goes on"),
+        (130, "error: stopped; the same command goes on"),
+    ],
 )
 def test_a_run_that_does_not_end(monkeypatch, tmp_path, capsys, result, message):
     done = types.SimpleNamespace(returncode=result)
-    monkeypatch.setattr(ladder.subprocess, "run", lambda command, check: done)
+    monkeypatch.setattr(trainings.subprocess, "run", lambda command, check: done)
     assert start(tmp_path, "--rows=full") == 2
     assert message in capsys.readouterr().err
 
@@ -88,7 +94,7 @@ def test_ctrl_c_is_left_to_the_run(monkeypatch, tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGINT)
         return types.SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(ladder.subprocess, "run", run)
+    monkeypatch.setattr(trainings.subprocess, "run", run)
     assert start(tmp_path, "--rows=full") == 2
     assert "was stopped; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -85,12 +85,14 @@ class Evaluator:
           protocol: what to evaluate on.
           stage: whose pair scorer, if it has one, takes part.
           step: global step, for the record.
-          picture_dir: where ranking lists and the method's pictures go, if anywhere.
+          picture_dir: where ranking lists and the method's pictures go, if anywhere
+            and if the spec wants any.
 
         Raises:
           UserError: if no query has a valid match, or the network, an embedding or a
             distance is not finite.
         """
+        picture_dir = picture_dir if self._spec.pictures else None
         query, gallery = self._open(protocol, (stage,))
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery, self._spec.pictured)

@@ -84,8 +84,8 @@ class Run:
         for folder in dict.fromkeys(map(_pictured, plain)):
             if folder not in known:
                 absent.append(
-                    f"no details in pictures/{folder}: an older version, or none at "
-                    "all, evaluated it; evaluate it once more"
+                    f"no details in pictures/{folder}: evaluated without pictures, by "
+                    "an older version, or not at all; evaluate it once more"
                 )
         return absent
 

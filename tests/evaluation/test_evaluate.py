@@ -197,6 +197,13 @@ def test_pictures_of_a_stage(toy_config, toy, tmp_path, stage):
     assert names == wanted
 
 
+def test_nothing_is_drawn_where_no_pictures_are_wanted(toy_config, toy, tmp_path):
+    toy_config.evaluation.pictures = False
+    entry = _evaluate(toy_config, *toy, stage="first", picture_dir=tmp_path / "none")
+    assert entry["metrics"]["mAP"] > 0
+    assert not (tmp_path / "none").exists()
+
+
 def test_answers_are_drawn_with_the_parts_they_do_not_show(
     toy_config, toy, tmp_path, monkeypatch
 ):

@@ -1,0 +1,1 @@
+"""The papers on the test beds: what is trained, runs, statistics, and the document."""

@@ -1,0 +1,346 @@
+"""`benchmarks/leaderboard`, with a stand-in for the training processes."""
+
+import ast
+import json
+import math
+import pathlib
+import statistics
+import types
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from scipy import special
+
+from benchmarks import trainings
+from benchmarks.leaderboard import __main__ as command
+from benchmarks.leaderboard import board, page, standings, systems
+from data_pipelines.synthetic import sets
+
+ALIKE = [f"bed_alike_{part}" for part in ("shirt", "trousers", "shoes", "bag")]
+
+
+def score(seed, row, name, kind="metrics"):
+    """mAP as a fraction; systems are better, by another amount with every seed."""
+    hard = 0.02 * (ALIKE.index(name) if name in ALIKE else 9)
+    gain = {"metrics": 0.05 + 0.01 * (-1) ** seed, "metrics_before_pairs": 0.02}[kind]
+    return 0.5 + 0.03 * seed**2 - hard + gain * (not row)
+
+
+def write_run(flags, folder):
+    """What a run leaves that is read."""
+    paper, _, arguments = flags["--config"].partition(":")
+    row = arguments.partition("row=")[2]
+    seed = int(flags["--config.seed"])
+    folder.mkdir(parents=True)
+    stage = {"identities": 8, "images_per_identity": 4}
+    config = {"seed": seed, "data": {"height": 128, "width": 64}}
+    config |= {"stages": {"train": stage}, "row": row, "paper": paper}
+    (folder / "config.json").write_text(json.dumps(config))
+    start = {"git_revision": "0123456789abcdef", "packages": {"jax": "0.10.2"}}
+    (folder / "manifest.json").write_text(json.dumps([start | {"devices": ["cpu"]}]))
+    (folder / "results.json").write_text("[]")
+    return seed, row, paper
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """The flags of every process; each "trains" or "evaluates" at once."""
+    calls = []
+
+    def run(command, check):
+        del check
+        flags = dict(word.split("=", 1) for word in command[3:])
+        calls.append(flags)
+        folder = pathlib.Path(flags["--workdir"])
+        if "--mode" in flags:
+            config = json.loads((folder / "config.json").read_text())
+            seed, row, paper = (config[name] for name in ("seed", "row", "paper"))
+        else:
+            seed, row, paper = write_run(flags, folder)
+        entries = json.loads((folder / "results.json").read_text())
+        for protocol in ast.literal_eval(flags["--config.evaluate_on"]):
+            name = protocol.removeprefix("synthetic/")
+            entry = {"protocol": protocol, "step": 640}
+            kinds = ["metrics"]
+            kinds += ["metrics_before_pairs"] * (paper == "cacenet" and not row)
+            entry |= {kind: {"mAP": score(seed, row, name, kind)} for kind in kinds}
+            entries.append(entry)
+        (folder / "results.json").write_text(json.dumps(entries))
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(trainings.subprocess, "run", run)
+    monkeypatch.setattr(board, "_parameters", lambda folder: 1234567)
+    oracle = types.SimpleNamespace(mAP=0.9)
+    monkeypatch.setattr(board.beds, "oracle", lambda name: oracle)
+    monkeypatch.setattr(page, "chart", lambda *_: b"a picture")
+    return calls
+
+
+def start(tmp_path, *arguments):
+    return command.main([f"--workdir={tmp_path}", *arguments])
+
+
+def row_of(text, *beginning):
+    """The cells of the line of a table that begins so."""
+    (line,) = (
+        line
+        for line in text.splitlines()
+        if line.startswith("| " + " | ".join(beginning))
+    )
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# What is trained.
+
+
+@pytest.mark.parametrize(
+    "system", systems.systems(systems.PAPERS), ids=lambda s: s.name
+)
+def test_everybody_sees_as_many_images(system):
+    images = 10_240
+    flags = dict(flag.split("=") for flag in systems.schedule(system, images))
+    assert flags["--config.evaluation.every_epochs"] == "0"
+    assert flags["--config.evaluation.pictures"] == "False"
+    demo, seen = system.config(), 0
+    counts = np.unique(
+        [shot.person for shot in sets.shots("holistic_demo", "train")],
+        return_counts=True,
+    )[1]
+    for name, stage in demo.stages.items():
+        field = f"--config.stages.{name}"
+        if f"{field}.epochs" not in flags:
+            assert (name, system.row) == ("correlate", "table4-baseline")
+            continue
+        per_epoch = sum(max(1, n // 4) for n in counts) // stage.identities
+        epochs = float(flags[f"{field}.epochs"])
+        seen += round(epochs * per_epoch) * stage.identities * 4
+        assert float(flags[f"{field}.optimizer.warmup_epochs"]) / epochs == (
+            pytest.approx(stage.optimizer.warmup_epochs / stage.epochs)
+        )
+    assert seen == images
+    if system.name == "cpacol-full":
+        shares = [float(flags[f"--config.stages.{n}.epochs"]) for n in demo.stages]
+        of_demo = [stage.epochs for stage in demo.stages.values()]
+        assert shares[0] / shares[1] == pytest.approx(of_demo[0] / of_demo[1], rel=0.02)
+
+
+def test_all_systems_are_trained_with_a_seed_before_the_next(processes, tmp_path):
+    chosen = ["--systems=drop,aaformer", "--beds=alike", "--seeds=2"]
+    fields = ["--", "--config.pretrained=none", "--config.data.data_dir=elsewhere"]
+    assert start(tmp_path, *chosen, *fields) == 0
+    named = [(call["--config"], call["--config.seed"]) for call in processes]
+    demo = "demo,dataset=synthetic/holistic_demo"
+    configs = (
+        *(f"aaformer:{demo},row=table4-vit", f"aaformer:{demo}"),
+        *(f"drop:{demo},row=table4-baseline", f"drop:{demo}"),
+    )
+    assert named == [(config, seed) for seed in "01" for config in configs]
+    for call in processes:
+        assert call["--config.evaluate_on"] == str(
+            tuple(f"synthetic/{n}" for n in ALIKE)
+        )
+        assert call["--config.pretrained"] == "none"
+        assert call["--config.data.data_dir"] == "elsewhere"
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "--seeds=2 -- --config.pretrained=none\n" in text
+
+
+def test_started_again_it_does_only_what_is_missing(processes, tmp_path):
+    first = ["--systems=drop", "--beds=alike"]
+    assert start(tmp_path, *first, "--seeds=1") == 0
+    assert start(tmp_path, *first, "--seeds=1") == 0
+    assert len(processes) == 2
+    # One was interrupted, another seed and another bed are asked for.
+    (tmp_path / "drop-full-seed0" / "run.json").unlink()
+    for path in (tmp_path / "drop-full-seed0").iterdir():
+        path.unlink()
+    (tmp_path / "drop-full-seed0").rmdir()
+    both = ["--systems=drop", "--beds=loose,alike", "--seeds=2"]
+    assert start(tmp_path, *both, "--", "--config.data.data_dir=x") == 0
+    done = [
+        (
+            pathlib.Path(call["--workdir"]).name,
+            call.get("--mode", "train"),
+            len(ast.literal_eval(call["--config.evaluate_on"])),
+        )
+        for call in processes[2:]
+    ]
+    assert done == [
+        ("drop-table4-baseline-seed0", "evaluate", 4),
+        ("drop-full-seed0", "train", 8),
+        ("drop-table4-baseline-seed1", "train", 8),
+        ("drop-full-seed1", "train", 8),
+    ]
+    assert "loose" in processes[2]["--config.evaluate_on"]
+    assert processes[2]["--config.data.data_dir"] == "x"
+
+
+# What is said of it.
+
+
+def by_hand(values):
+    """Mean and half of the interval, by the quantile of a table of Student's t."""
+    quantile = {2: 12.7062, 5: 2.776445}[len(values)]
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def p_by_hand(differences):
+    """Of a mean of 0, by the incomplete beta function."""
+    number = len(differences)
+    t = statistics.mean(differences) / statistics.stdev(differences) * number**0.5
+    return special.betainc((number - 1) / 2, 0.5, (number - 1) / (number - 1 + t**2))
+
+
+def test_intervals_and_tests_are_those_of_a_textbook():
+    rng = np.random.default_rng(0)
+    a = dict(enumerate(rng.normal(50, 3, 6)))
+    b = {seed: value + rng.normal(1, 1) for seed, value in a.items()}
+    del a[3]  # Seeds that only one has do not count.
+    found = standings.difference(a, b)
+    pairs = [(a[seed], b[seed]) for seed in (0, 1, 2, 4, 5)]
+    gains = [float(y - x) for x, y in pairs]
+    assert found.seeds == 5
+    for got, values in (
+        (found.baseline, [float(x) for x, _ in pairs]),
+        (found.system, [float(y) for _, y in pairs]),
+        (found.gain, gains),
+    ):
+        assert got == pytest.approx(by_hand(values), rel=1e-5)
+    assert found.p == pytest.approx(p_by_hand(gains), rel=1e-9)
+
+
+def test_where_there_is_nothing_to_test_there_is_no_test():
+    assert standings.difference({0: 1.0}, {1: 2.0}) is None
+    alone = standings.difference({0: 1.0}, {0: 2.5})
+    assert (alone.gain, alone.p) == ((1.5, None), None)
+    same = standings.difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})
+    assert (same.gain, same.p) == ((0.5, 0.0), None)
+
+
+def test_the_document(processes, tmp_path):
+    assert start(tmp_path, "--systems=cacenet,drop", "--beds=alike", "--seeds=5") == 0
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "Code of 0123456789ab; jax 0.10.2 on cpu." in text
+    assert "each saw 20,480 images".casefold() in " ".join(text.split()).casefold()
+    for against, kind, row in (
+        ("baseline", "metrics", "x"),
+        ("before pairs", "metrics_before_pairs", ""),
+    ):
+        values = [
+            [100 * score(seed, *what) for seed in range(5)]
+            for what in ((row, ALIKE[2], kind), ("", ALIKE[2]))
+        ]
+        gains = [y - x for x, y in zip(*values, strict=True)]
+        p = p_by_hand(gains)
+        expected = ["{:.1f} ± {:.1f}".format(*by_hand(v)) for v in values]
+        expected += ["{:+.1f} ± {:.1f}".format(*by_hand(gains))]
+        expected += ["< 0.001" if p < 0.001 else f"{p:.3f}", "90.0"]
+        cells = row_of(text, "CACE-Net", against, "shoes")
+        assert cells == ["CACE-Net", against, "shoes", "5", *expected]
+    # Overall, means over the four parts of each seed.
+    means = [
+        statistics.mean(100 * score(seed, "", name) for name in ALIKE)
+        for seed in range(5)
+    ]
+    shown = "{:.1f} ± {:.1f}".format(*by_hand(means))
+    assert row_of(text, "**DROP** | " + shown[:4]) == ["**DROP**", shown]
+    assert row_of(text, "oracle")[1] == "90.0"
+    assert row_of(text, "DROP − baseline")[1].startswith("**+5.2 ± 1.4** (")
+    order = ["CACE-Net, baseline", "CACE-Net, before pairs", "**CACE-Net**"]
+    order += ["DROP, baseline", "**DROP**", "oracle"]
+    standing = text[text.index("## All beds") :]
+    places = [standing.index(f"| {name}") for name in order]
+    assert places == sorted(places)
+    systems_table = row_of(text, "**DROP** | `drop:demo")
+    assert systems_table[2:] == ["5", "128 × 64", "1,234,567", "640 of 8 × 4", "0"]
+
+
+def test_one_seed_claims_nothing(processes, tmp_path):
+    assert start(tmp_path, "--systems=drop", "--beds=alike", "--seeds=1") == 0
+    cells = row_of((tmp_path / "leaderboard.md").read_text(), "DROP", "baseline", "bag")
+    assert cells == ["DROP", "baseline", "bag", "1", "44.0", "50.0", "+6.0", "", "90.0"]
+
+
+def test_a_picture_has_a_panel_for_each_paper():
+    names = ["bed_shifted_00", "bed_shifted_30"]
+    lines = [
+        standings.Line(role, "", {s: dict.fromkeys(names, mean + s) for s in range(2)})
+        for role, mean in (("baseline", 40.0), ("before pairs", 45.0), ("system", 50.0))
+    ]
+    groups = [
+        standings.Group("CpaCol", tuple(lines)),
+        standings.Group("DROP", (lines[0], lines[2])),
+    ]
+    svg, again = (page.chart(names, groups, dict.fromkeys(names, 90)) for _ in "ab")
+    assert svg == again
+    assert len(svg) < 60_000
+    root = ElementTree.fromstring(svg)
+    words = [x.text for x in root.iter("{http://www.w3.org/2000/svg}text")]
+    once, twice = ["CpaCol", "DROP", "before pairs"], ["baseline", "system", "oracle"]
+    assert [words.count(word) for word in once + twice] == [1, 1, 1, 2, 2, 2]
+    assert [words.count(step) for step in ("00", "30")] == [2, 2]
+
+
+def test_a_table_is_written_without_training(processes, tmp_path, monkeypatch):
+    assert start(tmp_path / "runs", "--systems=drop", "--beds=alike", "--seeds=2") == 0
+    monkeypatch.setattr(command, "DOCS", tmp_path / "docs")
+    (tmp_path / "runs" / "leaderboard.md").unlink()
+    count = len(processes)
+    assert start(tmp_path / "runs", "--table", "--docs") == 0
+    assert len(processes) == count
+    written = [
+        (tmp_path / place / name).read_bytes()
+        for name in ("leaderboard.md", "leaderboard/alike.svg")
+        for place in ("runs", "docs")
+    ]
+    assert written[0] == written[1]
+    assert written[2] == written[3]
+
+
+# What cannot be done.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--systems=drop,bot"], "--systems: there is no bot; known: aaformer, cpacol"),
+        (["--beds=rain"], "--beds: there is no rain; known: occlusion, crowd"),
+        (["--seeds=0"], "--seeds=0: at least one"),
+        (["--images=100"], "--images=100: aaformer-table4-vit sees images in batches"),
+        (["--images=64"], "--images=64: cpacol-full sees images in batches of 64"),
+        (["--table"], "has no leaderboard; leave out --table"),
+        (["--", "--config.seed=3"], "the leaderboard sets that field itself"),
+        (["--", "--config.stages.train.epochs=3"], "sets that field itself"),
+        (["--", "--mode=evaluate"], "--mode=evaluate: fields follow --"),
+    ],
+)
+def test_what_makes_no_sense(processes, tmp_path, capsys, arguments, message):
+    assert start(tmp_path / "runs", *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not processes
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_runs_need_another_folder(processes, tmp_path, capsys):
+    chosen = ["--systems=drop", "--beds=alike", "--seeds=1"]
+    assert start(tmp_path, *chosen, "--images=6400") == 0
+    assert start(tmp_path, *chosen, "--images=12800") == 2
+    assert "holds a leaderboard of --images=6400: choose" in capsys.readouterr().err
+    assert start(tmp_path, *chosen, "--", "--config.pretrained=none") == 2
+    assert "choose another --workdir" in capsys.readouterr().err
+    assert start(tmp_path, *chosen) == 0
+    assert len(processes) == 2
+
+
+def test_seeds_of_two_configs_are_not_taken_together(processes, tmp_path, capsys):
+    assert start(tmp_path, "--systems=drop", "--beds=alike", "--seeds=2") == 0
+    path = tmp_path / "drop-full-seed1" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained"] = "elsewhere"
+    config["data"]["data_dir"] = "this may differ"
+    path.write_text(json.dumps(config))
+    assert start(tmp_path, "--table") == 2
+    assert "drop-full-seed0 differ in pretrained: remove" in capsys.readouterr().err
