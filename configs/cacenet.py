@@ -169,6 +169,8 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     train = config.stages.train
     # Half the other demos' batch: there are four times as many pairs in theirs.
     train.identities = 8
+    train.epochs = 10.0
+    config.evaluation.every_epochs = 5.0
     if arguments["scratch"]:
         train.epochs = 22.0
         train.optimizer.learning_rate = 2e-3

@@ -361,6 +361,9 @@ def shrink_for_demo(
         config.evaluation.every_epochs = 10.0
     else:
         config.pretrained = f"shipped/{weights}"
-        train.epochs, train.optimizer.learning_rate = 10.0, 3e-4
+        train.epochs, train.optimizer.learning_rate = 20.0, 1e-3
         train.optimizer.warmup_epochs = 1.0
-        config.evaluation.every_epochs = 5.0
+        # What the weights do not fill has far to go.
+        untrained = {"pattern": "(?!backbone/)", "learning_rate": 3.0}
+        train.optimizer.groups.untrained = ConfigDict(untrained)
+        config.evaluation.every_epochs = 10.0

@@ -195,3 +195,8 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     correlate.epochs = 10.0
     correlate.optimizer.update(config.stages.train.optimizer)
     correlate.optimizer.warmup_epochs = 1.0
+    if not arguments["scratch"]:
+        # The local branch starts as the last block; all that stage two learns is new.
+        groups = config.stages.train.optimizer.groups
+        groups.untrained.pattern = "(?!backbone/|local/)"
+        del correlate.optimizer.groups.untrained

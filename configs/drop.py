@@ -274,20 +274,21 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     model.parsing_width = 16
     model.width = 64
     model.spatial_smoothing = 0.1
+    model.parsing_weight = 10.0
     common.shrink_for_demo(config, arguments, "hrnet")
     train = config.stages.train
     train.identities = 8
+    train.epochs = 10.0
+    config.evaluation.every_epochs = 5.0
     optimizer = train.optimizer
     optimizer.milestones = ()
+    parsing = {"pattern": "(parsing|upsampling|position)/", "learning_rate": 15.0}
+    optimizer.groups.parsing = ConfigDict(parsing)
     if arguments["scratch"]:
-        _start_from_nothing(model, train)
-
-
-def _start_from_nothing(model: ConfigDict, train: ConfigDict) -> None:
-    """What the demo changes more, as nothing tells parts apart yet."""
-    model.parsing_weight = 10.0
-    train.epochs = 20.0
-    optimizer = train.optimizer
-    optimizer.learning_rate, optimizer.warmup_epochs = 1.5e-3, 1.0
-    faster = {"pattern": "(parsing|upsampling|position)/", "learning_rate": 10.0}
-    optimizer.groups = ConfigDict({"parsing": faster})
+        train.epochs = 20.0
+        config.evaluation.every_epochs = 10.0
+        optimizer.learning_rate, optimizer.warmup_epochs = 1.5e-3, 1.0
+        optimizer.groups.parsing.learning_rate = 10.0
+    else:
+        others = {"pattern": "(?!backbone/|parsing/|upsampling/|position/)"}
+        optimizer.groups.untrained = ConfigDict(others | {"learning_rate": 5.0})

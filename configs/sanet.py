@@ -149,15 +149,19 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     config.augment.colour.factor = (0.8, 1.2)
     train = config.stages.train
     train.identities = 8
-    train.optimizer.milestones = ()
+    train.epochs = 10.0
+    config.evaluation.every_epochs = 5.0
+    optimizer = train.optimizer
+    optimizer.milestones = ()
+    # Masks start at 1/2 everywhere, and a head is no wider than a place of the map.
+    masks = {"pattern": r"branch\d+/mask/", "learning_rate": 12.0}
+    optimizer.groups.masks = ConfigDict(masks)
     if arguments["scratch"]:
         train.epochs = 12.0
         config.evaluation.every_epochs = 6.0
-        train.optimizer.learning_rate = 3e-3
-    # Masks start at 1/2 everywhere, and a head is no wider than a place of the map.
-    train.optimizer.groups = {
-        "masks": {"pattern": r"branch\d+/mask/", "learning_rate": 4.0}
-    }
+        optimizer.learning_rate, optimizer.groups.masks.learning_rate = 3e-3, 4.0
+    else:  # copies of the backbone's last stage have its weights
+        optimizer.groups.untrained.pattern = r"(?!backbone/|branch\d+/stage/)"
     model = config.model
     model.update(baseline.TINY_RESNET)
     model.enhancement_width = 32
