@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import reid_jax
-from configs import aaformer, baseline, cacenet, cpacol, drop, pretrain, sanet
-from data_pipelines.synthetic import beds, render, sets
+from configs import pretrain
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 from reid_jax.runtime import checkpoint, sharding
@@ -173,69 +172,3 @@ def test_names_that_are_not_there(brought):
 def test_numbers_that_half_precision_lacks():
     with pytest.raises(UserError, match="w: params/a has numbers that float16 cannot"):
         shipping._halved({"params": {"a": np.float32([7e4])}}, "w")
-
-
-@pytest.mark.parametrize("demo", [aaformer, baseline, cacenet, cpacol, drop, sanet])
-def test_demos_start_from_what_is_shipped(demo):
-    config = demo.get_config("demo")
-    method, variables = _shapes(config)
-    loaded, report = weights.load_pretrained(
-        variables,
-        config.pretrained,
-        position_grid=method.position_grid,
-        copies=method.pretrained_copies,
-    )
-    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
-    backbone = [path for path in files.flatten(variables) if "/backbone/" in path]
-    assert backbone
-    assert set(backbone) <= set(report.loaded)
-    mean, std = config.model.mean, config.model.std
-    assert weights.other_statistics(config.pretrained, mean, std) == ""
-
-
-@pytest.mark.parametrize("name", included.names())
-def test_what_is_shipped_is_what_its_recipe_makes(name):
-    backbone = name.removeprefix(included.PREFIX)
-    config = pretrain.get_config(f"backbone={backbone}")
-    _, variables = _shapes(config)
-    card, arrays = shipping.read(name)
-    wanted = {
-        path: leaf.shape
-        for path, leaf in files.flatten(variables).items()
-        if "/classifier/" not in path
-    }
-    assert {path: array.shape for path, array in arrays.items()} == wanted
-    assert card["numbers"] == sum(array.size for array in arrays.values())
-    assert card["data"]["name"] == config.data.dataset == "synthetic/pretrain"
-    epochs = config.stages.train.epochs
-    assert card["config"]["stages"]["train"]["epochs"] == epochs
-    assert set(card["metrics"]) == set(config.evaluate_on)
-
-
-def test_shipped_weights_know_people_that_they_have_not_seen():
-    """Pictures of a test bed, whose people are in no training set."""
-    shots = {
-        split: [shot for shot in sets.shots("bed_crowd_00", split) if shot.person <= 8]
-        for split in beds.SPLITS
-    }
-    extractor = reid_jax.load("shipped/vit")
-    query, gallery = (
-        extractor.embed(
-            [render.render(shot)[0] for shot in shots[split]], progress=False
-        )
-        for split in beds.SPLITS
-    )
-    person = {s: np.array([shot.person for shot in shots[s]]) for s in beds.SPLITS}
-    camera = {s: np.array([shot.camera for shot in shots[s]]) for s in beds.SPLITS}
-    distance = extractor.distance(query, gallery)
-    distance[camera["query"][:, None] == camera["gallery"]] = np.inf
-    right = person["gallery"][distance.argmin(1)] == person["query"]
-    assert right.mean() > 0.8  # chance is 1/8
-
-
-def _shapes(config):
-    method = experiment.build_method(config, num_classes=3)
-    batch = experiment.example_batch(config, 2)
-    shapes = dict(jax.eval_shape(method.init, jax.random.key(0), batch))
-    kept = ("params", "batch_stats")
-    return method, {name: shapes[name] for name in kept if name in shapes}
