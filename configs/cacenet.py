@@ -16,10 +16,8 @@ Rows of Tables 1 and 2 are trained on DukeMTMC-reID, as the paper's are, and all
 Market-1501, unless `dataset=NAME` says otherwise. The 30,248 images of section 4.1 are
 MSMT17 without its validation part: `dataset=msmt17_noval`.
 
-`:demo` (seed 0) reaches rank-1 82.7 % and mAP 76.8 % on the embedded data, and 84.7 %
-and 78.5 % before pairs are compared. `row=table2-semantic` reads part labels.
-`--config.model.top_k=0` evaluates individual features alone; otherwise the results have
-them as `metrics_before_pairs`.
+`row=table2-semantic` reads part labels. `--config.model.top_k=0` evaluates individual
+features alone; otherwise the results have them as `metrics_before_pairs`.
 """
 
 from typing import Any

@@ -19,25 +19,22 @@ eight, as runs on occluded data sets and of `row=table8-8` do.
     python -m reid_jax.main --mode=evaluate --checkpoint=runs/drop-occluded_duke \\
         --config=configs/drop.py:dataset=occluded_duke,row=table6-g
 
-The demo, five parts on synthetic/holistic_demo, takes about 4 min 30 s of CPU time on a
-busy machine, compilation included. With seed 0 it reached rank-1 82.0 % and mAP 76.5 %,
-with seed 1 82.0 % and 76.3 %; rounding alone can move them by four points. It is the
-paper's system with a small network that starts from nothing, and no measure of the
-paper's settings, because it has to change more than its size:
+The demo, five parts on synthetic/holistic_demo, takes about five minutes of CPU time, of
+which a good part is compilation; docs/results.md has what it reaches. It is the paper's
+system with a small network that starts from weights of rendered people, and no measure
+of the paper's settings, because it has to change more than its size:
 
 - `parsing_weight` is 10, not 0.4. The identity losses' gradient passes through the
-  parsing's maps, too. Until identities are learned, it would drown that of the parsing
-  loss, a mean over all places.
-- The parsing branch (DPU, position encoder, f_hp) learns at ten times the rate of the
-  rest. Adam's steps are as long as its rate: in a few hundred of them, the branch would
-  not get away from where it starts.
+  parsing's maps, too, and drowns that of the parsing loss, a mean over all places.
+- The parsing branch (DPU, position encoder, f_hp) learns at fifteen times the rate of
+  the backbone, and what else the weights do not fill at five times. Adam's steps are as
+  long as its rate: in a few hundred of them, the branch would not get away from where
+  it starts. By the paper's weight and at five times the rate, all places are background
+  in the end.
 - `spatial_smoothing` is 0.1, not 0.5: on a map of half the size a part has twice the
   border for its area.
-- AdamW, 20 epochs of batches of 8 x 4, and a cosine instead of the steps, as for all
-  demos: there are 640 steps, not tens of thousands.
-
-With pretrained weights, whose features tell parts apart from the start, the first two
-should not be needed. The library comes with none, so that this has not been tried.
+- AdamW, 10 epochs of batches of 8 x 4, and a cosine instead of the steps, as for all
+  demos: there are 320 steps, not tens of thousands. `:demo,scratch` has 640.
 """
 
 from typing import Any

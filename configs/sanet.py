@@ -13,9 +13,7 @@ set has: "pifpaf", "hpnet", "lip", or "parts", the library's own, as the synthet
 pedestrians have.
 `:dataset=NAME` trains on another data set and tests on its own protocol.
 
-`:demo` is a small network on `synthetic/partial_demo`; it takes 2 to 4 minutes of CPU
-time. With seed 0 it reached rank-1 40.7 % and mAP 40.4 % on two cores; on one, where
-sums are rounded otherwise, 39.3 % and 38.5 %.
+`:demo` is a small network on `synthetic/partial_demo`.
 
 A row of Tables 3 and 4 is an argument, too, alone or with `:demo`; `ROWS` below has
 their names and the fields that each changes:
