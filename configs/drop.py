@@ -19,10 +19,10 @@ eight, as runs on occluded data sets and of `row=table8-8` do.
     python -m reid_jax.main --mode=evaluate --checkpoint=runs/drop-occluded_duke \\
         --config=configs/drop.py:dataset=occluded_duke,row=table6-g
 
-The demo, five parts on synthetic/holistic_demo, takes about five minutes of CPU time, of
-which a good part is compilation; docs/results.md has what it reaches. It is the paper's
-system with a small network that starts from weights of rendered people, and no measure
-of the paper's settings, because it has to change more than its size:
+The demo, five parts on synthetic/holistic_demo, takes about five minutes of CPU time,
+of which a good part is compilation; docs/results.md has what it reaches. It is the
+paper's system with a small network that starts from weights of rendered people, and no
+measure of the paper's settings, because it has to change more than its size:
 
 - `parsing_weight` is 10, not 0.4. The identity losses' gradient passes through the
   parsing's maps, too, and drowns that of the parsing loss, a mean over all places.

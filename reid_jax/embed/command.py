@@ -102,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="a run's folder, a checkpoint or an export")
+    add(
+        "--model",
+        required=True,
+        help="a run's folder, a checkpoint, an export or shipped/NAME",
+    )
     add("--images", help="folder, image, glob pattern or table")
     add("--dataset", help="name of a prepared data set, in place of --images")
     add("--split", default="gallery", help="of it; default: %(default)s")

@@ -91,7 +91,7 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     found = sorted(
         file
         for file in top.rglob("*")
-        if file.suffix.lower() in SUFFIXES
+        if _is_image(file)
         and not any(part.startswith(".") for part in file.relative_to(top).parts)
         and file.is_file()
     )
@@ -112,9 +112,15 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {"image": encoded.decode(pathlib.Path(path).read_bytes())}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, ValueError) and not _is_image(pathlib.Path(path)):
+            reason = f"it is none by its name ({', '.join(SUFFIXES)})"
         raise BadImage(
             f"the image {os.fspath(path)} cannot be read: {reason}"
         ) from error
+
+
+def _is_image(file: pathlib.Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
 
 
 def resized(

@@ -14,12 +14,15 @@ from reid_jax.extractor.extractor import Extractor
 from reid_jax.runtime import sharding
 
 Place = str | os.PathLike[str]
+SHIPPED = "shipped/"
+"""Beginning of the names of what the library brings; `weights.included`, which is slow,
+has it, too."""
 
 
 def load(place: Place, *, devices: Sequence[jax.Device] | None = None) -> Extractor:
     """See `reid_jax.load`."""
     mesh = sharding.make_mesh(devices or jax.local_devices())
-    if os.fspath(place).startswith("shipped/"):  # `weights.included`, which is slow
+    if os.fspath(place).startswith(SHIPPED):
         from reid_jax.extractor import trained
 
         return Extractor(trained.read_shipped(os.fspath(place), mesh), mesh)

@@ -215,8 +215,8 @@ def find(path: str) -> epath.Path:
         _check_whole(found[-1])
         return found[-1]
     raise UserError(
-        f"no checkpoint in {path}; name a run's folder (--workdir, or --checkpoint), "
-        "one step of it, such as runs/aaformer-demo/checkpoints/last/300, or an export"
+        f"no checkpoint in {path}; name a run's folder, one step of it (below its "
+        "checkpoints/best or checkpoints/last), or an export"
     )
 
 

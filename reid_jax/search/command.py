@@ -73,12 +73,17 @@ def add(args: argparse.Namespace) -> None:
 
 def _entries(args: argparse.Namespace) -> list[rows.Entry]:
     bad: list[BadImage] = []
-    entries = rows.from_files(
-        args.places,
-        pattern=args.pattern,
-        camera=args.camera,
-        skipped=(lambda _, error: bad.append(error)) if args.skip_bad_images else None,
-    )
+    try:
+        entries = rows.from_files(
+            args.places,
+            pattern=args.pattern,
+            camera=args.camera,
+            skipped=(lambda _, e: bad.append(e)) if args.skip_bad_images else None,
+        )
+    except BadImage as error:
+        raise UserError(
+            f"{error}. Repair it, or leave such images out with --skip_bad_images"
+        ) from error
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)
     return entries

@@ -17,6 +17,7 @@ from reid_jax.errors import UserError
 from reid_jax.extractor import batches
 from reid_jax.extractor import images as imaging
 from reid_jax.extractor.images import BadImage
+from reid_jax.extractor.load import SHIPPED
 from reid_jax.search import layout
 from reid_jax.search.gallery import Gallery
 from reid_jax.search.layout import About, Embedding, Row
@@ -168,7 +169,8 @@ def _facts(pattern: str, camera: str | None) -> Callable[[str], dict[str, Any]]:
 
 def lasting(place: str) -> str:
     """A network's place as it is found from any folder."""
-    return os.path.abspath(place) if place and "://" not in place else place
+    is_path = place and "://" not in place and not place.startswith(SHIPPED)
+    return os.path.abspath(place) if is_path else place
 
 
 def about(extractor: Extractor, place: str, embedding: Embedding) -> About:

@@ -144,6 +144,10 @@ def test_flip_averages_an_image_and_its_mirror_image(extractor, reference):
         (PIL.Image.new("F", (4, 4)), "image 0 is a Pillow image of mode F"),
         ([PIL.Image.new("L", (4, 4)), PIL.Image.new("I", (4, 4))], "image 1 .* mode I"),
         (["missing.jpg"], "missing.jpg cannot be read: No such file"),
+        (
+            [__file__],
+            r"test_extractor.py cannot be read: it is none by its name \(.jpg",
+        ),
     ],
 )
 def test_images_that_are_none(extractor, images, message):

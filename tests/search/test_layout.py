@@ -55,3 +55,13 @@ def test_arrays_of_another_network():
 )
 def test_times_compare_as_texts(given, kept):
     assert rows.moment(given) == kept
+
+
+@pytest.mark.parametrize("place", ["shipped/vit", "gs://bucket/run", "", "/runs/x"])
+def test_places_that_are_the_same_from_any_folder(place):
+    assert rows.lasting(place) == place
+
+
+def test_a_place_on_the_disk_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rows.lasting("runs/x") == str(tmp_path / "runs" / "x")
