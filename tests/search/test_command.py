@@ -330,9 +330,9 @@ def test_what_cannot_be_added(gallery, photos, tmp_path, capsys):
     assert "no images below" in refused(capsys, "add", gallery, mine)
     shutil.copy(photos / "2_c1.png", mine / "good.png")
     (mine / "bad.png").write_bytes(b"no image")
-    said = refused(capsys, "add", gallery, mine)
-    assert "bad.png cannot be read" in said
-    assert "leave such images out with --skip_bad_images" in said
+    message = refused(capsys, "add", gallery, mine)
+    assert "bad.png cannot be read" in message
+    assert "leave such images out with --skip_bad_images" in message
     assert "another network" in refused(
         capsys, "add", gallery, "--model=other", mine / "good.png"
     )
