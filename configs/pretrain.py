@@ -12,9 +12,9 @@ trained by BoT's losses alone, without parts, on the people of `synthetic/pretra
 - `resnet`: CACE-Net, SANet, DROP's ResNets and the baseline `resnet50`; width 16
 - `hrnet`: DROP and the baseline `hrnet_w32`; width 8
 
-The schedules take 20 to 45 minutes of one core each (`vit_deep` two hours); a run
-that is interrupted goes on when its command is given again. `:demo` takes a minute or
-two, to see it work.
+The schedules take half an hour to an hour of one core each; that of `vit_deep`, which
+the library does not bring, about twice as long. A run that is interrupted goes on when
+its command is given again. `:demo` takes a minute or two, to see it work.
 """
 
 from typing import Any, NamedTuple

@@ -168,17 +168,19 @@ def _train(config: Any, workdir: str) -> None:
 
     entries = train.train_and_evaluate(config, workdir, extend=EXTEND.value)
     if entries and jax.process_index() == 0:
-        print(closing.summary(entries, workdir))
+        pictured = config.evaluation.pictures
+        print(closing.summary(entries, workdir, pictured=pictured))
 
 
 def _evaluate(config: Any, workdir: str) -> None:
     from reid_jax.evaluation import evaluate
 
     path = CHECKPOINT.value or workdir
-    _report(evaluate.evaluate_checkpoint(config, path, workdir=workdir), workdir)
+    entries = evaluate.evaluate_checkpoint(config, path, workdir=workdir)
+    _report(entries, workdir, pictured=config.evaluation.pictures)
 
 
-def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
+def _report(entries: Sequence[dict[str, Any]], workdir: str, *, pictured: bool) -> None:
     """What is printed of a checkpoint that has been evaluated."""
     from reid_jax.evaluation import results
 
@@ -186,7 +188,8 @@ def _report(entries: Sequence[dict[str, Any]], workdir: str) -> None:
         return
     for entry in entries:
         print(results.summary(entry))
-    print(f"results in {workdir}/results.json, pictures in {workdir}/pictures")
+    pictures = f", pictures in {workdir}/pictures" if pictured else ""
+    print(f"results in {workdir}/results.json{pictures}")
     print(f"a page with all of it: reid-jax report {shlex.quote(workdir)}")
 
 

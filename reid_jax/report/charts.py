@@ -15,7 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 RIGHT, WRONG = "#14a546", "#dc2828"
 
 _WIDTH, _HEIGHT = 360, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 8, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 8, 8, 22
 _POINTS = 300
 """A longer line is drawn by the extremes of as many stretches."""
 _BARS = 128

@@ -21,13 +21,16 @@ def overview(name: str, params: Mapping[str, Any]) -> str:
     return _table([["parameters", ""], *rows], left=1)
 
 
-def summary(entries: Sequence[Mapping[str, Any]], workdir: str) -> str:
+def summary(
+    entries: Sequence[Mapping[str, Any]], workdir: str, *, pictured: bool = True
+) -> str:
     """Figures of the last state and of the best, where all lies, what comes next.
 
     Args:
       entries: of `results.json`, as `Run.finish` returns them; the best checkpoint is
         the best by the first one's protocol.
       workdir: of the run.
+      pictured: whether pictures were drawn.
     """
     best = entries[0]["best"]["step"]
     folder = shlex.quote(workdir)
@@ -35,7 +38,7 @@ def summary(entries: Sequence[Mapping[str, Any]], workdir: str) -> str:
     places = [
         ["report", f"{workdir}/report.html"],
         ["results", f"{workdir}/results.json"],
-        ["pictures", f"{workdir}/pictures"],
+        *([["pictures", f"{workdir}/pictures"]] if pictured else []),
         ["checkpoint", f"{workdir}/checkpoints/best/{best} (the best){parameters}"],
         ["evaluate", f"python -m reid_jax.main --mode=evaluate --workdir={folder}"],
         ["export", f"python -m reid_jax.main --mode=export --workdir={folder}"],

@@ -305,7 +305,8 @@ def _differences(
     lines.append(
         "Choose the file that the config's backbone was made for, or the config that "
         "fits the file; what is only in the file can be allowed by name "
-        "(config.allow_unexpected, regular expressions)."
+        "(config.allow_unexpected, regular expressions). --config.pretrained=none "
+        "starts from nothing; so does :demo,scratch, by its own schedule."
     )
     return "\n".join(lines)
 

@@ -37,6 +37,8 @@ def test_the_end_of_a_run_has_last_beside_best_and_what_comes_next():
         },
     ]
     text = closing.summary(entries, "runs/a b")
+    assert "runs/a b/pictures" in text
+    assert "pictures" not in closing.summary(entries, "runs/a b", pictured=False)
     assert text.splitlines() == [
         "protocol  step                  rank1    mAP  rank3  queries",
         "tiny      10 (last)             50.0%  40.0%              15",

@@ -10,6 +10,7 @@ import reid_jax
 from configs import aaformer, baseline, cacenet, cpacol, drop, pretrain, sanet
 from data_pipelines.synthetic import beds, render, sets
 from reid_jax import experiment, weights
+from reid_jax.extractor import load
 from reid_jax.weights import files, included, shipping
 
 
@@ -58,6 +59,15 @@ def test_what_is_shipped_is_what_its_recipe_makes(name):
     epochs = config.stages.train.epochs
     assert card["config"]["stages"]["train"]["epochs"] == epochs
     assert set(card["metrics"]) == set(config.evaluate_on)
+
+
+def test_light_and_slow_modules_mean_the_same_names():
+    assert load.SHIPPED == included.PREFIX
+
+
+def test_the_second_stage_of_cpacol_has_one_rate():
+    groups = cpacol.get_config("demo").stages.correlate.optimizer.groups
+    assert groups == cpacol.get_config("demo,scratch").stages.correlate.optimizer.groups
 
 
 def test_shipped_weights_know_people_that_they_have_not_seen():

@@ -87,6 +87,11 @@ def test_what_is_loaded_is_the_run_to_half_precision(config, run, brought):
     assert set(stored) == {path for path in wanted if "/classifier/" not in path}
 
 
+def test_everybody_may_read_it(brought):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in brought.iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
 def test_a_name_is_a_network(run, brought, photos):
     whole = reid_jax.load(run).embed(photos, progress=False)["vector"]
     half = reid_jax.load(NAME).embed(photos, progress=False)["vector"]
