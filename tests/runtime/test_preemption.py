@@ -10,8 +10,8 @@ from reid_jax.runtime.preemption import PreemptionNotice
 from tests.conftest import CHECKOUT
 from tests.waiting import PATIENCE
 
-# One call into C that takes minutes, in which no handler of Python's is run. A signal
-# that comes between "ready" and the call finds Python listening: the call is made again.
+# One call into C that takes minutes, in which no handler of Python's is run. Should a
+# signal come before it, where Python listens, the call is made all the same.
 BUSY = """
 import contextlib, hashlib
 from reid_jax.runtime import interrupts, preemption
