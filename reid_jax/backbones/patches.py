@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.errors import UserError
+from reid_jax.layers.products import row_product
 
 # timm cuts its normal distribution at -2 and 2: a hundred standard deviations.
 INIT = nn.initializers.normal(0.02)
@@ -86,7 +87,8 @@ class PatchProjection(nn.Module):
             patches = images[:, : rows * size, : columns * size]
             patches = patches.reshape(-1, rows, size, columns, size, channels)
             patches = patches.swapaxes(2, 3).reshape(-1, rows * columns, size**2 * 3)
-            return patches @ kernel.reshape(-1, self.width) + bias.astype(self.dtype)
+            tokens = row_product(patches, kernel.reshape(-1, self.width))
+            return tokens + bias.astype(self.dtype)
         patches = jax.lax.conv_general_dilated(
             images,
             kernel,
