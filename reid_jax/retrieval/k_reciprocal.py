@@ -26,10 +26,10 @@ from scipy import sparse
 
 from reid_jax.retrieval.search import Nearest
 
-_BLOCK = 1024
-"""Images whose sets are expanded at once."""
-_PAIRS = 2**18
-"""Pairs that are looked up at once."""
+_LOOKUPS = 2**18
+"""Neighbours of neighbours that are looked at at once."""
+_COMPARED = 2**23
+"""Neighbours that members of sets are looked for among at once."""
 
 PairDistances = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(images [P], images [P]) -> distances [P]."""
@@ -43,7 +43,7 @@ class KReciprocal:
       k1: neighbours that may be reciprocal.
       k2: neighbours that an image's weights are averaged over; 1 leaves them.
       lambda_value: what the original distance weighs in the end; 1 is that alone.
-      squared: squares the distances first; False where a method's are squares already.
+      squared: squares the distances first, unless a method's are squares already.
       normalised: divides an image's distances by its greatest one.
       strict: a neighbour's set is taken in where *more* than 2/3 of it are reciprocal
         (the code); False for 2/3 or more (the condition of R*).
@@ -171,9 +171,10 @@ def _members(
     neighbours: np.ndarray, options: KReciprocal
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (image, member of its expanded set), ascending, each once."""
-    size = len(neighbours)
+    size, count = neighbours.shape
     near = neighbours[:, : -(-options.k1 // 2) + 1]
-    blocks = [np.arange(x, min(x + _BLOCK, size)) for x in range(0, size, _BLOCK)]
+    step = max(1, _LOOKUPS // count**2)
+    blocks = [np.arange(x, min(x + step, size)) for x in range(0, size, step)]
     mutual = np.concatenate([_reciprocal(rows, near) for rows in blocks])
     pairs = []
     for rows in blocks:
@@ -203,9 +204,10 @@ def _expanded(
     own, reciprocal = neighbours[rows], _reciprocal(rows, neighbours)
     # The sets of own neighbours, [b, k, half], and what they share with the row's.
     theirs, mutual = near[own], mutual[own]
-    # No image has the number -1: what is not reciprocal is nobody's.
-    same = theirs[..., None] == np.where(reciprocal, own, -1)[:, None, None]
-    shared = same.any(-1) & mutual
+    row = np.arange(len(rows))[:, None]
+    within = np.zeros((len(rows), len(neighbours)), bool)
+    within[row, own] = reciprocal
+    shared = within[row[..., None], theirs] & mutual
     thrice, twice = 3 * shared.sum(-1), 2 * mutual.sum(-1)
     similar = thrice > twice if strict else thrice >= twice
     taken = mutual & (reciprocal & similar)[..., None]
@@ -221,8 +223,9 @@ def _known(
 ) -> np.ndarray:
     """Distances [P] of images `rows` to `members` among their neighbours, else NaN."""
     found = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), _PAIRS):
-        part = slice(start, start + _PAIRS)
+    step = max(1, _COMPARED // neighbours.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
         here = neighbours[rows[part]] == members[part, None]
         apart = distances[rows[part], here.argmax(1)]
         found[part] = np.where(here.any(1), apart, np.nan)

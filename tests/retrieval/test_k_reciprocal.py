@@ -1,5 +1,7 @@
 """k-reciprocal re-ranking against the paper's definitions in float64 NumPy."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,10 +133,26 @@ def test_images_in_one_place():
 def test_the_sets_of_many_blocks(monkeypatch):
     embedding, options = {"vector": _random(0, 60)}, KReciprocal(k1=7)
     whole = _reranked(_vectors, embedding, 10, options)
-    monkeypatch.setattr(k_reciprocal, "_BLOCK", 32)
-    monkeypatch.setattr(k_reciprocal, "_PAIRS", 50)
+    monkeypatch.setattr(k_reciprocal, "_LOOKUPS", 2000)
+    monkeypatch.setattr(k_reciprocal, "_COMPARED", 800)
     again = _reranked(_vectors, embedding, 10, options)
     np.testing.assert_array_equal(again, whole)
+
+
+def test_memory_grows_by_the_square_of_k1():
+    """All images are neighbours of each other; their cube would be 110 MB."""
+    size, options = 120, KReciprocal(k1=120)
+    apart = np.abs(np.subtract.outer(*2 * [np.random.default_rng(0).random(size)]))
+    apart = apart.astype("f")
+    order = np.argsort(apart, axis=1, kind="stable")
+    found = search.Nearest(np.sort(apart), order.astype("i"), apart.max(1))
+    tracemalloc.start()
+    encoding = Encoding(options, found, lambda i, j: apart[i, j], queries=20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    got = encoding.keys(np.arange(20), apart[:20, 20:])
+    np.testing.assert_allclose(got, rerank(apart, 20, options), atol=1e-5)
 
 
 def test_no_queries_have_no_keys():
