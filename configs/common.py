@@ -175,7 +175,7 @@ def _second_thoughts() -> ConfigDict:
     fields.rerank = ()
     fields.database_augmentation = model(Expansion)
     fields.query_expansion = model(Expansion)
-    # CpaCol's distances are squares already: `squared` is False for it.
+    # (CpaCol's distances are squares already, which are not squared again.)
     fields.k_reciprocal = model(KReciprocal)
     # How neighbours are found ("top_k", or "approx_max_k" with a `recall`), and bytes
     # of a gallery's embeddings that may lie on a device: larger ones are split over

@@ -113,7 +113,10 @@ class Evaluator:
         if "before_reranking" in states:
             self._rank(plain, query, {"final": states["before_reranking"]})
         steps = Reranking(
-            self._spec.rerank, self._comparison, block=self._spec.query_block
+            self._spec.rerank,
+            self._comparison,
+            squares=self._method.squared_distances,
+            block=self._spec.query_block,
         )
         compared = steps.embeddings(compared)
         roc = self._verification(protocol, query, gallery)

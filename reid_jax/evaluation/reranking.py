@@ -8,6 +8,7 @@ out, or a single-shot protocol does not draw, is a neighbour as well.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,13 +33,20 @@ class Reranking:
     Args:
       steps: of `EvaluationSpec.rerank`, with their options.
       comparison: of the method.
+      squares: whether the method's distances are squares already.
       block: queries at once.
     """
 
     def __init__(
-        self, steps: Mapping[str, Any], comparison: search.Comparison, *, block: int
+        self,
+        steps: Mapping[str, Any],
+        comparison: search.Comparison,
+        *,
+        squares: bool,
+        block: int,
     ):
-        self._steps, self._comparison, self._block = steps, comparison, block
+        self._steps, self._comparison = steps, comparison
+        self._squares, self._block = squares, block
 
     def embeddings(self, plain: Pair) -> Pair:
         """What is compared in place of `plain` embeddings, behind the flip."""
@@ -59,6 +67,8 @@ class Reranking:
         everyone = {
             name: np.concatenate([query[name], gallery[name]]) for name in query
         }
+        if self._squares:
+            options = dataclasses.replace(options, squared=False)
         _say_if_few(options, everyone)
         return Encoding(
             options,

@@ -429,6 +429,8 @@ class Method(method.Method):
       **fields: of `Options`.
     """
 
+    squared_distances = True
+
     def __init__(
         self, num_classes: int, image_size: tuple[int, int] = (256, 128), **fields: Any
     ):

@@ -174,6 +174,9 @@ class Method:
     """What pictures call the parts of an Embedding's `visibility`, in its order; ""
     for one that is always visible, which is not drawn."""
 
+    squared_distances: bool = False
+    """Whether `distance` gives squares already, that are not to be squared again."""
+
     pretrained_copies: Mapping[str, str] = types.MappingProxyType({})
     """Modules that start as copies of pretrained ones, by path in a collection, such
     as {"branch/layer4": "backbone/layer4"}."""

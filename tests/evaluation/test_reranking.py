@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -12,9 +13,11 @@ from data_pipelines.prepared import open_records
 from reid_jax import experiment
 from reid_jax.evaluation import evaluate
 from reid_jax.evaluation.embedding import Embedder
+from reid_jax.evaluation.reranking import Reranking
 from reid_jax.report.runs import Run
 from reid_jax.retrieval import expansion
 from reid_jax.retrieval.k_reciprocal import KReciprocal
+from reid_jax.retrieval.search import Comparison
 from reid_jax.runtime import sharding
 from tests import toy_method
 from tests.evaluation.test_evaluate import _rank1_and_map
@@ -122,6 +125,30 @@ def test_steps_are_those_of_the_list(toy_config, toy, steps):
     assert entry["metrics"] != entry["metrics_before_reranking"]
     assert list(entry["rerank"]) == list(steps)
     json.dumps(entry)
+
+
+def test_squares_are_not_squared_again():
+    """As CpaCol's distances are; the others become squares."""
+    vectors = np.random.default_rng(0).standard_normal((45, 4)).astype("f")
+    query, gallery = ({"vector": part} for part in (vectors[:15], vectors[15:]))
+    apart = _apart({"vector": vectors}, {"vector": vectors})
+    wanted = rerank(apart, 15, K_RECIPROCAL)
+    for power in (1, 2):
+
+        def distance(query, gallery, power=power):
+            return (
+                jnp.abs(query["vector"][:, None] - gallery["vector"]).sum(-1) ** power
+            )
+
+        steps = Reranking(
+            {"k_reciprocal": K_RECIPROCAL},
+            Comparison(distance, devices=jax.devices()[:1]),
+            squares=power == 2,
+            block=15,
+        )
+        encoding = steps.encoding(query, gallery)
+        got = encoding.keys(np.arange(15), apart[:15, 15:] ** power)
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):

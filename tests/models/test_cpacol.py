@@ -141,6 +141,7 @@ def test_embedding_joins_the_tokens_with_a_share_for_each_part():
     distances = method.distance({"vector": vector}, {"vector": vector[:2]})
     gaps = np.square(joined[:, None] - joined[None, :2]).sum(-1)
     np.testing.assert_allclose(distances, gaps, atol=1e-5)
+    assert method.squared_distances
 
 
 # Section III-D. Training.
