@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import types
@@ -11,6 +12,7 @@ from typing import Any
 
 from data_pipelines.images import BILINEAR, RESIZES
 from reid_jax.errors import UserError
+from reid_jax.retrieval.k_reciprocal import KReciprocal
 from reid_jax.retrieval.ranking import APS
 from reid_jax.retrieval.search import BY, Search
 from reid_jax.retrieval.steps import STEPS
@@ -174,7 +176,10 @@ def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
         return
     unknown = [s for s in steps if not isinstance(s, str) or s not in STEPS]
     if unknown:
-        yield f"{field} has {unknown[0]!r}; its steps are {', '.join(STEPS)}"
+        yield (
+            f"{field} has {unknown[0]!r}; it is a tuple of some of {', '.join(STEPS)}, "
+            "such as ('flip','k_reciprocal')"
+        )
     elif len(set(steps)) < len(steps):
         yield f"{field} is {tuple(steps)}; every step is taken once"
     elif "flip" in steps[1:] or "k_reciprocal" in steps[:-1]:
@@ -183,17 +188,14 @@ def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
             "k_reciprocal last, as it is of distances"
         )
     for step, options in STEPS.items():
+        of_step = evaluation.get(step, {})
+        if options is not None:
+            yield from _unknown(step, of_step, options)
         if step not in steps and options is not None:
-            of_step = evaluation.get(step, {})
             hint = f"{field} has no {step!r}"
             yield from _idle(step, of_step, options(), hint)
-    search = evaluation.get("search", {})
-    by = search.get("by", BY[0])
-    yield from _no_choice("evaluation.search.by", by, BY)
-    if by == "top_k":
-        recall = {name: search[name] for name in search if name == "recall"}
-        yield from _idle("search", recall, Search(), "search.by is 'top_k'")
-    chosen = evaluation.get("k_reciprocal", {})
+    yield from _of_search(evaluation.get("search", {}), steps)
+    chosen = dataclasses.asdict(KReciprocal()) | evaluation.get("k_reciprocal", {})
     if "k_reciprocal" in steps and chosen["k1"] < chosen["k2"]:
         yield (
             f"config.evaluation.k_reciprocal.k2 is {chosen['k2']}; it is at most k1, "
@@ -201,12 +203,36 @@ def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _of_search(search: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[str]:
+    """How neighbours are found, where steps of re-ranking look for any."""
+    yield from _unknown("search", search, Search)
+    by = search.get("by", BY[0])
+    yield from _no_choice("evaluation.search.by", by, BY)
+    if by == "top_k":
+        recall = {name: search[name] for name in search if name == "recall"}
+        yield from _idle("search", recall, Search(), "search.by is 'top_k'")
+    elif by in BY and not any(step in steps for step in STEPS if STEPS[step]):
+        hint = "no step of config.evaluation.rerank looks for neighbours"
+        yield from _idle("search", {"by": by}, Search(), hint)
+
+
+def _unknown(step: str, fields: Mapping[str, Any], options: type) -> Iterator[str]:
+    """What there is no option for: a whole sub-config may be given as a dict."""
+    known = [field.name for field in dataclasses.fields(options)]
+    for name, value in fields.items():
+        if name not in known:
+            yield (
+                f"config.evaluation.{step}.{name} is {value!r}; {step} has "
+                f"{', '.join(known)}"
+            )
+
+
 def _idle(
     step: str, fields: Mapping[str, Any], defaults: Any, hint: str
 ) -> Iterator[str]:
     """Fields that were changed and change nothing."""
     for name, value in fields.items():
-        if value != getattr(defaults, name):
+        if value != getattr(defaults, name, value):
             yield f"config.evaluation.{step}.{name} is {value}, but {hint}"
 
 

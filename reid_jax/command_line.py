@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import keyword
 import pathlib
 import re
 import runpy
@@ -98,6 +99,10 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
                 _check_field(arg, _without_overrides(argv))
         raise UserError(f"--config: {error}") from error
     except (TypeError, ValueError) as error:
+        for arg in argv:  # ml_collections parses names as Python: `lambda` is none
+            names = arg.partition("=")[0].split(".")
+            if names[0] == "--config" and any(map(keyword.iskeyword, names)):
+                _check_field(arg, _without_overrides(argv))
         raise UserError(f"--config: {error}") from error
     except flags.Error as error:
         raise UserError(str(error)) from error

@@ -59,6 +59,7 @@ def _set(config, field, value):
         ("evaluation.query_expansion.alpha", 1.0),
         ("evaluation.search.recall", 0.5),
         ("evaluation.search.by", "sort"),
+        ("evaluation.search.by", "approx_max_k"),
     ],
 )
 def test_a_value_without_sense_is_named(field, value):
@@ -83,6 +84,20 @@ def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
     with pytest.raises(UserError, match=r"^config\.evaluation\.k_reciprocal") as error:
         checks.check_config(config)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_options_as_a_whole_dict():
+    """As a command line can give them: what is left out has its usual value."""
+    config = aaformer.get_config("demo,scratch")
+    config.evaluation.rerank = ("k_reciprocal",)
+    config.evaluation.k_reciprocal = {"k1": 8}
+    checks.check_config(config)
+    config.evaluation.k_reciprocal = {"k1": 5}
+    with pytest.raises(UserError, match=r"k2 is 6; it is at most k1, which is 5$"):
+        checks.check_config(config)
+    config.evaluation.k_reciprocal = {"k": 8}
+    with pytest.raises(UserError, match=r"k_reciprocal\.k is 8; k_reciprocal has k1,"):
+        checks.check_config(config)
 
 
 def test_a_warm_up_that_a_stage_does_not_reach_is_a_remark():

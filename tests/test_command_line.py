@@ -147,6 +147,12 @@ def test_groups_of_a_stage_that_is_not_there(config_of):
         config_of("cpacol.py", f"{GROUPS}.x.pattern=a", f"{GROUPS}={{}}")
 
 
+def test_a_field_that_is_no_name_in_python(config_of):
+    near = r"no field evaluation\.k_reciprocal\.lambda; .*\.lambda_value\?"
+    with pytest.raises(UserError, match=near):
+        config_of("cpacol.py", "--config.evaluation.k_reciprocal.lambda=0.1")
+
+
 def test_sies_weight(config_of):
     field = "--config.model.options.camera_scale"
     config = config_of("baseline.py:backbone=transreid", f"{field}=1.5")
