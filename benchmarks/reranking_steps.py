@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _metrics(folder: str, steps: tuple[str, ...]) -> dict[str, float]:
     """Metrics of a run's first protocol."""
     config = run.get_config(folder)
-    config.evaluation.rerank = steps
+    config.evaluation.rerank, config.evaluation.pictures = steps, False
     checks.check_config(config)
     with tempfile.TemporaryDirectory() as elsewhere:
         entries = evaluate.evaluate_checkpoint(config, folder, workdir=elsewhere)

@@ -55,6 +55,17 @@ class Embedder:
         self._image_size, self._batch_size = image_size, batch_size
         self._embed = embed_function(method, mesh)
 
+    def shapes(self, variables: Variables) -> Embedding:
+        """Shapes and dtypes of a batch's embeddings; nothing is computed."""
+        size, shape = self._batch_size, jax.ShapeDtypeStruct
+        rows = {
+            "image": shape((size, *self._image_size, 3), "uint8"),
+            "camera": shape((size,), "int32"),
+            "parts": shape((size, *self._image_size), "uint8"),
+        }
+        rest = {name: rows[name] for name in self._inputs}
+        return jax.eval_shape(self._embed, variables, rows["image"], rest)
+
     def __call__(
         self,
         variables: Variables,

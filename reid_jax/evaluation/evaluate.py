@@ -89,13 +89,16 @@ class Evaluator:
             and if the spec wants any.
 
         Raises:
-          UserError: if no query has a valid match, or the network, an embedding or a
-            distance is not finite.
+          UserError: if no query has a valid match, a step of re-ranking has no sense
+            for the method, or the network, an embedding or a distance is not finite.
         """
         picture_dir = picture_dir if self._spec.pictures else None
         query, gallery = self._open(protocol, (stage,))
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery, self._spec.pictured)
+        if steps := self._spec.rerank:
+            shapes = self._embed.shapes(variables)
+            reranking.check(steps, shapes, self._method.visibility_titles)
         finite.check_variables(sharding.fetch(variables))
         plain = self._embedded(variables, query, gallery)
         compared = plain
@@ -187,6 +190,8 @@ class Evaluator:
                 step: dataclasses.asdict(options) if options else {}
                 for step, options in self._spec.rerank.items()
             }
+        if (chosen := self._spec.search).by != "top_k":  # there may be better ones
+            figures["search"] = {"by": chosen.by, "recall": chosen.recall}
         if roc:
             figures["verification"] = roc.curve().report()
         return figures

@@ -9,7 +9,7 @@ out, or a single-shot protocol does not draw, is a neighbour as well.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -52,7 +52,6 @@ class Reranking:
         """What is compared in place of `plain` embeddings, behind the flip."""
         query, gallery = plain
         for step in [name for name in self._steps if name in EXPANDED]:
-            expansion.check_averaged(gallery, step)
             if EXPANDED[step] == "query":
                 query = self._expanded(step, query, gallery)
             else:
@@ -79,6 +78,7 @@ class Reranking:
 
     def _expanded(self, step: str, own: Embedding, gallery: Embedding) -> Embedding:
         options = self._steps[step]
+        _say_if_all(step, options.k, gallery)
         if own is gallery:
             found = expansion.others(self._nearest(own, gallery, options.k + 1))
         else:
@@ -99,6 +99,21 @@ class Reranking:
             )
 
 
+def check(steps: Iterable[str], embedding: Embedding, titles: tuple[str, ...]) -> None:
+    """Raises UserError for steps that a method's embeddings are not made for.
+
+    Args:
+      steps: names.
+      embedding: of any images; only its names matter.
+      titles: of the parts.
+    """
+    for step in steps:
+        if step == "flip" or step in EXPANDED:
+            expansion.check_averaged(embedding, step)
+        if step == "flip" and "visibility" in embedding:
+            expansion.other_sides(titles)
+
+
 def flipped(plain: Pair, mirrored: Callable[[], Pair], titles: tuple[str, ...]) -> Pair:
     """Embeddings averaged with those of the mirror images.
 
@@ -108,9 +123,8 @@ def flipped(plain: Pair, mirrored: Callable[[], Pair], titles: tuple[str, ...]) 
       titles: of the parts, for their sides.
 
     Raises:
-      UserError: if there is no average of the embeddings, or a part has no other side.
+      UserError: if a part has no other side.
     """
-    expansion.check_averaged(plain[0], "flip")
     sides = expansion.other_sides(titles) if "visibility" in plain[0] else ()
     averaged = (
         expansion.with_mirrored(*both, sides)
@@ -125,4 +139,13 @@ def _say_if_few(options: KReciprocal, everyone: Embedding) -> None:
         print(
             f"note: config.evaluation.k_reciprocal.k1 is {options.k1}, and there are "
             f"{size} images: all are neighbours of each other"
+        )
+
+
+def _say_if_all(step: str, k: int, gallery: Embedding) -> None:
+    size = len(jax.tree.leaves(gallery)[0])
+    if k >= size:
+        print(
+            f"note: config.evaluation.{step}.k is {k}, and the gallery has {size} "
+            "images: the whole of it is averaged in"
         )

@@ -62,7 +62,7 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
 STATES = {"before_reranking": "before re-ranking", "before_pairs": "before pairs"}
 """Of an entry's further metrics, `metrics_NAME`, and what they are called."""
 
-_PROTOCOL = ("protocol", "ap", "camera_filter", "averaged", "rerank")
+_PROTOCOL = ("protocol", "ap", "camera_filter", "averaged", "rerank", "search")
 
 
 def same_protocol(entry: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -93,6 +93,8 @@ def reranking(entry: Mapping[str, Any]) -> str:
         usual = dataclasses.asdict(made()) if made else {}
         chosen = (f"{k}={v}" for k, v in options.items() if usual.get(k) != v)
         steps.append(" ".join((step, *chosen)))
+    if search := entry.get("search"):
+        steps.append(f"neighbours by {search['by']} of recall {search['recall']}")
     return ", ".join(steps)
 
 

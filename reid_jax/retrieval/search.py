@@ -36,7 +36,8 @@ class Search:
 
     Attributes:
       by: "top_k" is exact. "approx_max_k" finds `recall` of the neighbours, on average,
-        and is much faster on TPUs; on other devices it is exact, too.
+        and is much faster on TPUs; on other devices it is exact, too. Those that are
+        equally far come in any order.
       recall: of "approx_max_k".
       device_bytes: of a gallery's embeddings on each device.
     """

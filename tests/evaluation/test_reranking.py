@@ -11,7 +11,8 @@ from etils import epath
 from data_pipelines import loader
 from data_pipelines.prepared import open_records
 from reid_jax import experiment
-from reid_jax.evaluation import evaluate
+from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate, results
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.reranking import Reranking
 from reid_jax.report.runs import Run
@@ -149,6 +150,40 @@ def test_squares_are_not_squared_again():
         encoding = steps.encoding(query, gallery)
         got = encoding.keys(np.arange(15), apart[:15, 15:] ** power)
         np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", ["flip", "query_expansion"])
+def test_what_has_no_average_is_told_before_images_are_embedded(toy_config, toy, step):
+    class Long(toy_method.Method):
+        def embed(self, variables, images, camera=None, parts=None):
+            return super().embed(variables, images) | {"length": images.sum((1, 2, 3))}
+
+    toy_config.evaluation.rerank = (step,)
+    method = Long(9, (32, 16), width=6, top_k=3)
+    spec = experiment.build_evaluation(toy_config)
+    evaluator = evaluate.Evaluator(method, sharding.make_mesh(), spec)
+    evaluator._embedded = None  # is not called
+    (protocol,) = experiment.build_protocols(toy_config)
+    with pytest.raises(UserError, match=rf"{step} averages .*`length`"):
+        evaluator.evaluate(toy[1], protocol, stage="first", step=7)
+
+
+def test_neighbours_that_are_approximate_make_another_entry(
+    toy_config, toy, tmp_path, capsys
+):
+    method, variables, _ = toy
+    _choose(toy_config, ("query_expansion",))
+    toy_config.evaluation.query_expansion.k = 30
+    exact = _evaluated(toy_config, method, variables)
+    assert "query_expansion.k is 30, and the gallery has 30" in capsys.readouterr().out
+    toy_config.evaluation.search.by = "approx_max_k"
+    near = _evaluated(toy_config, method, variables)
+    for entry in (exact, near):
+        results.write(str(tmp_path), [entry])
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 2
+    assert results.reranking(near) == (
+        f"{results.reranking(exact)}, neighbours by approx_max_k of recall 0.95"
+    )
 
 
 def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):
