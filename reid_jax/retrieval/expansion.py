@@ -23,6 +23,9 @@ from reid_jax.retrieval.search import Embedding, Nearest, blocks
 _FIELDS = ("vector", "parts", "visibility")
 """What can be averaged of an Embedding."""
 
+_MEMBERS = 2**13
+"""Neighbours that are averaged at once, whatever their number for an image."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Expansion:
@@ -65,9 +68,9 @@ def expanded(
       gallery: arrays [G, ...] on the host.
       nearest: int [N, k], the neighbours in the gallery.
       alpha: as `Expansion.alpha`.
-      block: embeddings at once.
+      block: embeddings at once, at most.
     """
-    found = []
+    found, block = [], max(1, min(block, _MEMBERS // max(1, nearest.shape[1])))
     for rows, own in blocks(embedding, block):
         indices = nearest[np.resize(rows, block)]
         members = {name: array[indices] for name, array in gallery.items()}

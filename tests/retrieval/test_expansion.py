@@ -1,5 +1,7 @@
 """Averages of embeddings against loops over images."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -29,6 +31,23 @@ def test_vectors_take_in_their_neighbours(alpha):
         {"vector": query}, {"vector": gallery}, nearest, alpha=alpha, block=5
     )
     np.testing.assert_allclose(got["vector"], wanted, atol=1e-6)
+
+
+def test_many_neighbours_are_averaged_some_at_a_time():
+    """All of them at once would be 33 MB."""
+    rng = np.random.default_rng(3)
+    query, gallery = _unit(rng, 256, 32), _unit(rng, 1000, 32)
+    nearest = np.tile(np.arange(1000), (256, 1))
+    tracemalloc.start()
+    got = expansion.expanded(
+        {"vector": query}, {"vector": gallery}, nearest, alpha=0.0, block=256
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    wanted = query.astype("d") + gallery.astype("d").sum(0)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(got["vector"], wanted, atol=1e-5)
 
 
 def test_parts_take_in_what_neighbours_show():
