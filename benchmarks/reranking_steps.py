@@ -38,9 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runs", required=True, help="folders, comma-separated")
     options = parser.parse_args(argv)
+    folders = [folder for folder in options.runs.split(",") if folder]
+    if not folders:
+        parser.error("--runs names no folder")
     try:
+        for folder in folders:  # a wrong name is told before any is evaluated
+            run.get_config(folder)
         found = {
-            name: [_metrics(folder, steps) for folder in options.runs.split(",")]
+            name: [_metrics(folder, steps) for folder in folders]
             for name, steps in CHOICES.items()
         }
     except UserError as error:
@@ -54,6 +59,7 @@ def _metrics(folder: str, steps: tuple[str, ...]) -> dict[str, float]:
     """Metrics of a run's first protocol."""
     config = run.get_config(folder)
     config.evaluation.rerank, config.evaluation.pictures = steps, False
+    config.evaluate_on = config.evaluate_on[:1]
     checks.check_config(config)
     with tempfile.TemporaryDirectory() as elsewhere:
         entries = evaluate.evaluate_checkpoint(config, folder, workdir=elsewhere)

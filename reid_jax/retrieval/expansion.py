@@ -167,7 +167,7 @@ def other_sides(titles: Sequence[str]) -> tuple[int, ...]:
             order.append(titles.index(other))
         else:
             raise UserError(
-                f"flip has to know which part is {title!r} "
-                f"in a mirror image; no {other!r} is among {', '.join(titles)}"
+                f"flip has to know which part is {title!r} in a mirror image; "
+                f"no {other!r} is among {', '.join(titles)}: leave flip out"
             )
     return tuple(order)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from benchmarks import reranking, reranking_steps, retrieval
 
@@ -29,3 +30,17 @@ def test_a_table_of_steps():
     assert lines[0] == "| steps | rank1 | mAP | mINP |"
     assert lines[2] == "| none | 20.0 ± 14.1 | 50.0 ± 0.0 | 25.0 ± 0.0 |"
     assert lines[3] == "| flip | 10.0 | 50.0 | 25.0 |"
+
+
+def test_a_wrong_run_is_told_before_any_is_evaluated(tmp_path, monkeypatch, capsys):
+    real = reranking_steps.run.get_config
+    monkeypatch.setattr(
+        reranking_steps.run, "get_config", lambda x: x == "there" or real(x)
+    )
+    monkeypatch.setattr(reranking_steps, "_metrics", None)  # is not called
+    assert reranking_steps.main([f"--runs=there,{tmp_path / 'none'}"]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        reranking_steps.main(["--runs="])
+    assert error.value.code == 2
+    assert "--runs names no folder" in capsys.readouterr().err

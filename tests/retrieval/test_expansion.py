@@ -121,5 +121,7 @@ def test_an_image_and_its_mirror_image():
 def test_what_cannot_be_averaged_is_named():
     with pytest.raises(UserError, match=r"flip averages .*`length`"):
         expansion.check_averaged({"vector": 0, "length": 1}, "flip")
-    with pytest.raises(UserError, match="no 'right arm' is among left arm, head"):
+    with pytest.raises(
+        UserError, match="no 'right arm' is among left arm, head: leave"
+    ):
         expansion.other_sides(("left arm", "head"))
