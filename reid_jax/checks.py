@@ -190,7 +190,7 @@ def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for step, options in STEPS.items():
         of_step = evaluation.get(step, {})
         if options is not None:
-            yield from _unknown(step, of_step, options)
+            yield from _no_options(step, of_step, options)
         if step not in steps and options is not None:
             hint = f"{field} has no {step!r}"
             yield from _idle(step, of_step, options(), hint)
@@ -205,7 +205,7 @@ def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_search(search: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[str]:
     """How neighbours are found, where steps of re-ranking look for any."""
-    yield from _unknown("search", search, Search)
+    yield from _no_options("search", search, Search)
     by = search.get("by", BY[0])
     yield from _no_choice("evaluation.search.by", by, BY)
     if by == "top_k":
@@ -216,15 +216,15 @@ def _of_search(search: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[str]
         yield from _idle("search", {"by": by}, Search(), hint)
 
 
-def _unknown(step: str, fields: Mapping[str, Any], options: type) -> Iterator[str]:
-    """What there is no option for: a whole sub-config may be given as a dict."""
-    known = [field.name for field in dataclasses.fields(options)]
+def _no_options(step: str, fields: Mapping[str, Any], options: type) -> Iterator[str]:
+    """What is no option, or of another type: a dict may be given for all of them."""
+    hints = typing.get_type_hints(options)
     for name, value in fields.items():
-        if name not in known:
-            yield (
-                f"config.evaluation.{step}.{name} is {value!r}; {step} has "
-                f"{', '.join(known)}"
-            )
+        said = f"config.evaluation.{step}.{name} is {value!r}; "
+        if name not in hints:
+            yield f"{said}{step} has {', '.join(hints)}"
+        elif hints[name] is not float and not _is_of(value, hints[name]):
+            yield f"{said}it is {_said(hints[name])}"
 
 
 def _idle(

@@ -95,9 +95,14 @@ def test_options_as_a_whole_dict():
     config.evaluation.k_reciprocal = {"k1": 5}
     with pytest.raises(UserError, match=r"k2 is 6; it is at most k1, which is 5$"):
         checks.check_config(config)
-    config.evaluation.k_reciprocal = {"k": 8}
-    with pytest.raises(UserError, match=r"k_reciprocal\.k is 8; k_reciprocal has k1,"):
-        checks.check_config(config)
+    for given, said in (
+        ({"k": 8}, r"\.k is 8; k_reciprocal has k1, k2,"),
+        ({"k1": 8.5}, r"\.k1 is 8\.5; it is of type int$"),
+        ({"squared": "no"}, r"\.squared is 'no'; it is of type bool$"),
+    ):
+        config.evaluation.k_reciprocal = given
+        with pytest.raises(UserError, match=rf"^config\.evaluation\.k_reci.*{said}"):
+            checks.check_config(config)
 
 
 def test_a_warm_up_that_a_stage_does_not_reach_is_a_remark():
