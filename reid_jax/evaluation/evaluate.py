@@ -96,9 +96,7 @@ class Evaluator:
         query, gallery = self._open(protocol, (stage,))
         # First of all, because it fails where no query has a match.
         ranking = Ranking(protocol, query, gallery, self._spec.pictured)
-        if steps := self._spec.rerank:
-            shapes = self._embed.shapes(variables)
-            reranking.check(steps, shapes, self._method.visibility_titles)
+        self.check_steps(variables)
         finite.check_variables(sharding.fetch(variables))
         plain = self._embedded(variables, query, gallery)
         compared = plain
@@ -231,6 +229,16 @@ class Evaluator:
             Ranking(protocol, query, gallery, self._spec.pictured)
         except UserError as error:
             raise UserError(f"{protocol.name}: {error}") from error
+
+    def check_steps(self, variables: Variables) -> None:
+        """Raises UserError for steps of re-ranking that make no sense for the method.
+
+        Args:
+          variables: their shapes are enough.
+        """
+        if steps := self._spec.rerank:
+            shapes = self._embed.shapes(variables)
+            reranking.check(steps, shapes, self._method.visibility_titles)
 
     def _open(
         self, protocol: Protocol, stages: Iterable[str]

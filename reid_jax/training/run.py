@@ -200,6 +200,9 @@ def _described(config: Any, records: Records) -> dict[str, Any]:
     protocols = experiment.build_protocols(config)
     for protocol in protocols:
         evaluator.check(protocol)
+    if config.evaluation.rerank:
+        batch = experiment.example_batch(config, 2)
+        evaluator.check_steps(jax.eval_shape(method.init, jax.random.key(0), batch))
     return {
         "mesh": mesh,
         "num_classes": num_classes,

@@ -275,6 +275,16 @@ class TestMistakes:
             train.train_and_evaluate(toy_config, str(tmp_path))
         assert not (tmp_path / "config.json").exists()
 
+    def test_a_step_of_reranking_without_sense_stops_before_training(
+        self, aaformer_config, tmp_path, on_devices
+    ):
+        on_devices(1)
+        aaformer_config.model.vector = "raw"
+        aaformer_config.evaluation.rerank = ("flip",)
+        with pytest.raises(UserError, match=r"flip averages .*`length`"):
+            train.train_and_evaluate(aaformer_config, str(tmp_path))
+        assert not (tmp_path / "config.json").exists()
+
     def test_a_damaged_checkpoint_is_named_with_the_one_before(
         self, toy_config, tmp_path, on_devices
     ):
