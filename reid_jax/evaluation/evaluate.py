@@ -220,13 +220,14 @@ class Evaluator:
     def check(self, protocol: Protocol, stages: Iterable[str] | None = None) -> None:
         """Raises UserError for a protocol that cannot be evaluated.
 
-        No data, no match to find, or no part labels where the method needs them: in
-        `stages`, or in any of its stages.
+        No data, no match to find, one person alone where ROC is wanted, or no part
+        labels where the method needs them: in `stages`, or in any of its stages.
         """
         stages = self._method.stages if stages is None else stages
         query, gallery = self._open(protocol, stages)
         try:
             Ranking(protocol, query, gallery, self._spec.pictured)
+            self._verification(protocol, query, gallery)
         except UserError as error:
             raise UserError(f"{protocol.name}: {error}") from error
 

@@ -81,10 +81,16 @@ class Verification:
 
     Args:
       query, gallery, camera_filter: as for `ranking.Ranker`.
+
+    Raises:
+      UserError: all images show one person.
     """
 
     def __init__(self, query: Labels, gallery: Labels, *, camera_filter: bool):
-        self._query, self._size = query, len(gallery)
+        shown = query.person[query.person > 0], gallery.person[gallery.person >= 0]
+        if len(np.union1d(*shown)) < 2:
+            raise UserError(_no_pair("different persons"))
+        self._query = query
         self._index = MatchIndex(query, gallery, camera_filter=camera_filter)
         self._all = np.zeros(_BINS, np.int64)
         self._same = np.zeros(_BINS, np.int64)
@@ -103,23 +109,23 @@ class Verification:
         """The counts so far.
 
         Raises:
-          UserError: there is no pair of one person, or none of two.
+          UserError: there is no pair of one person.
         """
-        for count, pairs in (
-            (self._same.sum(), "one person"),
-            ((self._all - self._same).sum(), "different persons"),
-        ):
-            if not count:
-                raise UserError(
-                    f"no pair of query and gallery image shows {pairs}, so there is no "
-                    "ROC; evaluate without it (--config.evaluation.verification=False)"
-                )
+        if not self._same.any():
+            raise UserError(_no_pair("one person"))
         filled = np.flatnonzero(self._all)
         return Curve(
             threshold=_greatest(filled),
             false_positives=np.cumsum((self._all - self._same)[filled]),
             true_positives=np.cumsum(self._same[filled]),
         )
+
+
+def _no_pair(shown: str) -> str:
+    return (
+        f"no pair of query and gallery image shows {shown}, so there is no ROC; "
+        "evaluate without it (--config.evaluation.verification=False)"
+    )
 
 
 def _bin(values: np.ndarray) -> np.ndarray:

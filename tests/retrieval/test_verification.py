@@ -100,6 +100,9 @@ def test_report_and_nothing_to_report():
     with pytest.raises(UserError, match="one person"):
         roc.curve()
     roc.update(np.arange(30), distances)
+    alone = Labels(np.array([3, 3, -1]), np.arange(3))
+    with pytest.raises(UserError, match="shows different persons"):
+        Verification(alone, alone, camera_filter=True)
     report = roc.curve().report()
     assert [one["fpr"] for one in report["at"]] == list(RATES)
     # No threshold accepts fewer than a whole false pair of two thousand.
