@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +63,7 @@ class Drawing:
       query, gallery: the two splits.
       image_size: height and width.
       visibility: of the parts of all images, if there are any to draw.
+      plain: the same before images were flipped.
     """
 
     folder: epath.Path
@@ -71,6 +72,7 @@ class Drawing:
     gallery: Records
     image_size: tuple[int, int]
     visibility: Visibility | None = None
+    plain: Visibility | None = None
 
     def clear(self) -> None:
         """Removes what an earlier evaluation left here: this one may draw less."""
@@ -110,7 +112,9 @@ class Drawing:
             f"{figures(self.entry[f'metrics_{name}'])}"
         )
         both = {"; before": before, "; after": after}
-        self._lists(file, both, after.some(COMPARED_QUERIES), title)
+        plain = self.plain if name == "before_reranking" else self.visibility
+        rows, seen = after.some(COMPARED_QUERIES), (plain, self.visibility)
+        self._lists(file, both, rows, title, seen)
 
     def roc(self, curve: Curve) -> None:
         """`roc.png`: how many pairs of one person each rate of false ones accepts."""
@@ -162,17 +166,29 @@ class Drawing:
         return f"{self.entry['protocol']}, step {self.entry['step']}"
 
     def _lists(
-        self, name: str, lists: dict[str, Lists], rows: np.ndarray, title: str
+        self,
+        name: str,
+        lists: dict[str, Lists],
+        rows: np.ndarray,
+        title: str,
+        seen_of: Sequence[Visibility | None] = (),
     ) -> None:
-        """The lists of each query under each other; their keys end the captions."""
+        """The lists of each query under each other; their keys end the captions.
+
+        `seen_of` is the visibility of each list, where they are not all the same.
+        """
         pairs = [(one, row) for row in rows for one in lists.values()]
         nearest = np.stack([one.nearest[row] for one, row in pairs])
         rows = np.repeat(rows, len(lists))
         query, gallery = self._batches(rows, np.maximum(nearest, 0))
         seen = {}
         if self.visibility is not None:
-            seen["query_visibility"] = self.visibility.query[rows]
-            seen["gallery_visibility"] = self.visibility.gallery[nearest]
+            of_row = list(seen_of or [self.visibility] * len(lists))
+            of_row *= len(rows) // len(lists)
+            queries = zip(of_row, rows, strict=True)
+            found = zip(of_row, nearest, strict=True)
+            seen["query_visibility"] = np.stack([s.query[row] for s, row in queries])
+            seen["gallery_visibility"] = np.stack([s.gallery[row] for s, row in found])
             seen["part_titles"] = self.visibility.titles
         ends = list(lists) * (len(rows) // len(lists))
         captions = zip(captions_of(self.query, rows), ends, strict=True)

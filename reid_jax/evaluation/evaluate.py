@@ -126,9 +126,9 @@ class Evaluator:
         self._rank(compared, query, states, shared, look, roc, details)
         entry |= self._reported(states, roc)
         if picture_dir is not None:
-            seen = Visibility.of(*compared, self._method.visibility_titles)
-            size = self._spec.image_size
-            drawing = Drawing(picture_dir, entry, query, gallery, size, seen)
+            titles, size = self._method.visibility_titles, self._spec.image_size
+            seen = (Visibility.of(*pair, titles) for pair in (compared, plain))
+            drawing = Drawing(picture_dir, entry, query, gallery, size, *seen)
             drawing.clear()
             self._draw(drawing, variables, states, look, roc)
             drawing.ends(details)

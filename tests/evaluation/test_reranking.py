@@ -10,9 +10,9 @@ from etils import epath
 
 from data_pipelines import loader
 from data_pipelines.prepared import open_records
-from reid_jax import experiment
+from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
-from reid_jax.evaluation import evaluate, results
+from reid_jax.evaluation import answers, evaluate, results
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.reranking import Reranking
 from reid_jax.report.runs import Run
@@ -225,6 +225,37 @@ def test_pairs_are_scored_of_what_was_reranked(toy_config, toy, tmp_path):
     assert strict["tpr"] == pytest.approx(
         (apart[same & counted] < nearest_wrong).mean(), abs=1 / 45
     )
+
+
+def test_lists_before_the_flip_show_what_was_visible_then(
+    toy_config, toy, tmp_path, monkeypatch
+):
+    def left(images):
+        return images[:, :24, :8].reshape(len(images), 3, -1).mean(-1) > 127
+
+    class Left(toy_method.Method):
+        def embed(self, variables, images, camera=None, parts=None):
+            return super().embed(variables, images) | {"visibility": left(images)}
+
+    drawn = {}
+
+    def ranking_lists(path, *images, query_visibility, gallery_visibility, **rest):
+        drawn[path.name] = query_visibility, gallery_visibility
+
+    monkeypatch.setattr(pictures, "ranking_lists", ranking_lists)
+    for module in (pictures, answers):
+        monkeypatch.setattr(module, "draw", lambda *_, **__: None)
+    toy_config.evaluation.rerank = ("flip",)
+    method = Left(9, (32, 16), width=6, top_k=3)
+    _evaluated(toy_config, method, toy[1], picture_dir=epath.Path(tmp_path))
+    rows, drawn = [0, 7], drawn["ranking_reranked.png"]  # that are pictured
+    images = toy[2][0][1]["image"][rows]
+    both = left(images), left(images[:, :, ::-1])
+    here, there = (visible[:, [0, 2]] for visible in both)  # those with a title
+    assert (here != here | there).any()
+    np.testing.assert_array_equal(drawn[0][::2], here)
+    np.testing.assert_array_equal(drawn[0][1::2], here | there)
+    assert drawn[1].shape == (4, 10, 2)
 
 
 def test_pictures_lie_apart_from_those_of_the_plain_evaluation(
