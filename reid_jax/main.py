@@ -190,7 +190,8 @@ def _report(entries: Sequence[dict[str, Any]], workdir: str, *, pictured: bool) 
         print(results.summary(entry))
     pictures = f", pictures in {workdir}/pictures" if pictured else ""
     print(f"results in {workdir}/results.json{pictures}")
-    print(f"a page with all of it: reid-jax report {shlex.quote(workdir)}")
+    page = f"python -m reid_jax report {shlex.quote(workdir)}"
+    print(f"a page with all of it: {page}")
 
 
 def _export(config: Any, workdir: str) -> None:

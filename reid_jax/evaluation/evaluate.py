@@ -67,7 +67,7 @@ class Evaluator:
 
     def pictured(self, protocol: Protocol) -> str:
         """Where pictures of a protocol go, below all pictures."""
-        return results.picture_folder(protocol.name, self._spec.rerank)
+        return results.picture_folder(protocol.name, self._steps())
 
     def evaluate(
         self,
@@ -184,15 +184,19 @@ class Evaluator:
             if name != "final":
                 figures[f"metrics_{name}"] = before.figures()["metrics"]
         if self._spec.rerank:
-            figures["rerank"] = {
-                step: dataclasses.asdict(options) if options else {}
-                for step, options in self._spec.rerank.items()
-            }
+            figures["rerank"] = self._steps()
         if (chosen := self._spec.search).by != "top_k":  # there may be better ones
             figures["search"] = {"by": chosen.by, "recall": chosen.recall}
         if roc:
             figures["verification"] = roc.curve().report()
         return figures
+
+    def _steps(self) -> dict[str, dict[str, Any]]:
+        """Options of each step of re-ranking."""
+        return {
+            step: dataclasses.asdict(options) if options else {}
+            for step, options in self._spec.rerank.items()
+        }
 
     def _draw(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -45,7 +45,8 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
     """Writes `results.json` (process 0 only).
 
     Entries of other protocols, steps and model fields that are there stay; one of the
-    same is replaced, but keeps the `best` of its run.
+    same is replaced, but keeps the `best` of its run, and a `verification` of the same
+    figures that it has none of.
     """
     if jax.process_index() != 0:
         return
@@ -54,8 +55,11 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
         merged = {_identity(entry): entry for entry in workdirs.read_objects(path)}
         for entry in entries:
             before = merged.pop(_identity(entry), {})
-            best = {"best": before["best"]} if "best" in before else {}
-            merged[_identity(entry)] = best | entry
+            kept = ["best"]
+            if before.get("metrics") == entry.get("metrics"):
+                kept.append("verification")
+            stays = {name: before[name] for name in kept if name in before}
+            merged[_identity(entry)] = stays | entry
         workdirs.write_json(path, list(merged.values()))
 
 
@@ -75,24 +79,31 @@ def _identity(entry: dict[str, Any]) -> str:
     return json.dumps([entry.get(name) for name in (*_PROTOCOL, "step", "changed")])
 
 
-def picture_folder(protocol: str, rerank: Iterable[str]) -> str:
-    """Where an evaluation draws, below `pictures/`: each list of steps for itself.
+def picture_folder(protocol: str, rerank: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where an evaluation draws, below `pictures/`: each re-ranking for itself.
 
     An evaluation replaces what an earlier one of the same has drawn.
+
+    Args:
+      protocol: its name.
+      rerank: options of each step, as an entry has them.
     """
     folder = protocol.replace(":", "-")
-    steps = "-".join(rerank)
+    steps = "-".join(",".join(step) for step in _unusual(rerank))
     return f"reranked-{steps}/{folder}" if steps else folder
+
+
+def _unusual(rerank: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Each step, and its options that are not the usual ones."""
+    for step, options in rerank.items():
+        made = STEPS.get(step)
+        usual = dataclasses.asdict(made()) if made else {}
+        yield (step, *(f"{k}={v}" for k, v in options.items() if usual.get(k) != v))
 
 
 def reranking(entry: Mapping[str, Any]) -> str:
     """The steps of an entry's re-ranking, with options that are not the usual ones."""
-    steps = []
-    for step, options in entry.get("rerank", {}).items():
-        made = STEPS.get(step)
-        usual = dataclasses.asdict(made()) if made else {}
-        chosen = (f"{k}={v}" for k, v in options.items() if usual.get(k) != v)
-        steps.append(" ".join((step, *chosen)))
+    steps = [" ".join(step) for step in _unusual(entry.get("rerank", {}))]
     if search := entry.get("search"):
         steps.append(f"neighbours by {search['by']} of recall {search['recall']}")
     return ", ".join(steps)

@@ -109,8 +109,9 @@ def _verification(scored: Sequence[tuple[Run, Entry]]) -> Html:
     if not rows:
         return Html()
     what = (
-        "One person or not, by a threshold on the distance: the share of pairs of "
-        "different persons that it accepts (FPR), and of one person (TPR)."
+        "One person or not, by a threshold on the distance of embeddings, so before "
+        "k-reciprocal encoding: the share of pairs of different persons that it "
+        "accepts (FPR), and of one person (TPR)."
     )
     head = ["", "FPR", "TPR", "distance at most"]
     return joined((element("p", what), table(head, rows)))

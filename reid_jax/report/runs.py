@@ -115,7 +115,7 @@ class Run:
 
 def _pictured(entry: Mapping[str, Any]) -> str:
     """Where such evaluations draw, the last one in place of the others."""
-    return picture_folder(entry["protocol"], entry.get("rerank", ()))
+    return picture_folder(entry["protocol"], entry.get("rerank", {}))
 
 
 def _is_of(details: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:

@@ -139,6 +139,37 @@ def test_results_of_other_steps_protocols_and_fields_are_kept(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == wanted
 
 
+def test_a_verification_stays_where_the_figures_are_those_of_before(tmp_path):
+    def entry(value, **fields):
+        return {"protocol": "a", "step": 1, "metrics": {"mAP": value}, **fields}
+
+    def kept():
+        (found,) = json.loads((tmp_path / "results.json").read_text())
+        return found.get("verification")
+
+    for written, wanted in (
+        (entry(0.5, verification={"at": [1]}), {"at": [1]}),
+        (entry(0.5), {"at": [1]}),
+        (entry(0.5, verification={"at": [2]}), {"at": [2]}),
+        (entry(0.25), None),
+    ):
+        results.write(str(tmp_path), [written])
+        assert kept() == wanted
+
+
+def test_every_choice_of_options_draws_in_a_folder_of_its_own():
+    folders = [
+        results.picture_folder("market1501", {"flip": {}, "k_reciprocal": options})
+        for options in ({"k1": 20}, {"k1": 10, "k2": 6}, {"k1": 10, "k2": 3})
+    ]
+    assert folders == [
+        "reranked-flip-k_reciprocal/market1501",
+        "reranked-flip-k_reciprocal,k1=10/market1501",
+        "reranked-flip-k_reciprocal,k1=10,k2=3/market1501",
+    ]
+    assert results.picture_folder("market1501:classic", {}) == "market1501-classic"
+
+
 def test_embeddings_do_not_depend_on_the_batch_size(toy_config, toy):
     method, variables = toy
     records = open_records("tiny", "gallery", toy_config.data.data_dir)

@@ -265,7 +265,8 @@ def test_pictures_lie_apart_from_those_of_the_plain_evaluation(
     method, variables, _ = toy
     _choose(toy_config, ("k_reciprocal",))
     pictured = tmp_path / "pictures"
-    plain, apart = pictured / "tiny", pictured / "reranked-k_reciprocal" / "tiny"
+    chosen = "reranked-k_reciprocal,k1=6,k2=2"
+    plain, apart = pictured / "tiny", pictured / chosen / "tiny"
     for file in (plain / "roc.png", apart / "roc.png", apart / "own.txt"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()

@@ -129,17 +129,17 @@ def test_states_and_reranking_have_rows_and_pictures_of_their_own(tmp_path):
     other["checkpoint"] = str(tmp_path / "other" / "checkpoints" / "best" / "5")
     entries = [last, best, reranked, narrow | {"verification": {}}, other]
     (run / "results.json").write_text(json.dumps(entries))
-    # The evaluation that drew last in either folder: of the best state.
-    plain, apart = (
-        run / "pictures" / f for f in ("tiny", "reranked-flip-k_reciprocal")
-    )
+    # The evaluations that drew: of the best state, but not the one with other options.
+    names = ("tiny", "reranked-flip-k_reciprocal")
+    plain, apart = (run / "pictures" / name for name in names)
     details = json.loads((plain / "details.json").read_text())
     for folder, entry in ((plain, best), (apart / "tiny", reranked)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "details.json").write_text(json.dumps(details | entry))
     Image.new("RGB", (40, 20)).save(apart / "tiny" / "ranking_reranked.png")
 
-    assert report.write([str(run)], tmp_path / "out.html") == []
+    (missing,) = report.write([str(run)], tmp_path / "out.html")
+    assert f"no details in pictures/{names[1]},k1=10/tiny" in missing
     page = (tmp_path / "out.html").read_text()
     lines = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in lines]
