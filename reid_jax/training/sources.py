@@ -86,7 +86,7 @@ def check_pretrained(config: Any) -> None:
 
 
 def load_pretrained(config: Any, method: Method, variables: Variables) -> Variables:
-    """Fresh variables with the pretrained values in their places; prints a report.
+    """The variables with the pretrained values in their places; prints a report.
 
     Says so where the weights are known to want images that are standardised otherwise.
 

@@ -26,6 +26,7 @@ def init_state(
     method: Method,
     stage: Stage,
     optimizer: optax.GradientTransformation,
+    given: Any = None,
     *,
     shapes: dict[str, jax.ShapeDtypeStruct],
     seed: int,
@@ -34,6 +35,8 @@ def init_state(
     """A fresh state of the first stage; to be traced.
 
     Args:
+      given: variables that it begins with, None in the places of those to be drawn; or
+        None for all of them.
       method: whose variables.
       stage: the first one.
       optimizer: of that stage.
@@ -44,6 +47,11 @@ def init_state(
     example = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
     key = jax.random.fold_in(jax.random.key(seed), _INIT)
     variables = method.init(key, example)
+    if given is not None:
+        # What is not drawn is not compiled: most of it, where a backbone is given.
+        variables = jax.tree.map(
+            lambda drawn, array: drawn if array is None else array, variables, given
+        )
     return next_state(variables, stage, optimizer, seed=seed, ema_decay=ema_decay)
 
 
@@ -335,9 +343,25 @@ class StageProgram:
             next_state, stage=stage, optimizer=optimizer, seed=seed, **keeping
         )
 
-    def fresh(self) -> TrainState:
-        """A state that has learned nothing, born on the mesh."""
-        return jax.jit(self._init, out_shardings=self.layout)()
+    def fresh(self, given: Any = None) -> TrainState:
+        """A state that has learned nothing but what is given, born on the mesh.
+
+        Args:
+          given: variables as `blank` has them, arrays in some places.
+        """
+        arrays = jax.tree.map(
+            lambda x: None if isinstance(x, jax.ShapeDtypeStruct) else x, given
+        )
+        return jax.jit(self._init, out_shardings=self.layout)(arrays)
+
+    def blank(self) -> Any:
+        """Shapes, dtypes and shardings of the variables, for values to be put in."""
+        shapes = self.abstract().variables
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            shapes,
+            jax.tree.broadcast(self.layout.variables, shapes),
+        )
 
     def abstract(self) -> TrainState:
         """Shapes and dtypes of a state."""

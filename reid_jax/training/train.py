@@ -125,12 +125,11 @@ class _StageLoop:
             return program.following(previous.variables)
         if self._resumed:
             return run.checkpoints.restore(program.abstract(), program.layout)
-        state = program.fresh()
-        if sources.wants_pretrained(run.config):
-            state = program.following(
-                sources.load_pretrained(run.config, run.method, state.variables)
-            )
-        return state
+        if not sources.wants_pretrained(run.config):
+            return program.fresh()
+        return program.fresh(
+            sources.load_pretrained(run.config, run.method, program.blank())
+        )
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the stage's end; raises `_Stopped` once a stop is due and saved."""

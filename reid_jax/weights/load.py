@@ -96,8 +96,8 @@ def load_pretrained(
 
     Returns:
       variables of the same structure, and the report. Loaded values have the dtype
-      and, where the old value is a `jax.Array`, the sharding of what they replace,
-      and are NumPy arrays otherwise.
+      and, where it has one, the sharding of what they replace; without one they are
+      NumPy arrays.
 
     Raises:
       UserError: no such file; or it does not fit: arrays that the network does not
@@ -215,9 +215,8 @@ class _Loader:
             return leaf
         # Always a copy: JAX may use its memory as it is, and the step donates it.
         array = np.array(array, leaf.dtype, order="C")
-        if isinstance(leaf, jax.Array):
-            return jax.device_put(array, leaf.sharding)
-        return array
+        place = getattr(leaf, "sharding", None)
+        return array if place is None else jax.device_put(array, place)
 
     def report(self, file: files.WeightFile, unexpected: Sequence[str]) -> Report:
         """What was done, when every leaf has been asked for."""

@@ -100,6 +100,32 @@ def test_a_network_learns_the_same(monkeypatch):
     assert losses[2] < losses[0]
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_state_begins_with_what_is_given_and_draws_the_rest(monkeypatch, split):
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", 64)
+    config = baseline.get_config("demo,scratch")
+    options = config.model.options
+    options.width, options.depth, options.heads, options.patch_size = 24, 1, 2, 8
+    program = _program(config, split=split)
+    drawn = program.fresh()
+    blank = program.blank()
+    given = {**blank, "params": dict(blank["params"])}
+    backbone = blank["params"]["backbone"]
+    given["params"]["backbone"] = jax.tree.map(
+        lambda x: jax.device_put(np.full(x.shape, 7, x.dtype), x.sharding), backbone
+    )
+    begun = program.fresh(given)
+    for path, found in jax.tree.leaves_with_path(begun.variables):
+        expected = drawn.variables
+        for key in path:
+            expected = expected[key.key]
+        if jax.tree_util.keystr(path).startswith("['params']['backbone']"):
+            expected = np.full(found.shape, 7, found.dtype)
+        np.testing.assert_array_equal(found, expected)
+    qkv = begun.params["backbone"]["blocks_0"]["attn"]["qkv"]["kernel"]
+    assert qkv.addressable_shards[0].data.shape == ((24, 9) if split else (24, 72))
+
+
 def test_runs_cross_between_layouts_and_numbers_of_devices(
     toy_config, tmp_path, on_devices
 ):
