@@ -8,7 +8,6 @@ some hundred numbers for an image.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -36,6 +35,7 @@ from reid_jax.retrieval import search
 from reid_jax.retrieval.k_reciprocal import Encoding
 from reid_jax.retrieval.labels import Labels
 from reid_jax.retrieval.search import Comparison, Gallery
+from reid_jax.retrieval.steps import fields_of
 from reid_jax.retrieval.verification import Verification
 from reid_jax.runtime import checkpoint, sharding, trained
 from reid_jax.runtime import workdir as workdirs
@@ -67,7 +67,7 @@ class Evaluator:
 
     def pictured(self, protocol: Protocol) -> str:
         """Where pictures of a protocol go, below all pictures."""
-        return results.picture_folder(protocol.name, self._steps())
+        return results.picture_folder(protocol.name, fields_of(self._spec.rerank))
 
     def evaluate(
         self,
@@ -184,19 +184,12 @@ class Evaluator:
             if name != "final":
                 figures[f"metrics_{name}"] = before.figures()["metrics"]
         if self._spec.rerank:
-            figures["rerank"] = self._steps()
+            figures["rerank"] = fields_of(self._spec.rerank)
         if (chosen := self._spec.search).by != "top_k":  # there may be better ones
             figures["search"] = {"by": chosen.by, "recall": chosen.recall}
         if roc:
             figures["verification"] = roc.curve().report()
         return figures
-
-    def _steps(self) -> dict[str, dict[str, Any]]:
-        """Options of each step of re-ranking."""
-        return {
-            step: dataclasses.asdict(options) if options else {}
-            for step, options in self._spec.rerank.items()
-        }
 
     def _draw(
         self,

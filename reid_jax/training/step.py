@@ -35,11 +35,11 @@ def init_state(
     """A fresh state of the first stage; to be traced.
 
     Args:
-      given: variables that it begins with, None in the places of those to be drawn; or
-        None for all of them.
       method: whose variables.
       stage: the first one.
       optimizer: of that stage.
+      given: variables that it begins with, None in the places of those to be drawn; or
+        None for all of them.
       shapes: of a training batch.
       seed: of the run.
       ema_decay: see `next_state`.

@@ -322,3 +322,16 @@ def test_a_layer_of_the_caller_between_blocks():
 def test_no_camera_embedding_by_default():
     _, variables = make()
     assert "sie_embed" not in variables["params"]
+
+
+def test_gradients_of_kernels_are_products_of_two_matrices_on_a_cpu():
+    """With two axes contracted XLA computes the residual stream's gradient again."""
+    model, variables = make()
+
+    def loss(params):
+        outputs = model.apply({**variables, "params": params}, pixels(), train=False)
+        return jnp.sum(outputs["cls"] ** 2)
+
+    lowered = jax.jit(jax.grad(loss)).lower(variables["params"])
+    assert "contracting_dims = [0] x [0]" in lowered.as_text()
+    assert "contracting_dims = [0, 1] x [0, 1]" not in lowered.as_text()

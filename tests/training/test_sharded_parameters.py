@@ -111,6 +111,10 @@ def test_a_state_begins_with_what_is_given_and_draws_the_rest(monkeypatch, split
     blank = program.blank()
     given = {**blank, "params": dict(blank["params"])}
     backbone = blank["params"]["backbone"]
+    for own, place in zip(
+        jax.tree.leaves(blank), jax.tree.leaves(drawn.variables), strict=True
+    ):
+        assert own.sharding.is_equivalent_to(place.sharding, place.ndim)
     given["params"]["backbone"] = jax.tree.map(
         lambda x: jax.device_put(np.full(x.shape, 7, x.dtype), x.sharding), backbone
     )
