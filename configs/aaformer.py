@@ -150,7 +150,7 @@ def _set_backbone(config: ConfigDict, arguments: dict[str, Any]) -> None:
 def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     """A Transformer of four layers."""
     config.model.update(width=192, depth=4, heads=6, drop_path=0.0)
-    common.shrink_for_demo(config, arguments, "vit")
+    common.shrink_for_demo(config, arguments, "vit", clip_norm=5.0)
     if not arguments["scratch"]:
         groups = config.stages.train.optimizer.groups
         groups.untrained.pattern = "(?!backbone/)|backbone/extra_"  # part tokens, too

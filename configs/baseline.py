@@ -96,7 +96,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         _set_adam(config.stages.train.optimizer)
     if arguments["demo"]:
         _shrink(config)
-        common.shrink_for_demo(config, arguments, SHIPPED.get(name))
+        weights = SHIPPED.get(name)
+        clip_norm = 5.0 if weights == "vit" else 0.0
+        common.shrink_for_demo(config, arguments, weights, clip_norm=clip_norm)
     elif name == "transreid":
         _as_transreid(config, arguments["dataset"])
     elif name == "pcb":

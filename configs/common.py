@@ -335,7 +335,11 @@ def apply_row(config: ConfigDict, rows: Rows, arguments: dict[str, Any]) -> None
 
 
 def shrink_for_demo(
-    config: ConfigDict, arguments: dict[str, Any], weights: str | None
+    config: ConfigDict,
+    arguments: dict[str, Any],
+    weights: str | None,
+    *,
+    clip_norm: float = 0.0,
 ) -> None:
     """A schedule of minutes on two CPU cores, for a small network and its images.
 
@@ -346,6 +350,8 @@ def shrink_for_demo(
       arguments: from `parse`; with `scratch` the network starts from nothing.
       weights: those of `shipped/` that it starts from otherwise, which know rendered
         people as the papers' weights know ImageNet; None if there are none for it.
+      clip_norm: of gradients, with these weights. A ViT bears the rate until one step
+        has ten times the usual gradient, and then forgets what it knew.
     """
     config.data.height = 128
     config.data.width = 64
@@ -366,4 +372,5 @@ def shrink_for_demo(
         # What the weights do not fill has far to go.
         untrained = {"pattern": "(?!backbone/)", "learning_rate": 3.0}
         train.optimizer.groups.untrained = ConfigDict(untrained)
+        train.optimizer.clip_norm = clip_norm
         config.evaluation.every_epochs = 10.0
