@@ -139,22 +139,29 @@ def _feature(maps: dict[str, Any]) -> jax.Array:
 
 
 class Original:
-    """The same network of torchvision or timm, with the same weights."""
+    """A network of `original`.
+
+    Args:
+      model: of PyTorch; it returns maps by name.
+      images: float32 [B, H, W, 3].
+      torch: the module.
+      device, dtype: of its products.
+    """
 
     def __init__(
         self,
-        name: str,
+        model: Any,
         images: np.ndarray,
-        scripts: ModuleType,
+        torch: ModuleType,
         *,
-        device: str,
-        dtype: str,
+        device: str = "cpu",
+        dtype: str = "float32",
     ):
-        self._torch = scripts.torch
+        self._torch = torch
         self._mixed = functools.partial(
-            self._torch.autocast, device, self._torch.bfloat16, dtype == "bfloat16"
+            torch.autocast, device, torch.bfloat16, dtype == "bfloat16"
         )
-        self._model = _original(name, scripts).to(device)
+        self._model = model.to(device)
         rows = self._torch.from_numpy(images).permute(0, 3, 1, 2)
         self._images = rows.contiguous().to(device)
         self._optimizer = self._torch.optim.SGD(
@@ -188,10 +195,23 @@ class Original:
         return self._torch.cat([m.mean((2, 3)) for m in last], dim=1)
 
 
-def _original(name: str, scripts: ModuleType) -> Any:
+def original(
+    name: str,
+    scripts: ModuleType,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    stride: int = 16,
+) -> Any:
+    """The network of torchvision, timm or torchreid, with weights by their names.
+
+    Args:
+      name: of `OURS`.
+      scripts: `make_goldens`.
+      image_size: height and width; a ViT's positions are for it.
+      stride: of a ViT's patches.
+    """
     if name == "vit_base":
         sizes = {"embed_dim": 768, "depth": 12, "num_heads": 12}
-        model = scripts.ViT(IMAGE_SIZE, 16, (16, 8), **sizes)
+        model = scripts.ViT(image_size, stride, (16, 8), **sizes)
         model.load()
     elif name == "osnet_x1_0":
         # With the script's neighbours, which it has imported.
@@ -206,7 +226,7 @@ def _original(name: str, scripts: ModuleType) -> Any:
     return model
 
 
-def _scripts() -> ModuleType:
+def golden_scripts() -> ModuleType:
     """`make_goldens`, a script that finds its neighbours as one does."""
     sys.path += goldens.__path__
     try:
@@ -230,23 +250,25 @@ def measure(
     """The lines of one backbone."""
     images = filling.images(*IMAGE_SIZE, batch)
     ours = Ours(name, images, dtype)
-    original = Original(name, images, scripts, device=device, dtype=dtype)
+    theirs = Original(
+        original(name, scripts), images, scripts.torch, device=device, dtype=dtype
+    )
     lines = []
     for mode in ("forward", "train"):
-        runs = getattr(ours, mode), getattr(original, mode)
+        runs = getattr(ours, mode), getattr(theirs, mode)
         # The second loss of a training step has the first update in it.
         for _ in range(WARM_UP):
             difference = layout.relative(*(run() for run in runs))
             if not difference < TOLERANCE[dtype]:
                 raise RuntimeError(f"{name}, {mode}: the two differ by {difference}")
-        seconds = [tuple(_seconds(run) for run in runs) for _ in range(repetitions)]
+        seconds = [tuple(seconds_of(run) for run in runs) for _ in range(repetitions)]
         lines.append(
             {
                 "backbone": name,
                 "mode": mode,
                 "batch": batch,
                 "dtype": dtype,
-                **_summary(seconds, batch),
+                **summary(seconds, batch),
                 "compile_seconds": round(ours.compile_seconds[mode], 2),
                 "difference": float(f"{difference:.1e}"),
             }
@@ -254,13 +276,14 @@ def measure(
     return lines
 
 
-def _seconds(run: Callable[[], np.ndarray]) -> float:
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Of a call that waits for its result."""
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
 
 
-def _summary(seconds: list[tuple[float, float]], batch: int) -> dict[str, Any]:
+def summary(seconds: list[tuple[float, float]], batch: int) -> dict[str, Any]:
     """Figures of pairs of seconds, ours and PyTorch's."""
     ours, torch = (statistics.median(side) for side in zip(*seconds, strict=True))
     fastest = [min(side) for side in zip(*seconds, strict=True)]
@@ -275,7 +298,8 @@ def _summary(seconds: list[tuple[float, float]], batch: int) -> dict[str, Any]:
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
     return {
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
@@ -305,7 +329,8 @@ def _use(device: str, scripts: ModuleType) -> None:
     scripts.torch.backends.cudnn.allow_tf32 = False
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A flag's number, at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
@@ -317,13 +342,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backbone", choices=[*OURS, "all"], default="all")
-    parser.add_argument("--batch", type=_positive, default=4, help="images")
-    parser.add_argument("--repetitions", type=_positive, default=10)
+    parser.add_argument("--batch", type=positive, default=4, help="images")
+    parser.add_argument("--repetitions", type=positive, default=10)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
     options = parser.parse_args(arguments)
     try:
-        scripts = _scripts()
+        scripts = golden_scripts()
         _use(options.device, scripts)
     except UserError as error:
         print(f"backbones: {error}", file=sys.stderr)
@@ -341,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=options.device,
             dtype=options.dtype,
         ):
-            print(json.dumps(line | _machine()), flush=True)
+            print(json.dumps(line | machine()), flush=True)
     return 0
 
 
