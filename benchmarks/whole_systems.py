@@ -45,7 +45,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """The lines of one system, one a stage."""
     config = importlib.import_module(f"configs.{system}").get_config()
-    point = next(sweep.points(config, sweeps=["dtype=float32"], batches=[batch]))
+    point = next(sweep.points(config, sweeps=["model.dtype=float32"], batches=[batch]))
     size = config.data.height, config.data.width
     stride = config.model.get("stride", (16, 16))[0]
     name = BACKBONES[system]

@@ -72,6 +72,8 @@ ROWS: common.Rows = {
         "stages.train.optimizer.learning_rate": 0.08,
         "stages.train.optimizer.warmup_from": 8e-4,
     },
+    # f_l of Eq. 7 in Eq. 9, though it does not replace the tokens.
+    "text-features": {"model.correlate": "attended"},
     # What the authors' code does, on two GPUs, with 8 camera embeddings on the Duke
     # sets; `reid_jax/models/cpacol.py` lists what is left out.
     "authors-code": {
@@ -79,7 +81,6 @@ ROWS: common.Rows = {
         "model.rank_decays": (0.75, 0.05, 0.1),
         "model.contrast_from": 1.0,
         "model.base_weight": 0.5,
-        "model.correlate": "tokens",
         "model.verification_reduction": "sum",
         "model.verification_margin": 0.3,
         "model.mining": "hard",
@@ -194,6 +195,7 @@ def _shrink(config: ConfigDict, arguments: dict[str, Any]) -> None:
     correlate = config.stages.correlate
     correlate.epochs = 10.0
     correlate.optimizer.update(config.stages.train.optimizer)
+    correlate.optimizer.learning_rate = 1e-2  # the text's
     correlate.optimizer.warmup_epochs = 1.0
     if not arguments["scratch"]:
         # The local branch starts as the last block; all that stage two learns is new.

@@ -109,7 +109,7 @@ def numpy_extractor(images, variables, options):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"accumulate": True, "residual": False, "correlate": "tokens"}],
+    [{}, {"accumulate": True, "residual": False, "correlate": "attended"}],
     ids=["text", "switches"],
 )
 def test_extractor_equals_numpy(fields):

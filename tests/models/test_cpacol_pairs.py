@@ -69,7 +69,7 @@ def test_scores_equal_loops_over_places():
         np.testing.assert_allclose(found[q, k], expected[0], rtol=1e-4)
 
 
-def test_pair_maps_are_omega_of_the_attended_features():
+def test_pair_maps_are_omega_of_the_layers_features():
     method = make()
     variables = variables_of(method)
     _, query, _ = pair_inputs(method, variables)

@@ -119,6 +119,7 @@ EXPECTED = {
         for w in (0.1, 0.5, 1.0, 2.0)
     },
     "text-rates": (THREE, True, {}),
+    "text-features": (THREE, True, {"correlate": "attended"}),
     "authors-code": (
         THREE,
         True,
@@ -127,7 +128,6 @@ EXPECTED = {
             "rank_decays": (0.75, 0.05, 0.1),
             "contrast_from": 1.0,
             "base_weight": 0.5,
-            "correlate": "tokens",
             "verification_reduction": "sum",
             "verification_margin": 0.3,
             "mining": "hard",
