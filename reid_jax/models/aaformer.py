@@ -279,18 +279,16 @@ def align(
       The output [B, 1 + P + N, heads, d], and the PARTs' weights over the patches
       [B, heads, P, N].
     """
-    border = 1 + subsets.shape[-2]
-    patches = slice(border, None)
-    position = np.arange(key.shape[1])
-    mask = None if parts_visible else (position < 1) | (position >= border)
-    everything, _ = attention(query, key, value, mask)  # Eq. 1
-    parts, weights = attention(  # Eq. 2
-        query[:, 1:border], key[:, patches], value[:, patches], subsets
-    )
-    # The PARTs' rows of Eq. 1 are not used: computing them costs less than a copy
-    # of the other queries.
-    output = jnp.concatenate([everything[:, :1], parts, everything[:, patches]], axis=1)
-    return output, weights
+    parts, patches = subsets.shape[-2:]
+    border = 1 + parts
+    position = np.arange(border + patches)
+    is_part = (position >= 1) & (position < border)
+    # A PART sees its subset alone (Eq. 2), all others see everything (Eq. 1). One
+    # product for both: the rows of either apart would be copies of queries and keys.
+    own = jnp.pad(subsets, [(0, 0)] * (subsets.ndim - 2) + [(1, patches), (border, 0)])
+    mask = jnp.where(is_part[:, None], own, parts_visible | ~is_part)
+    output, weights = attention(query, key, value, mask)
+    return output, weights[..., 1:border, border:]
 
 
 def auto_assignment(options: Options, queries: jax.Array, keys: jax.Array) -> jax.Array:
