@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import signal
 import tempfile
 
 # Tests compile much and compute little: half the time is saved. Processes that they
@@ -42,6 +43,8 @@ from tests import places as making
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# A shell's background jobs ignore Ctrl-C, and all that they start: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Grain's worker processes read absl flags, which only app.run would parse.
 flags.FLAGS.mark_as_parsed()
 
