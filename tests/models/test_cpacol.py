@@ -109,8 +109,8 @@ def numpy_extractor(images, variables, options):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"accumulate": True, "residual": False, "correlate": "attended"}],
-    ids=["text", "switches"],
+    [{}, {"accumulate": True, "residual": False}, {"correlate": "attended"}],
+    ids=["default", "switches", "f_l alone"],
 )
 def test_extractor_equals_numpy(fields):
     method = make(**EXTRACTOR | fields)

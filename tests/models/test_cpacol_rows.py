@@ -90,7 +90,7 @@ def test_the_papers_parameter_counts():
 # Row: levels of ContrastAttn, whether there is CorreL, and alpha, fields of the method.
 THREE, EXTRACTOR = (3, 5, 7), {"correlation": False}
 EXPECTED = {
-    "": (THREE, True, {}),
+    "": (THREE, True, {"correlate": "tokens"}),
     "table4-baseline": ((), False, {}),
     "table4-inter": (THREE, False, {"inter_weight": 1.0, "intra_weight": 0.0}),
     "table4-intra": (THREE, False, {"inter_weight": 1.0, "intra_weight": 0.5}),
