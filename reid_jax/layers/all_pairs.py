@@ -1,123 +1,135 @@
-"""All pairs of a batch's images, in blocks: memory is that of one block."""
+"""All ordered pairs of a batch's images, in blocks: memory is that of one block."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 Rows = Any
-"""A pytree of arrays with a leading axis of B images."""
+"""A pytree of arrays with a leading axis of images."""
+
+Function = Callable[[Any, Rows, Rows], tuple[Any, Any]]
 
 
-def by_offset(
-    function: Callable[[Any, Any, Any], tuple[Any, Any]],
-    weights: Any,
-    rows: Rows,
-    *,
-    block: int,
-) -> tuple[Any, Any]:
-    """Applies a symmetric function to every pair of rows, each pair once.
+def all_pairs(function: Function, weights: Any, rows: Rows, *, block: int) -> Any:
+    """Applies a symmetric function to every ordered pair of rows.
 
-    Image u is compared with u + k (modulo B) for k = 0 to B // 2, which reaches every
-    unordered pair, those of an image with itself included. The offsets k are scanned,
-    `block` of them at a time; the gradient computes each block again. So what is held
-    is B x `block` pairs of whatever the function needs.
+    First images are scanned, `block` of them at a time, and each is compared with all
+    at once, so that a product of its places with theirs is one of two matrices. What is
+    held is `block` x B pairs of whatever the function needs.
+
+    The gradient computes each block again. An image's is taken from the pairs in which
+    it is the first: by symmetry these say all of it. So each is written once, and no
+    sum over pairs passes through memory or between devices, for a third more products
+    than with each pair once and the gradients of both its images.
 
     Within `jax.sharding.use_abstract_mesh`, as a training step is, each device computes
-    the pairs whose first image it has: all images are gathered once, and their
-    gradients summed once. (Left to the compiler, both come once for each block.)
+    the pairs whose first image it has: all images are gathered once.
 
     Args:
       function: of weights and two images' rows (without their leading axis): what u
         becomes given v, and what v becomes given u, two pytrees of one structure.
         Exchanging the images must exchange the two. It must not couple pairs: no batch
-        statistics. What is differentiated must be among its arguments.
+        statistics. What is differentiated must be among its arguments. Hashable.
       weights: of the function.
-      rows: of all images.
-      block: offsets at once.
+      rows: of all images, B of them.
+      block: first images at once.
 
     Returns:
-      Two pytrees with leaves [B // 2 + 1, B, ...]: at [k, u], of u given u + k, and of
-      u + k given u. `by_images` sorts them by images.
+      A pytree with leaves [B, B, ...]: at [u, v], of u given v. Differentiated in
+      reverse only.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    size = len(jax.tree.leaves(rows)[0])
-    if mesh.size < 2 or size % mesh.size:
-        return _pairs(function, weights, rows, rows, 0, block=block)
+    if mesh.size < 2 or len(jax.tree.leaves(rows)[0]) % mesh.size:
+        mesh = None
+    return _all_pairs(function, block, mesh, weights, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _all_pairs(
+    function: Function, block: int, mesh: AbstractMesh | None, weights: Any, rows: Rows
+) -> Any:
+    return _forward(function, block, mesh, weights, rows)[0]
+
+
+def _forward(
+    function: Function, block: int, mesh: AbstractMesh | None, weights: Any, rows: Rows
+) -> tuple[Any, tuple[Any, Rows, Rows]]:
+    everyone = _gathered(mesh, rows)
+
+    def found(weights: Any, everyone: Rows, mine: Rows) -> Any:
+        def of_one(image: Rows) -> Any:
+            return _with_all(function, weights, image, everyone)[0]
+
+        return jax.lax.map(of_one, mine, batch_size=block)
+
+    saved = weights, rows, everyone
+    return _split(found, mesh)(weights, everyone, rows), saved
+
+
+def _backward(
+    function: Function,
+    block: int,
+    mesh: AbstractMesh | None,
+    saved: tuple[Any, Rows, Rows],
+    gradient: Any,
+) -> tuple[Any, Rows]:
+    """Of the weights, and of each image as the first of its pairs.
+
+    Weights meet every pair twice, as (u, v) and as (v, u), each time with the gradients
+    of both results.
+    """
+    weights, rows, everyone = saved
+
+    def found(weights: Any, everyone: Rows, mine: Any) -> tuple[Any, Rows]:
+        def of_one(inputs: tuple[Rows, tuple[Any, Any]]) -> tuple[Any, Rows]:
+            image, gradients = inputs
+            given = functools.partial(_with_all, function, everyone=everyone)
+            return jax.vjp(given, weights, image)[1](gradients)
+
+        return jax.lax.map(of_one, mine, batch_size=block)
+
+    turned = jax.tree.map(lambda x: x.swapaxes(0, 1), gradient)
+    split = _split(found, mesh)
+    of_weights, of_rows = split(weights, everyone, (rows, (gradient, turned)))
+    return jax.tree.map(lambda x: x.sum(0) / 2, of_weights), of_rows
+
+
+_all_pairs.defvjp(_forward, _backward)
+
+
+def _with_all(
+    function: Function, weights: Any, image: Rows, everyone: Rows
+) -> tuple[Any, Any]:
+    """Both results of an image's pairs with all images, [B, ...]."""
+    return jax.vmap(functools.partial(function, weights, image))(everyone)
+
+
+def _gathered(mesh: AbstractMesh | None, rows: Rows) -> Rows:
+    """All rows on every device."""
+    if mesh is None:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec())
+
+
+def _split(function: Callable[..., Any], mesh: AbstractMesh | None) -> Any:
+    """A function of weights, everyone, and rows that the devices share out."""
+    if mesh is None:
+        return function
     (axis,) = mesh.axis_names
 
-    def of_a_device(weights: Any, mine: Rows) -> tuple[Any, Any]:
-        weights = jax.tree.map(
-            partial(jax.lax.pcast, axis_name=axis, to="varying"), weights
-        )
-        everyone = jax.tree.map(
-            partial(jax.lax.all_gather, axis_name=axis, tiled=True), mine
-        )
-        first = jax.lax.axis_index(axis) * (size // mesh.size)
-        return _pairs(function, weights, mine, everyone, first, block=block)
+    def of_a_device(weights: Any, everyone: Rows, mine: Any) -> Any:
+        # Each device's own, or their gradients would be exchanged for each block.
+        vary = functools.partial(jax.lax.pcast, axis_name=axis, to="varying")
+        return function(jax.tree.map(vary, weights), everyone, mine)
 
-    split = jax.shard_map(
+    return jax.shard_map(
         of_a_device,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(axis)),
-        out_specs=PartitionSpec(None, axis),
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(axis)),
+        out_specs=PartitionSpec(axis),
     )
-    return split(weights, rows)
-
-
-def _pairs(
-    function: Callable[[Any, Any, Any], tuple[Any, Any]],
-    weights: Any,
-    rows: Rows,
-    everyone: Rows,
-    first: jax.Array | int,
-    *,
-    block: int,
-) -> tuple[Any, Any]:
-    """As `by_offset`, of `rows`, which are those of `everyone` from `first` on."""
-    size = len(jax.tree.leaves(everyone)[0])
-    here = first + jnp.arange(len(jax.tree.leaves(rows)[0]))
-    offsets = size // 2 + 1
-    steps = -(-offsets // block)
-    shifts = jnp.arange(steps * block) % offsets  # the last block is filled up
-
-    @jax.checkpoint
-    def compare(
-        weights: Any, rows: Rows, everyone: Rows, shifts: jax.Array
-    ) -> tuple[Any, Any]:
-        def one(shift: jax.Array) -> tuple[Any, Any]:
-            others = jax.tree.map(lambda x: x[(here + shift) % size], everyone)
-            return jax.vmap(partial(function, weights))(rows, others)
-
-        return jax.vmap(one)(shifts)
-
-    _, found = jax.lax.scan(
-        lambda _, shifts: (None, compare(weights, rows, everyone, shifts)),
-        None,
-        shifts.reshape(steps, block),
-    )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:offsets], found)
-
-
-def by_images(of_first: jax.Array, of_second: jax.Array) -> jax.Array:
-    """Sorts results of `by_offset`, [B // 2 + 1, B, ...], by both images.
-
-    Returns:
-      [B, B, ...]: at [u, v], of u given v.
-    """
-    size = of_first.shape[1]
-    first, second = np.indices((size, size))
-    offset = (second - first) % size
-    ahead = offset <= size // 2
-    both = jnp.stack([of_first, of_second])
-    return both[
-        np.where(ahead, 0, 1),
-        np.where(ahead, offset, size - offset),
-        np.where(ahead, first, second),
-    ]

@@ -11,6 +11,7 @@ results are float32, whatever the dtype of the maps.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -168,20 +169,24 @@ def convolve_mean(
     """
     norm = _normalisation(edges, detach)
     root_u, root_v = norm.root_u, norm.root_v
+    # These weights are few, and their sum nearly cancels: float32 also where products
+    # of float32 are otherwise rounded to less.
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     from_u = jnp.stack(  # what a place of u counts in the mean of u, and in that of v
         [
-            norm.own_u + sign * root_u * (edges.u @ root_u),
-            sign * root_u * (edges.cross @ root_v),
+            norm.own_u + sign * root_u * product(edges.u, root_u),
+            sign * root_u * product(edges.cross, root_v),
         ]
     )
     from_v = jnp.stack(
         [
-            sign * root_v * (root_u @ edges.cross),
-            norm.own_v + sign * root_v * (edges.v @ root_v),
+            sign * root_v * product(root_u, edges.cross),
+            norm.own_v + sign * root_v * product(edges.v, root_v),
         ]
     )
-    # The weights stay float32: they are few, and their sum nearly cancels.
-    sums = from_u @ u.astype(jnp.float32) + from_v @ v.astype(jnp.float32)
+    sums = product(from_u, u.astype(jnp.float32)) + product(
+        from_v, v.astype(jnp.float32)
+    )
     return sums[0] / len(u), sums[1] / len(v)
 
 

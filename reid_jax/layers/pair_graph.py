@@ -184,15 +184,51 @@ class PairGraph:
         self, weights: Arrays, u: Arrays, v: Arrays
     ) -> tuple[jax.Array, jax.Array]:
         """The pooled conditional maps: [D] each, or [2 D] with the maximum."""
+        return tuple(
+            self.projected(weights, pooled, u["map"].dtype)
+            for pooled in self.gathered(weights, u, v)
+        )
+
+    def gathered(
+        self, weights: Arrays, u: Arrays, v: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        """`pooled` but for what `projected` does, for all pairs of a batch at once."""
         if self.pool == "avg_max":
             return tuple(map(mean_and_maximum, self.conditional_maps(weights, u, v)))
         means = graphs.convolve_mean(
             self.edges(weights, u, v), self._values(u), self._values(v), **self._form
         )
+        if self._projects_means:
+            return means
         return tuple(
             self._updated(weights, mean(_flat(w["map"])), values)
             for w, values in zip((u, v), means, strict=True)
         )
+
+    def projected(self, weights: Arrays, pooled: jax.Array, dtype: Any) -> jax.Array:
+        """Theta of Eqs 6 and 7, where it is applied to means of maps.
+
+        Args:
+          weights: see `shapes`.
+          pooled: what `gathered` gives of any pairs, [..., D] or [..., 2 D].
+          dtype: of the product's factors.
+
+        Returns:
+          float32, in the same shape.
+        """
+        if not self._projects_means:
+            return pooled
+        return _matmul(pooled, weights["theta"], jnp.dtype(dtype))
+
+    def of_pairs(self, weights: Arrays) -> Arrays:
+        """The weights that `gathered` and `alignment` use."""
+        if not self._projects_means:
+            return weights
+        return {name: x for name, x in weights.items() if name != "theta"}
+
+    @property
+    def _projects_means(self) -> bool:
+        return self.graph != "none" and self.update == "linear" and self.pool == "avg"
 
     def alignment(
         self, weights: Arrays, u: Arrays, v: Arrays

@@ -116,7 +116,7 @@ import jax.numpy as jnp
 from reid_jax.backbones.resnet import ResNet
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks
-from reid_jax.layers.all_pairs import by_images, by_offset
+from reid_jax.layers.all_pairs import all_pairs
 from reid_jax.layers.heads import DropoutClassifier
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pair_graph import (
@@ -348,8 +348,7 @@ class Network(nn.Module):
     def of_pairs(self, nodes: Arrays, *, train: bool) -> dict[str, jax.Array]:
         """The outputs of `__call__` for all pairs."""
         if self.pairs.graph == "none":
-            gaps = self._by_offset(self.pairs.alignment, nodes)
-            return {"pair_distance": by_images(*gaps)}
+            return {"pair_distance": self._all_pairs(self.pairs.alignment, nodes)}
         reduced = self.all_reduced(nodes)
         paired = self.pair_encoder.normalised(reduced, train=train)
         if self.options.shared_encoder and train:
@@ -378,20 +377,21 @@ class Network(nn.Module):
     def all_reduced(self, nodes: Arrays) -> jax.Array:
         """f(u|v) of all pairs before normalisation, [B, B, E].
 
-        The pairs' pooled vectors are reduced while they still lie as they were
-        computed, split over the devices.
+        Pairs are pooled one by one; what follows is linear, and a product of all.
         """
         if self.pairs.graph == "individual":
             pooled = partial(self.pairs.pooled, self.weights)
             alone, _ = jax.vmap(pooled)(nodes, nodes)
             reduced = self.pair_encoder.reduced(alone)
             return jnp.broadcast_to(reduced[:, None], (len(alone), *reduced.shape))
-        found = self._by_offset(self.pairs.pooled, nodes)
-        return by_images(*map(self.pair_encoder.reduced, found))
+        found = self._all_pairs(self.pairs.gathered, nodes)
+        dtype = nodes["map"].dtype
+        pooled = self.pairs.projected(self.weights, found, dtype)
+        return self.pair_encoder.reduced(pooled)
 
-    def _by_offset(self, function: Callable[..., Any], nodes: Arrays) -> Any:
-        block = self.options.pair_block
-        return by_offset(function, self.weights, nodes, block=block)
+    def _all_pairs(self, function: Callable[..., Any], nodes: Arrays) -> Any:
+        weights = self.pairs.of_pairs(self.weights)
+        return all_pairs(function, weights, nodes, block=self.options.pair_block)
 
     # 3.5. Inference on pairs.
 
