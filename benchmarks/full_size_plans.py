@@ -1,4 +1,4 @@
-r"""Plans every system at full size and the paper's batch, for docs/accelerators.md.
+r"""Plans every system at full size and the paper's batch, for docs/plans.md.
 
     python -m benchmarks.full_size_plans
     python -m benchmarks.full_size_plans --systems=ViT,DROP --topologies=v5e:2x2
@@ -6,7 +6,7 @@ r"""Plans every system at full size and the paper's batch, for docs/accelerators
 
 The plans lie in `benchmarks/results/plans`, one folder a system. Started again, this
 goes on where it was stopped: a program that is there is traced, but not compiled again.
-The last form compiles nothing and prints the table of what is there.
+The last form compiles nothing and writes the page of what is there.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from collections.abc import Sequence
 
 import jax
 
-from reid_jax.benchmark.lines import Line, aligned, optional, read_lines, short
+from benchmarks.plans_page import page
+from reid_jax.benchmark.lines import Line, read_lines
 from reid_jax.errors import UserError
 from reid_jax.plan.plan import Request, plan
+from reid_jax.runtime import workdir as workdirs
 from reid_jax.storage import absolute
 
 PLANS = pathlib.Path(__file__).parent / "results" / "plans"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "plans.md"
 
 SYSTEMS = {
     "ViT": "baseline:backbone=vit",
@@ -44,15 +47,9 @@ SYSTEMS = {
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "h200:1", "h200:8")
 
-_COLUMNS = (
-    *("system", "step", "dtype", "chips", "GiB per chip", "fits", "bound by"),
-    *("images/s at most", "TFLOPs", "HBM GB", "links MB", "all-reduces", "others"),
-    "compile, s",
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plans what is missing, and prints the table of all there is."""
+    """Plans what is missing, and writes the page of all there is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--topologies", default=",".join(TOPOLOGIES))
@@ -67,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table())
+    workdirs.write_text(PAGE, page(plans()))
+    print(f"{PAGE.name} is written")
     return 0
 
 
@@ -87,34 +85,9 @@ def _plan(name: str, options: argparse.Namespace) -> None:
     plan(config, str(PLANS / name), request)
 
 
-def table() -> str:
-    """All plans that are there, in the order of `SYSTEMS`."""
-    rows = [
-        _row(name, line)
-        for name in SYSTEMS
-        for line in read_lines(absolute(PLANS / name / "plan.jsonl"))
-    ]
-    return aligned([_COLUMNS, *rows], left=4)
-
-
-def _row(name: str, line: Line) -> tuple[str, ...]:
-    weak = f", {line['batch'] // line['devices']} a chip"
-    chips = line["topology"] + (weak if line["scaling"] == "weak" else "")
-    named = (name, line["what"].removeprefix("train:"), line["dtype"], chips)
-    memory = optional(line["total_bytes"] and line["total_bytes"] / 2**30, "{:.2f}")
-    seconds = f"{line['compile_seconds']:.0f}"
-    if "error" in line:
-        return (*named, memory, "no", *[""] * 7, seconds)
-    counts = {kind: one["count"] for kind, one in line["collectives"].items()}
-    reduces = counts.pop("all-reduce", 0)
-    return (
-        *(*named, memory, "yes" if line["fits"] else "no", line["bound_by"]),
-        short(line["bound_per_second"]),
-        optional(line["flops_per_chip"] and line["flops_per_chip"] / 1e12, "{:.2f}"),
-        f"{line['hbm_traffic_bytes'] / 1e9:.1f}",
-        f"{line['link_bytes'] / 1e6:.0f}",
-        *(str(reduces), str(sum(counts.values())), seconds),
-    )
+def plans() -> dict[str, list[Line]]:
+    """The lines of each system, in the order of `SYSTEMS`."""
+    return {name: read_lines(absolute(PLANS / name / "plan.jsonl")) for name in SYSTEMS}
 
 
 if __name__ == "__main__":
