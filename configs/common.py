@@ -68,6 +68,10 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Decay of an exponential moving average of parameters and batch statistics, such
     # as 0.999 (the last 1000 steps, roughly); it begins anew in every stage. 0: none.
     config.ema_decay = 0.0
+    # In which dtype a bfloat16 network's gradients are summed, over the images of a
+    # device and over the devices: "compute", the layers' own, sends half as much;
+    # "float32" keeps the sums' digits. Of a float32 network they are the same.
+    config.gradient_dtype = "compute"
 
     # Whether parameters and optimizer state are split over the devices (FSDP) and
     # gathered where they are used, instead of lying whole on each of them: less memory,

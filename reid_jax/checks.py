@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipelines.images import BILINEAR, RESIZES
 from reid_jax.errors import UserError
+from reid_jax.layers.gradients import DTYPES
 from reid_jax.retrieval.k_reciprocal import KReciprocal
 from reid_jax.retrieval.ranking import APS
 from reid_jax.retrieval.search import BY, Search
@@ -90,6 +91,7 @@ def check_config(config: Any) -> None:
         *_no_steps(config.get("profile_steps", ())),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
         *_of_reranking(config.evaluation.to_dict()),
+        *_no_choice("gradient_dtype", fields.get("gradient_dtype", "compute"), DTYPES),
         *_no_choice("data.resize", fields.get("data.resize", BILINEAR), RESIZES),
         *_too_small(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),

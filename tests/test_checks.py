@@ -38,6 +38,7 @@ def _set(config, field, value):
         ("seed", 99999999999999999999),
         ("evaluate_on", 5),
         ("evaluate_on", (5,)),
+        *(("gradient_dtype", x) for x in ("bfloat16", "", True, 32)),
         *(("profile_steps", x) for x in ((15, 10), (10,), (10, 10), (0, 5), (-2, 5))),
         *(("profile_steps", x) for x in (("10:15",), (1, 2.0), (1, True), 7, "none")),
         ("trackers", "wandb"),

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.layers.linear import Conv, Dense
 from reid_jax.layers.norm import BatchNorm
 
 NON_LOCAL = "nonlocal"
@@ -44,7 +45,7 @@ class NonLocal(nn.Module):
         inner = max(channels // _COMPRESSION, 1)
 
         def projected(name: str) -> jax.Array:
-            dense = nn.Dense(inner, dtype=self.dtype, kernel_init=INIT, name=name)
+            dense = Dense(inner, dtype=self.dtype, kernel_init=INIT, name=name)
             return dense(features).reshape(batch, height * width, inner)
 
         theta, phi, g = map(projected, ("theta", "phi", "g"))
@@ -54,7 +55,7 @@ class NonLocal(nn.Module):
         weights = jax.nn.softmax(scores).astype(g.dtype)
         mixed = jnp.einsum("bnm,bmc->bnc", weights, g)
         zeros = nn.initializers.zeros
-        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")
+        out = Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")
         return features + out(mixed).reshape(features.shape)
 
 
@@ -79,13 +80,13 @@ class DotNonLocal(nn.Module):
         batch, height, width, channels = features.shape
 
         def projected(name: str) -> jax.Array:
-            layer = nn.Conv(1, (1, 1), dtype=self.dtype, kernel_init=INIT, name=name)
+            layer = Conv(1, 1, dtype=self.dtype, kernel_init=INIT, name=name)
             return layer(features).astype(jnp.float32).reshape(batch, height * width)
 
         theta, phi, g = map(projected, ("theta", "phi", "g"))
         # (theta phi^T) g = theta (phi^T g): no matrix of places by places is needed.
         mixed = theta * (phi * g).mean(1, keepdims=True)
         mixed = mixed.reshape(batch, height, width, 1).astype(self.dtype)
-        added = nn.Conv(channels, (1, 1), dtype=self.dtype, name="W_0")(mixed)
+        added = Conv(channels, 1, dtype=self.dtype, name="W_0")(mixed)
         norm = BatchNorm(self.bn_groups, scale_init=nn.initializers.zeros, name="W_1")
         return features + norm(added, train=train)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from reid_jax.backbones.non_local import INIT
 from reid_jax.backbones.resnet import check_dtype, conv
 from reid_jax.errors import UserError
+from reid_jax.layers import gradients
 from reid_jax.layers.convolution import relu
 from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
@@ -101,9 +102,11 @@ class Depthwise(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to the same shape, in `dtype`."""
         height, width, channels = features.shape[1:]
-        kernel = self.param("kernel", INIT, (3, 3, 1, channels)).astype(self.dtype)
+        kernel = self.param("kernel", INIT, (3, 3, 1, channels))
+        kernel = gradients.cast(kernel, self.dtype)
         around = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        around, kernel = around.astype(jnp.float32), kernel.astype(jnp.float32)
+        around = around.astype(jnp.float32)
+        kernel = gradients.rounded(kernel, self.dtype)
         total = sum(
             around[:, row : row + height, column : column + width] * kernel[row, column]
             for row in range(3)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.errors import UserError
+from reid_jax.layers import gradients
 from reid_jax.layers.products import row_product
 
 # timm cuts its normal distribution at -2 and 2: a hundred standard deviations.
@@ -79,7 +80,7 @@ class PatchProjection(nn.Module):
         size = self.patch_size
         channels = images.shape[-1]
         shape = (size, size, channels, self.width)
-        kernel = self.param("kernel", INIT, shape).astype(self.dtype)
+        kernel = gradients.cast(self.param("kernel", INIT, shape), self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         rows, columns = grid_size(images.shape[1:3], size, self.stride)
         images = images.astype(self.dtype)
@@ -88,15 +89,10 @@ class PatchProjection(nn.Module):
             patches = patches.reshape(-1, rows, size, columns, size, channels)
             patches = patches.swapaxes(2, 3).reshape(-1, rows * columns, size**2 * 3)
             tokens = row_product(patches, kernel.reshape(-1, self.width))
-            return tokens + bias.astype(self.dtype)
-        patches = jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            self.stride,
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return patches.reshape(-1, rows * columns, self.width) + bias.astype(self.dtype)
+        else:
+            patches = gradients.convolved(images, kernel, self.stride, "VALID")
+            tokens = patches.reshape(-1, rows * columns, self.width)
+        return gradients.plus(tokens, gradients.cast(bias, self.dtype))
 
 
 class PatchEmbed(nn.Module):

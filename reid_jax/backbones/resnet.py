@@ -21,6 +21,7 @@ from reid_jax.backbones.non_local import INIT, NON_LOCAL, DotNonLocal, NonLocal
 from reid_jax.errors import UserError
 from reid_jax.layers.convolution import convolution, relu
 from reid_jax.layers.heads import fully_connected
+from reid_jax.layers.linear import Conv
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
 from reid_jax.layers.remat import run_block
 
@@ -28,17 +29,17 @@ EXPANSION = 4
 """Channels of a bottleneck's output per channel of its 3x3 convolution."""
 
 
-def conv(width: int, size: int, *, stride: int = 1, dtype: Any, name: str) -> nn.Conv:
+def conv(width: int, size: int, *, stride: int = 1, dtype: Any, name: str) -> Conv:
     """A convolution to `width` channels as these networks use it, without bias."""
-    return nn.Conv(
+    return Conv(
         width,
-        (size, size),
-        strides=stride,
+        size,
+        stride=stride,
         padding=size // 2,
         use_bias=False,
         dtype=dtype,
         kernel_init=INIT,
-        conv_general_dilated=convolution,
+        convolution=convolution,
         name=name,
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from reid_jax.backbones.attention import Attend, attend_all
 from reid_jax.backbones.patches import INIT
+from reid_jax.layers.linear import Dense
 from reid_jax.layers.products import row_product
 
 
@@ -136,7 +137,7 @@ def layer_norm(name: str) -> nn.LayerNorm:
     )
 
 
-def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(
-        features, dtype=dtype, kernel_init=INIT, dot_general=row_product, name=name
+def _dense(features: int, dtype: Any, name: str) -> Dense:
+    return Dense(
+        features, dtype=dtype, kernel_init=INIT, product=row_product, name=name
     )

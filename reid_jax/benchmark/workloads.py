@@ -141,6 +141,7 @@ def stage_program(
         steps_per_epoch=STEPS_PER_EPOCH,
         seed=config.seed,
         shard_parameters=config.shard_parameters,
+        gradient_dtype=config.get("gradient_dtype", "compute"),
     )
 
 

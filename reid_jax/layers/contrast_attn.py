@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.layers.heads import BNNeck
+from reid_jax.layers.linear import Conv, Dense
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.stripes import stripe_means
 
@@ -33,7 +34,7 @@ class Mlp3(nn.Module):
             if index:
                 norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32)
                 tokens = jax.nn.gelu(norm(tokens), approximate=False)
-            tokens = nn.Dense(
+            tokens = Dense(
                 features,
                 use_bias=self.use_bias,
                 dtype=self.dtype,
@@ -97,9 +98,9 @@ class ContrastAttn(nn.Module):
 
     def _attention(self, maps: jax.Array, *, train: bool) -> jax.Array:
         """Eq. 1: [B, H, W, D] to [B, H, W]."""
-        score = nn.Conv(
+        score = Conv(
             1,
-            (3, 3),
+            3,
             use_bias=False,
             dtype=jnp.dtype(self.dtype),
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reid_jax.layers import gradients
 from reid_jax.layers.products import kernel_gradient
 
 Pair = tuple[jax.Array, jax.Array]
@@ -30,17 +31,20 @@ def convolution(
     dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` with the same values; `nn.Conv` takes it by this name.
+    """`lax.conv_general_dilated` with the same values; layers take it by this name.
 
     Args:
       inputs: [B, H, W, C].
-      kernel: [h, w, C / feature_group_count, D].
+      kernel: [h, w, C / feature_group_count, D], from `gradients.cast`: one that was
+        not cast is for images without groups and further options.
       strides, padding, feature_group_count, dimension_numbers, **options: as there.
         A 1x1 kernel without padding and groups is differentiated in reverse only.
 
     Returns:
       [B, H', W', D] in the dtype of `inputs`.
     """
+    if kernel.dtype != inputs.dtype:
+        return gradients.convolved(inputs, kernel, strides, padding, **options)
     # "SAME" and "VALID" are none for such a kernel.
     padded = not isinstance(padding, str) and any(map(any, padding))
     if kernel.shape[:-2] == (1, 1) and feature_group_count == 1 and not padded:

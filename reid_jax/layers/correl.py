@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.layers.correlation4d import STACK, Blocks, CorrelationStack, similarity
+from reid_jax.layers.linear import Conv
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pair_graph import strongest
 from reid_jax.layers.stripes import stripe_positions
@@ -49,9 +50,9 @@ class CorreL(nn.Module):
         """One omega for each level; everything else is shared."""
         dtype = jnp.dtype(self.dtype)
         self.omega = [
-            nn.Conv(
+            Conv(
                 self.channels,
-                (3, 3),
+                3,
                 use_bias=False,
                 dtype=dtype,
                 kernel_init=nn.initializers.he_normal(),

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.errors import UserError
+from reid_jax.layers import gradients
 
 Size = int | tuple[int, int]
 """Along the rows and the columns of one image; an int means both."""
@@ -136,14 +137,13 @@ class _Conv2d(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        outputs = jax.lax.conv_general_dilated(
+        outputs = gradients.convolved(
             inputs,
-            kernel.astype(self.dtype),
-            window_strides=self.stride,
-            padding=[(k // 2, (k - 1) // 2) for k in self.kernel],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            gradients.cast(kernel, self.dtype),
+            self.stride,
+            [(k // 2, (k - 1) // 2) for k in self.kernel],
         )
-        return outputs + bias.astype(self.dtype)
+        return gradients.plus(outputs, gradients.cast(bias, self.dtype))
 
 
 def _over_query(conv: _Conv2d, kept: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.layers import gradients
 from reid_jax.layers import graph as graphs
 
 FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -90,11 +91,11 @@ class PairGraph:
         places = _flat(features)
         nodes = {"map": features, **self.derived(features)}
         if "similar" in weights:
-            similar = places @ weights["similar"].astype(places.dtype)
+            similar = _projected(places, weights["similar"])
             length = graphs.inverse_norms(similar)[:, None]
             nodes["similar"] = (similar * length).astype(places.dtype)
         if "project" in weights:
-            nodes["values"] = places @ weights["project"].astype(places.dtype)
+            nodes["values"] = _projected(places, weights["project"])
         if self.align == "semantic":
             nodes["parts"] = parts.astype(places.dtype)
         if self.graph != "none" and self.align in ("correspondence", "semantic"):
@@ -293,10 +294,13 @@ def _cosine(u: Arrays, v: Arrays, weights: jax.Array | None = None) -> jax.Array
     )
 
 
+def _projected(places: jax.Array, weights: jax.Array) -> jax.Array:
+    return gradients.product(places, gradients.cast(weights, places.dtype))
+
+
 def _matmul(values: jax.Array, weights: jax.Array, dtype: Any) -> jax.Array:
-    return jnp.matmul(
-        values.astype(dtype), weights.astype(dtype), preferred_element_type=jnp.float32
-    )
+    values, weights = values.astype(dtype), gradients.cast(weights, dtype)
+    return gradients.product(values, weights, dtype=jnp.float32)
 
 
 def strongest(

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from reid_jax.layers import gradients
+
 Pair = tuple[jax.Array, jax.Array]
 
 
@@ -23,11 +25,11 @@ def row_product(
     dimension_numbers: Any = None,
     precision: Any = None,
 ) -> jax.Array:
-    """`inputs @ kernel`; `nn.Dense` takes it as its `dot_general`.
+    """`inputs @ kernel`; a layer takes it as its `product`, or `dot_general`.
 
     Args:
       inputs: [..., C].
-      kernel: [C, D].
+      kernel: [C, D], from `gradients.cast`.
       dimension_numbers: those of this product, which are the only ones.
       precision: as of `lax.dot_general`.
 
@@ -37,6 +39,8 @@ def row_product(
     expected = ((inputs.ndim - 1,), (0,)), ((), ())
     if dimension_numbers not in (None, expected):
         raise ValueError(f"a product of rows has {expected}, not {dimension_numbers}")
+    if kernel.dtype != inputs.dtype:
+        return gradients.product(inputs, kernel, precision=precision)
     return _product(precision, inputs, kernel)
 
 

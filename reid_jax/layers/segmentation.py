@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.layers.linear import Conv
 from reid_jax.layers.norm import BatchNorm
 
 
@@ -30,9 +31,9 @@ class MaskHead(nn.Module):
     def __call__(self, maps: jax.Array, *, train: bool) -> jax.Array:
         """Float32 [B, h, w] of maps [B, h, w, C], in whose dtype it convolves."""
         convolution = partial(
-            nn.Conv, dtype=maps.dtype, kernel_init=nn.initializers.normal(0.001)
+            Conv, dtype=maps.dtype, kernel_init=nn.initializers.normal(0.001)
         )
-        wide = convolution(self.width, (3, 3), padding=1, use_bias=False, name="conv1")
+        wide = convolution(self.width, 3, padding=1, use_bias=False, name="conv1")
         hidden = BatchNorm(self.bn_groups, name="bn")(wide(maps), train=train)
-        logits = convolution(1, (1, 1), name="conv2")(jax.nn.relu(hidden))
+        logits = convolution(1, 1, name="conv2")(jax.nn.relu(hidden))
         return logits[..., 0].astype(jnp.float32)

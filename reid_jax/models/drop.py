@@ -134,7 +134,7 @@ import numpy as np
 from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.resnet import ResNet, conv
 from reid_jax.errors import UserError, check_choices
-from reid_jax.layers import masks, memory_bank, pooling
+from reid_jax.layers import gradients, masks, memory_bank, pooling
 from reid_jax.layers.heads import BNNeck, PixelClassifier, Reduction, token_heads
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
@@ -425,7 +425,8 @@ class Network(nn.Module):
             axes = int(options.position[0])
             encoder = PositionEncoder(options.parsing_width, axes, name="position")
             embedding = encoder(features.shape[1:3], train=train)
-            features += embedding.astype(features.dtype)
+            embedding = gradients.cast(embedding, features.dtype)
+            features = gradients.plus(features, embedding)
         return features
 
     def _embeddings(

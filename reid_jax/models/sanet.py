@@ -106,6 +106,7 @@ from reid_jax.errors import UserError, check_choices
 from reid_jax.layers.group_labels import group_masks, label_tables
 from reid_jax.layers.heads import BNNeck
 from reid_jax.layers.heat_maps import activation, relative
+from reid_jax.layers.linear import Conv
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
 from reid_jax.layers.pooling import weighted_max
@@ -347,7 +348,7 @@ class Enhancement(nn.Module):
                 path = paths[layer, scale, target] = share * alpha[:, index]
                 if target > scale:
                     down = self._convolution(3, f"down{name}", stride=2)
-                    moved = run(down, path, nn.Conv.__call__, refined)
+                    moved = run(down, path, Conv.__call__, refined)
                 else:  # keep or up
                     moved = resized(refined, sizes[target])
                 arriving[layer + 1, target] += scaled(moved, path)  # Eq. 3
@@ -368,16 +369,16 @@ class Enhancement(nn.Module):
 
     def _expanded(self, total: jax.Array, channels: int) -> jax.Array:
         """Back from them; zero at first."""
-        return nn.Conv(
+        return Conv(
             channels,
-            (1, 1),
+            1,
             use_bias=False,
             dtype=jnp.dtype(self.options.dtype),
             kernel_init=nn.initializers.zeros,
             name="expand",
         )(total)
 
-    def _convolution(self, side: int, name: str, stride: int = 1) -> nn.Conv:
+    def _convolution(self, side: int, name: str, stride: int = 1) -> Conv:
         options = self.options
         return conv(
             options.enhancement_width,

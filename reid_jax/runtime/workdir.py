@@ -45,6 +45,7 @@ _SCHEDULE = re.compile(
 # were not there.
 NEWER_FIELDS = {
     "ema_decay": 0.0,
+    "gradient_dtype": "compute",
     "clip_norm": 0.0,
     "camera_scale": 3.0,
     "classifier": "linear",

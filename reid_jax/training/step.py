@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from reid_jax.experiment import Stage
+from reid_jax.layers.gradients import summed_in
 from reid_jax.models.method import Batch, Method
 from reid_jax.runtime import sharding
 from reid_jax.runtime.optimizer import make_optimizer, schedule
@@ -133,6 +134,7 @@ def make_step(
     steps_per_epoch: int,
     layout: TrainState | None = None,
     ema_decay: float = 0.0,
+    gradient_dtype: str = "compute",
 ) -> StepFunction:
     """The training step of a stage: (state, global batch) -> (state, scalar metrics).
 
@@ -146,11 +148,15 @@ def make_step(
       steps_per_epoch: batches in an epoch.
       layout: of the states, from `state_layout`; None where there is no mesh.
       ema_decay: what is left of the averages in a step; 0 where there are none.
+      gradient_dtype: see `summed_in`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         gradients, (metrics, collections) = _differentiate(
-            method, stage, state, batch, steps_per_epoch=steps_per_epoch, layout=layout
+            *(method, stage, state, batch),
+            steps_per_epoch=steps_per_epoch,
+            layout=layout,
+            gradient_dtype=gradient_dtype,
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
@@ -188,6 +194,7 @@ def _differentiate(
     *,
     steps_per_epoch: int,
     layout: TrainState | None,
+    gradient_dtype: str,
 ) -> tuple[Any, tuple[dict[str, jax.Array], Any]]:
     """Gradients of the objective, its metrics, and the collections after the batch.
 
@@ -201,7 +208,7 @@ def _differentiate(
         params: Any, collections: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         params = sharding.constrain(params, whole)
-        with sharding.within(mesh):
+        with sharding.within(mesh), summed_in(gradient_dtype):
             loss, metrics, new = method.objective(
                 {"params": params, **collections},
                 batch,
@@ -290,7 +297,7 @@ class StageProgram:
       steps_per_epoch: batches in an epoch.
       seed: of the run.
       shard_parameters: see `state_layout`.
-      ema_decay: see `make_step`.
+      ema_decay, gradient_dtype: see `make_step`.
 
     Attributes:
       step: the function of `make_step`, compiled once. It donates the state and returns
@@ -309,6 +316,7 @@ class StageProgram:
         seed: int,
         shard_parameters: bool = False,
         ema_decay: float = 0.0,
+        gradient_dtype: str = "compute",
     ):
         optimizer, rate = stage_optimizer(
             method, stage, steps_per_epoch=steps_per_epoch
@@ -328,6 +336,7 @@ class StageProgram:
                 rate,
                 steps_per_epoch=steps_per_epoch,
                 layout=self.layout,
+                gradient_dtype=gradient_dtype,
                 **keeping,
             ),
             donate_argnums=0,

@@ -108,6 +108,7 @@ class _StageLoop:
             seed=config.seed,
             shard_parameters=config.shard_parameters,
             ema_decay=config.get("ema_decay", 0.0),
+            gradient_dtype=config.get("gradient_dtype", "compute"),
         )
         # `max_steps` counts over all stages; 0 is no limit.
         limit = config.max_steps - self._offset if config.max_steps else self._total

@@ -104,6 +104,35 @@ def test_a_batch_normalisation_is_one_all_reduce_a_pass(resnet_config, tmp_path)
     assert _counts(line)["all-reduce"] <= 2 * 18 + 3
 
 
+@pytest.mark.parametrize(
+    ("network", "topology"),
+    [("baseline_config", "h200:2"), ("resnet_config", "v5e:2x2")],
+)
+def test_gradients_are_sent_as_they_are_summed(
+    network, topology, tmp_path, programs, request
+):
+    """In bfloat16, those of its layers, or all of them in float32."""
+    config = request.getfixturevalue(network)
+    config.model.dtype = "bfloat16"
+    sweep = ["gradient_dtype=compute,float32"]
+    lines = _lines(config, tmp_path, topology, measures=["train"], sweeps=sweep)
+    narrow, wide = (
+        {
+            array.dtype
+            for lines in program.computations.values()
+            for line in lines.values()
+            if line.kind == "all-reduce"
+            for array in line.results
+        }
+        for program in programs
+    )
+    assert "bf16" in narrow
+    assert "f32" in wide
+    assert "bf16" not in wide
+    sent = [line["link_bytes"] for line in lines]
+    assert sent[0] < sent[1] < 2.1 * sent[0]
+
+
 def test_gpus(aaformer_config, tmp_path, programs):
     aaformer_config.model.update(depth=1, dtype="bfloat16")
     line, embed = _lines(aaformer_config, tmp_path, "h200:2")

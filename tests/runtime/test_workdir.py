@@ -40,6 +40,17 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
+def test_a_field_that_is_newer_than_the_run_may_have_the_value_of_old(tmp_path):
+    workdir.claim(str(tmp_path), CONFIG)
+    (tmp_path / "checkpoints" / "last" / "3" / "state").mkdir(parents=True)
+    wanted = r"gradient_dtype: compute there, float32 here"
+    with pytest.raises(UserError, match=wanted):
+        workdir.claim(str(tmp_path), {**CONFIG, "gradient_dtype": "float32"})
+    newer = {**CONFIG, "gradient_dtype": "compute"}
+    workdir.claim(str(tmp_path), newer)
+    workdir.claim(str(tmp_path), CONFIG)
+
+
 def test_a_file_is_no_workdir(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
