@@ -91,11 +91,11 @@ class PairGraph:
         places = _flat(features)
         nodes = {"map": features, **self.derived(features)}
         if "similar" in weights:
-            similar = _projected(places, weights["similar"])
+            similar = _product(places, weights["similar"])
             length = graphs.inverse_norms(similar)[:, None]
             nodes["similar"] = (similar * length).astype(places.dtype)
         if "project" in weights:
-            nodes["values"] = _projected(places, weights["project"])
+            nodes["values"] = _product(places, weights["project"])
         if self.align == "semantic":
             nodes["parts"] = parts.astype(places.dtype)
         if self.graph != "none" and self.align in ("correspondence", "semantic"):
@@ -294,7 +294,7 @@ def _cosine(u: Arrays, v: Arrays, weights: jax.Array | None = None) -> jax.Array
     )
 
 
-def _projected(places: jax.Array, weights: jax.Array) -> jax.Array:
+def _product(places: jax.Array, weights: jax.Array) -> jax.Array:
     return gradients.product(places, gradients.cast(weights, places.dtype))
 
 
