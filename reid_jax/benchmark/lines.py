@@ -40,10 +40,10 @@ class Lines:
 
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]):
         self.folder = storage.absolute(folder)
-        text = json.dumps(workdirs.flatten(config), sort_keys=True)
-        self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._digest, *older = _digests(config)
         self.lines = read_lines(self.folder / self.file)
-        if any(line["config_digest"] != self._digest for line in self.lines):
+        known = {self._digest, *older}
+        if not known.issuperset(line["config_digest"] for line in self.lines):
             raise UserError(
                 f"{folder} has {self.what} of a config with other fields; name "
                 "another --workdir, or sweep over the field: --sweep=FIELD=VALUE,VALUE"
@@ -60,6 +60,20 @@ class Lines:
     def key(self, line: Line) -> str:
         """What a line has in common with what replaces it."""
         return json.dumps([line[name] for name in self.identity])
+
+
+def _digests(config: Mapping[str, Any]) -> list[str]:
+    """Of a config, and of what it was before each field that older runs lack."""
+    fields, versions = workdirs.flatten(config), []
+    for name, value in reversed(workdirs.NEWER_FIELDS.items()):
+        versions.append(fields)
+        fields = {
+            field: given
+            for field, given in fields.items()
+            if (field.rpartition(".")[2], given) != (name, value)
+        }
+    texts = (json.dumps(each, sort_keys=True) for each in [*versions, fields])
+    return [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
 
 
 def read_lines(path: epath.Path) -> list[Line]:

@@ -42,10 +42,9 @@ _SCHEDULE = re.compile(
 )
 
 # Last parts of fields that older runs do not have, and the values that are as if they
-# were not there.
+# were not there; the newest last.
 NEWER_FIELDS = {
     "ema_decay": 0.0,
-    "gradient_dtype": "compute",
     "clip_norm": 0.0,
     "camera_scale": 3.0,
     "classifier": "linear",
@@ -61,6 +60,7 @@ NEWER_FIELDS = {
     "normalise": True,
     "neck": "bn",
     "pool": "mean",
+    "gradient_dtype": "compute",
 }
 
 

@@ -97,6 +97,17 @@ def test_another_config_s_plans_are_left_alone(tmp_path):
         Report(tmp_path, {"model": {"width": 7}})
 
 
+@pytest.mark.parametrize("newer", [{}, {"pool": "mean"}])
+def test_plans_from_before_a_field_came_stay(tmp_path, newer):
+    older = {"width": 5, "remat": True, **newer}
+    now = {**older, "pool": "mean", "gradient_dtype": "compute"}
+    Report(tmp_path, {"model": older}).add(line())
+    assert len(Report(tmp_path, {"model": now}).lines) == 1
+    for changed in ({"gradient_dtype": "float32"}, {"remat": False}):
+        with pytest.raises(UserError, match="with other fields"):
+            Report(tmp_path, {"model": now | changed})
+
+
 @pytest.mark.parametrize("scaling", [True, False])
 def test_a_plot(tmp_path, scaling):
     report = Report(tmp_path, CONFIG)
