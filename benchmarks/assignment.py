@@ -103,7 +103,7 @@ def _attention(methods: Methods, size: tuple[int, int], tokens: jax.Array) -> Ca
     calls = {}
     for name, method in methods.items():
         given = method.given_subsets(size)
-        attend = aaformer.auto_alignment(method.options, given)
+        attend = aaformer.auto_alignment(method.options, given, train=True)
         calls[name] = partial(jax.jit(attend), *tokens)
     return calls
 

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reid_jax.backbones.attention import Attend, check_implementation, self_attention
+from reid_jax.backbones.attention import Attend
 from reid_jax.backbones.patches import (
     INIT,
     PatchEmbed,
@@ -26,6 +26,7 @@ from reid_jax.backbones.patches import (
     resize_position_embedding,
 )
 from reid_jax.backbones.scan import scan_blocks
+from reid_jax.backbones.self_attention import check_implementation, self_attention
 from reid_jax.backbones.transformer import Block, layer_norm
 from reid_jax.errors import UserError
 from reid_jax.layers.remat import run_block

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reid_jax.backbones.attention import self_attention
+from reid_jax.backbones.self_attention import self_attention
 from reid_jax.backbones.transformer import Block, layer_norm
 from reid_jax.errors import UserError
 from reid_jax.layers.remat import run_block

@@ -107,6 +107,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.backbones.attention import Attend, attention
+from reid_jax.backbones.fused_attention import fused_attention
 from reid_jax.backbones.patches import grid_size
 from reid_jax.backbones.vit import VisionTransformer
 from reid_jax.errors import UserError, check_choices
@@ -225,10 +226,12 @@ class Options:
                 f"granularities={tuple(self.granularities)} must name at least one "
                 "partition of at least one part each, as (2, 3)"
             )
-        if self.tokens == "part" and self.attention_implementation != "einsum":
+        own = ("einsum", "pallas")
+        if self.tokens == "part" and self.attention_implementation not in own:
             raise UserError(
                 f"attention_implementation={self.attention_implementation!r}: with "
-                "tokens='part' the attention is AAformer's own; only 'einsum' has it"
+                "tokens='part' the attention is AAformer's own; only 'einsum' and "
+                "'pallas' have it"
             )
         if self.partition == "parsing" and not self.regions:
             raise UserError(
@@ -267,6 +270,7 @@ def align(
     subsets: jax.Array,
     *,
     parts_visible: bool = True,
+    fused: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The attention of one layer over the sequence CLS, P PARTs, N patches.
 
@@ -274,6 +278,7 @@ def align(
       query, key, value: [B, 1 + P + N, heads, d].
       subsets: bool, broadcastable to [B, heads, P, N]: the patches of each PART.
       parts_visible: whether CLS and patches attend to the PARTs.
+      fused: by `fused_attention`.
 
     Returns:
       The output [B, 1 + P + N, heads, d], and the PARTs' weights over the patches
@@ -285,6 +290,12 @@ def align(
     is_part = (position >= 1) & (position < border)
     # A PART sees its subset alone (Eq. 2), all others see everything (Eq. 1). One
     # product for both: the rows of either apart would be copies of queries and keys.
+    if fused:
+        shape = len(query), query.shape[2], parts, patches
+        own = jnp.pad(jnp.broadcast_to(subsets, shape), [*[(0, 0)] * 3, (border, 0)])
+        found = fused_attention(query, key, value, own, parts_visible=parts_visible)
+        _, weights = attention(query[:, 1:border], key, value, own)
+        return found, weights[..., border:]
     own = jnp.pad(subsets, [(0, 0)] * (subsets.ndim - 2) + [(1, patches), (border, 0)])
     mask = jnp.where(is_part[:, None], own, parts_visible | ~is_part)
     output, weights = attention(query, key, value, mask)
@@ -321,14 +332,18 @@ def auto_assignment(options: Options, queries: jax.Array, keys: jax.Array) -> ja
     return jnp.concatenate(subsets, axis=2)
 
 
-def auto_alignment(options: Options, given: jax.Array | None = None) -> Attend:
+def auto_alignment(
+    options: Options, given: jax.Array | None = None, *, train: bool
+) -> Attend:
     """Multi-head Auto-Alignment as the attention of a layer.
 
     Args:
       options: of the method.
       given: bool [P, N] or [B, P, N], the patches of each PART; None assigns them.
+      train: whether the kernel is used, where one is chosen.
     """
     border = 1 + sum(options.counts)
+    fused = train and options.attention_implementation == "pallas"
 
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array
@@ -338,7 +353,9 @@ def auto_alignment(options: Options, given: jax.Array | None = None) -> Attend:
         else:
             subsets = given[..., None, :, :]  # the same in every head
         output, weights = align(
-            query, key, value, subsets, parts_visible=options.parts_visible
+            *(query, key, value, subsets),
+            parts_visible=options.parts_visible,
+            fused=fused,
         )
         subsets = jnp.broadcast_to(subsets, weights.shape)
         return output, {"subsets": subsets, "weights": weights}
@@ -376,14 +393,15 @@ class Network(nn.Module):
           layers: of each layer, `subsets` and `weights` [B, heads, P, N], bool and
             float32, the PARTs' patches and attention; empty without PARTs.
         """
-        tokens = self.options.tokens
-        attend = auto_alignment(self.options, subsets) if tokens == "part" else None
+        options, attend = self.options, None
+        if options.tokens == "part":
+            attend = auto_alignment(options, subsets, train=train)
         features = self.backbone(images, train=train, attend=attend)
         outputs = jnp.concatenate([features["cls"][:, None], features["extra"]], axis=1)
-        if tokens == "pool":
+        if options.tokens == "pool":
             pooled = masks.masked_mean(features["patches"], subsets)
             outputs = jnp.concatenate([outputs, pooled], axis=1)
-        head = BNNeck(self.num_classes, self.options.bn_groups, name="heads")
+        head = BNNeck(self.num_classes, options.bn_groups, name="heads")
         heads = token_heads(head, outputs, train=train)  # not shared (III-C)
         return {**heads, "layers": features["layers"]}
 
@@ -416,7 +434,11 @@ class Method(method.Method):
             drop_path=options.drop_path,
             extra_tokens=extra,
             dtype=options.dtype,
-            attention_implementation=options.attention_implementation,
+            attention_implementation=(
+                "einsum"
+                if options.tokens == "part"
+                else options.attention_implementation
+            ),
             remat=options.remat,
             scan_blocks=options.scan_blocks,
         )

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from data_pipelines.part_labels import groupings
 from data_pipelines.part_labels.kinds import CLASS_NAMES
+from reid_jax.backbones import fused_attention
 from reid_jax.errors import UserError
 from reid_jax.layers import masks
 from reid_jax.layers.pixels import standardise
@@ -166,6 +167,33 @@ def test_an_empty_part_gives_zeros_and_finite_gradients():
     )(tuple(qkv()))
     for gradient in gradients:
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("parts_visible", [True, False])
+def test_the_kernel_is_the_layer_in_one_piece(monkeypatch, parts_visible):
+    """By Pallas' interpreter, in place of the plain form that CPUs use."""
+    for name, kernel in (
+        ("_plain", fused_attention.forward_kernel),
+        ("_plain_gradients", fused_attention.backward_kernel),
+    ):
+        interpreted = functools.partial(kernel, interpret=True)
+        monkeypatch.setattr(fused_attention, name, interpreted)
+    inputs, subsets = qkv(), some_subsets()
+
+    def layer(fused):
+        def run(*inputs):
+            given = {"parts_visible": parts_visible, "fused": fused}
+            return align(*inputs, subsets, **given)
+
+        @jax.jit
+        def both(*inputs):
+            output, pull = jax.vjp(lambda *x: run(*x)[0], *inputs)
+            return *run(*inputs), *pull(jnp.cos(output))
+
+        return both(*inputs)
+
+    for found, wanted in zip(layer(True), layer(False), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_assignment_is_exclusive_within_a_granularity_and_differs_between_heads():

@@ -6,13 +6,20 @@ networks do not become small enough.
 """
 
 import importlib.util
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import baseline
+from reid_jax.backbones.fused_attention import fused_attention
 from reid_jax.plan import plan as planning
+from reid_jax.plan import topologies
 from reid_jax.plan.plan import Request, plan
+from reid_jax.plan.program import Program
 from reid_jax.runtime import sharding
+from reid_jax.runtime.checkpoint import place
 
 pytestmark = pytest.mark.plan
 
@@ -142,3 +149,27 @@ def test_gpus(aaformer_config, tmp_path, programs):
         assert any("autotuning" in text for text in each["unknown"])
     _at_most(line, {"all-reduce": 6, "all-gather": 3, "reduce-scatter": 1})
     _at_most(embed, {"all-gather": 1})
+
+
+def test_an_attention_kernel_is_each_chips_own():
+    """Of AAformer's size: nothing is exchanged, and what passes through HBM is little
+    more than what it takes and gives."""
+    if importlib.util.find_spec(COMPILERS["v5e:2x2"]) is None:
+        pytest.skip("no compiler for it; .ci/plan installs it")
+    mesh = sharding.make_mesh(topologies.find("v5e:2x2").devices)
+    rows = sharding.batch_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((16, 134, 12, 64), jnp.bfloat16)
+    own = jax.ShapeDtypeStruct((16, 12, 5, 134), jnp.bool_)
+
+    @jax.jit
+    def step(query, key, value, own, gradient):
+        with sharding.within(mesh):
+            attend = partial(fused_attention, own=own)
+            output, pull = jax.vjp(attend, query, key, value)
+            return output, *pull(gradient)
+
+    shapes = place([tokens, tokens, tokens, own, tokens], rows)
+    program = Program(step.lower(*shapes).compile().as_text())
+    assert not program.collectives()
+    arrays = 4 + 8  # of the kernel and of its gradient
+    assert program.hbm_bytes() < 2.5 * arrays * tokens.size * 2 / 4
