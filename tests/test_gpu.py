@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax.backbones.attention import IMPLEMENTATIONS, self_attention
+from reid_jax.backbones.self_attention import IMPLEMENTATIONS, self_attention
 from reid_jax.benchmark import sweep, workloads
 from reid_jax.benchmark.benchmark import Request, benchmark
 from reid_jax.retrieval.labels import Labels
