@@ -98,22 +98,16 @@ def _backward(
 _attention.defvjp(_forward, _backward)
 
 
-def _plain(
-    parts_visible: bool,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    own: jax.Array,
-) -> jax.Array:
-    return attention(query, key, value, mask_of(own, parts_visible))[0]
+def _plain(parts_visible: bool, *inputs: jax.Array) -> jax.Array:
+    *arrays, own = inputs
+    return attention(*arrays, mask_of(own, parts_visible))[0]
 
 
 def _plain_gradients(
     parts_visible: bool, *inputs_and_gradient: jax.Array
 ) -> tuple[jax.Array, ...]:
     *inputs, own, gradient = inputs_and_gradient
-    plain = functools.partial(_plain, parts_visible, own=own)
-    return jax.vjp(lambda *x: plain(*x), *inputs)[1](gradient)
+    return jax.vjp(lambda *x: _plain(parts_visible, *x, own), *inputs)[1](gradient)
 
 
 # The kernels.
