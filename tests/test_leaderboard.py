@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import pathlib
+import shutil
 import statistics
 import types
 import xml.etree.ElementTree as ElementTree
@@ -152,10 +153,10 @@ def test_started_again_it_does_only_what_is_missing(processes, tmp_path):
     assert start(tmp_path, *first, "--seeds=1") == 0
     assert len(processes) == 2
     # One was interrupted, another seed and another bed are asked for.
-    (tmp_path / "drop-full-seed0" / "run.json").unlink()
-    for path in (tmp_path / "drop-full-seed0").iterdir():
-        path.unlink()
-    (tmp_path / "drop-full-seed0").rmdir()
+    shutil.rmtree(tmp_path / "drop-full-seed0")
+    facts = json.loads((tmp_path / "leaderboard.json").read_text())
+    del facts["runs"]["drop-full-seed0"]
+    (tmp_path / "leaderboard.json").write_text(json.dumps(facts))
     both = ["--systems=drop", "--beds=loose,alike", "--seeds=2"]
     assert start(tmp_path, *both, "--", "--config.data.data_dir=x") == 0
     done = [
@@ -336,11 +337,34 @@ def test_other_runs_need_another_folder(processes, tmp_path, capsys):
 
 
 def test_seeds_of_two_configs_are_not_taken_together(processes, tmp_path, capsys):
-    assert start(tmp_path, "--systems=drop", "--beds=alike", "--seeds=2") == 0
-    path = tmp_path / "drop-full-seed1" / "config.json"
-    config = json.loads(path.read_text())
-    config["pretrained"] = "elsewhere"
-    config["data"]["data_dir"] = "this may differ"
-    path.write_text(json.dumps(config))
-    assert start(tmp_path, "--table") == 2
-    assert "drop-full-seed0 differ in pretrained: remove" in capsys.readouterr().err
+    chosen = ["--systems=drop", "--beds=alike"]
+    assert start(tmp_path, *chosen, "--seeds=1") == 0
+    path = tmp_path / "leaderboard.json"
+    facts = json.loads(path.read_text())
+    assert facts["configs"]["drop-full"]["data.height"] == 128
+    facts["configs"]["drop-full"]["data.width"] = 96
+    path.write_text(json.dumps(facts))
+    assert start(tmp_path, *chosen, "--seeds=2") == 2
+    assert "drop-full-seed1 and the seeds in" in (told := capsys.readouterr().err)
+    assert "differ in data.width: choose" in told
+    assert "drop-full-seed1" not in json.loads(path.read_text())["runs"]
+
+
+def test_the_folders_of_runs_may_be_gone(processes, tmp_path, capsys):
+    chosen = ["--systems=drop", "--beds=alike"]
+    assert start(tmp_path / "a", *chosen, "--seeds=1") == 0
+    text = (tmp_path / "a" / "leaderboard.md").read_text()
+    (tmp_path / "b").mkdir()
+    kept = (tmp_path / "a" / "leaderboard.json").read_text()
+    (tmp_path / "b" / "leaderboard.json").write_text(kept)
+    count = len(processes)
+    assert start(tmp_path / "b", *chosen, "--seeds=1") == 0
+    assert len(processes) == count
+    assert (tmp_path / "b" / "leaderboard.md").read_text() == text
+    # A seed can be added, but the networks that are gone see no other bed.
+    assert start(tmp_path / "b", *chosen, "--seeds=2") == 0
+    assert len(processes) == count + 2
+    assert start(tmp_path / "b", "--systems=drop", "--beds=loose", "--seeds=2") == 2
+    told = capsys.readouterr().err
+    assert "drop-table4-baseline-seed0 is gone" in told
+    assert "remove drop-table4-baseline-seed0 from" in told

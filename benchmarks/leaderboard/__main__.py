@@ -1,8 +1,9 @@
 r"""Each paper's baseline and system on the test beds, several seeds each: a document.
 
     python -m benchmarks.leaderboard --seeds=5
-    python -m benchmarks.leaderboard --seeds=2 --systems=aaformer,drop \
-        --beds=occlusion,partial --images=10240 -- --config.data.data_dir=data
+    python -m benchmarks.leaderboard --workdir=runs/mine --seeds=2 \
+        --systems=aaformer,drop --beds=occlusion,partial --images=10240 -- \
+        --config.data.data_dir=data
     python -m benchmarks.leaderboard --table --docs
 
 All are the papers' `:demo` networks, trained on the same pictures and for the same
@@ -11,9 +12,13 @@ optimizer, whose warm-up is stretched with the schedule. The last state is score
 
 Started again, this goes on where it was stopped: what has ended is read, an interrupted
 run is resumed, and on a bed that was asked for later the networks that are there are
-scored. What follows `--` is passed to every run. `leaderboard.md` and its pictures are
-written to the workdir after every seed; `--table` trains nothing and writes them of all
-that is there, and `--docs` writes them to `docs/`, too.
+scored. What is known of the runs that have ended is in `leaderboard.json` of the
+workdir. The default, `benchmarks/results/leaderboard`, is part of the repository, so
+that any machine can add seeds; name another one to train all of them yourself.
+
+What follows `--` is passed to every run. `leaderboard.md` and its pictures are written
+to the workdir after every seed; `--table` trains nothing and writes them of all that is
+there, and `--docs` writes them to `docs/`, too.
 """
 
 from __future__ import annotations
@@ -38,7 +43,9 @@ from benchmarks.leaderboard.systems import (
 from reid_jax import storage
 from reid_jax.errors import UserError
 
-DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
+HERE = pathlib.Path(__file__).resolve()
+KEPT = HERE.parents[1] / "results" / "leaderboard"
+DOCS = HERE.parents[2] / "docs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         board = Board(options.workdir)
         if not options.table:
             _run(board, options)
-        elif not board.facts:
+        elif not board.facts["runs"]:
             raise UserError(f"{board.folder} has no leaderboard; leave out --table")
         for place in [board.folder, *([storage.absolute(DOCS)] * options.docs)]:
             print(page.write(place, board), flush=True)
@@ -66,7 +73,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", default="runs/leaderboard", help="of all runs")
+    parser.add_argument("--workdir", default=str(KEPT), help="of all runs")
     parser.add_argument("--seeds", type=int, default=5, help="of every system, from 0")
     parser.add_argument(
         "--systems", default=",".join(PAPERS), help="papers: some of the default"

@@ -1,7 +1,8 @@
-"""A folder of the leaderboard's runs: which are missing, and what is known of them."""
+"""The leaderboard's runs: which are missing, and what is known of the others."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,17 +36,22 @@ _FREE = re.compile(
 class Board:
     """The runs of a folder.
 
+    What is known of a run that has ended is in one file, which is all that a document
+    is made of: the folders of the runs may be gone.
+
     Attributes:
       folder: with a folder for each run, and `leaderboard.json`.
       facts: what that file has: `images` that each network saw, `flags` that all runs
-        got, `ceilings`, the oracle's mAP in percent by set, and `parameters` by system.
+        got, `ceilings`, the oracle's mAP in percent by set; by system `parameters` and
+        `configs`, the fields that all seeds share; and `runs`, by name.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str | os.PathLike[str]):
         self.folder = storage.absolute(folder)
         self._path = self.folder / "leaderboard.json"
+        empty = {name: {} for name in ("ceilings", "parameters", "configs", "runs")}
         there = self._path.exists()
-        self.facts = workdir.read_object(self._path) if there else {}
+        self.facts = empty | (workdir.read_object(self._path) if there else {})
         self._free: list[str] = []
 
     def claim(self, images: int | None, flags: Sequence[str]) -> None:
@@ -67,14 +73,14 @@ class Board:
         kept = [flag for flag in flags if not _FREE.match(flag)]
         wanted = {"images": images or self.facts.get("images", IMAGES), "flags": kept}
         there = {name: self.facts.get(name) for name in wanted}
-        if self.facts and there != wanted:
+        if self.facts["runs"] and there != wanted:
             known = " ".join((f"--images={there['images']} --", *there["flags"]))
             raise UserError(
                 f"{self.folder} holds a leaderboard of {known.removesuffix(' --')}: "
                 "choose another --workdir"
             )
         self._free = [flag for flag in flags if _FREE.match(flag)]
-        self.facts = {"ceilings": {}, "parameters": {}} | self.facts | wanted
+        self.facts |= wanted
 
     def add_ceilings(self, sets: Sequence[str]) -> None:
         """Asks the oracle of those sets that it was not asked of before."""
@@ -89,85 +95,134 @@ class Board:
 
         Returns:
           mAP in percent by set.
+
+        Raises:
+          UserError: if it was trained for another schedule, or differs from other seeds
+            in more than its seed.
         """
-        folder = self.folder / f"{system.name}-seed{seed}"
-        flags = [f"--config.seed={seed}", *schedule, *self.facts["flags"]]
-        trainings.finished(
-            f"{system.paper}:{system.arguments}",
-            folder,
-            flags,
-            free=[_evaluate_on(sets), *self._free],
-        )
+        name = f"{system.name}-seed{seed}"
+        what = [f"--config.seed={seed}", *schedule, *self.facts["flags"]]
+        known = self.facts["runs"].get(name, {"flags": what, "metrics": {}})
+        if known["flags"] != what:
+            raise UserError(
+                f"{name} was trained with {' '.join(known['flags'])}, not with "
+                f"{' '.join(what)}: choose another --workdir"
+            )
+        if not known["metrics"].keys() >= set(sets):
+            self._train(system, self.folder / name, what, sets)
+            known = self._keep(
+                "runs", name, self._known(system, name) | {"flags": what}
+            )
+        return known["metrics"]
+
+    def _train(
+        self,
+        system: System,
+        folder: epath.Path,
+        flags: Sequence[str],
+        sets: Sequence[str],
+    ) -> None:
+        if folder.name in self.facts["runs"] and not trainings.record(folder):
+            raise UserError(
+                f"{folder} is gone, and with it the network that was to be scored on "
+                f"{', '.join(sets)}: remove {folder.name} from {self._path}, and it is "
+                "trained anew"
+            )
+        free = [_evaluate_on(sets), *self._free]
+        config = f"{system.paper}:{system.arguments}"
+        trainings.finished(config, folder, flags, free=free)
         # A network that was there has not seen the sets that were asked for later.
         scores = _scores(folder, "metrics")
         if missing := [name for name in sets if name not in scores]:
             place = [f"--workdir={folder}", "--mode=evaluate"]
             trainings.launch([*place, _evaluate_on(missing), *self._free])
+
+    def _known(self, system: System, name: str) -> dict[str, Any]:
+        """Of a run that has ended: how it was trained, and what it scored."""
+        folder = self.folder / name
+        config = workdir.flatten(workdir.read_object(folder / "config.json"))
+        self._check(system, name, config)
         if system.name not in self.facts["parameters"]:
             self._keep("parameters", system.name, _parameters(folder))
-        return _scores(folder, "metrics")
+        start = workdir.read_objects(folder / "manifest.json")[-1]
+        record = trainings.record(folder)
+        return {
+            "metrics": _scores(folder, "metrics"),
+            "metrics_before_pairs": _scores(folder, "metrics_before_pairs"),
+            "step": record["step"],
+            "seconds": record["seconds"],
+            "revision": str(start["git_revision"])[:12],
+            "jax": start["packages"]["jax"],
+            "devices": start["devices"],
+        }
 
-    def _keep(self, what: str, name: str, value: Any) -> None:
+    def _check(self, system: System, name: str, config: Mapping[str, Any]) -> None:
+        """Raises UserError if a run and the first one differ in more than the seed."""
+        free = ("seed", *workdir.FREE_FIELDS)
+        shared = {x: value for x, value in config.items() if not x.startswith(free)}
+        first = self.facts["configs"].get(system.name)
+        if first is None:
+            first = self._keep("configs", system.name, shared)
+        if differing := workdir.differences(first, shared):
+            raise UserError(
+                f"{self.folder / name} and the seeds in {self._path} differ in "
+                f"{', '.join(differing)}: choose another --workdir"
+            )
+
+    def _keep(self, what: str, name: str, value: Any) -> Any:
         self.facts[what][name] = value
+        self.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(self._path, self.facts)
+        return value
 
     def groups(self) -> list[Group]:
-        """All that was scored, by paper.
-
-        Raises:
-          UserError: if the seeds of a system were not trained by one config.
-        """
+        """All that was scored, by paper."""
         found = {paper: tuple(self._lines(paper)) for paper in PAPERS}
         return [Group(PAPERS[name].title, x) for name, x in found.items() if x]
 
     def _lines(self, paper: str) -> Iterator[Line]:
         for system in systems([paper]):
-            folders = self._folders(system)
-            if not folders:
+            runs = self._runs(system)
+            if not runs:
                 continue
-            _check_alike(list(folders.values()))
-            before = _by_seed(folders, "metrics_before_pairs")
+            before = _by_seed(runs, "metrics_before_pairs")
             if any(before.values()):
                 yield Line("before pairs", system.row, before)
             role = "baseline" if system.row else "system"
-            network = self._network(system, list(folders.values()))
-            yield Line(role, system.row, _by_seed(folders, "metrics"), network)
+            network = self._network(system, list(runs.values()))
+            yield Line(role, system.row, _by_seed(runs, "metrics"), network)
 
     def origins(self) -> str:
         """What the runs were made with, in a sentence."""
-        starts = [
-            workdir.read_objects(folder / "manifest.json")[-1]
-            for system in systems(PAPERS)
-            for folder in self._folders(system).values()
-        ]
-        revisions = {str(start["git_revision"])[:12] for start in starts}
-        versions = {start["packages"]["jax"] for start in starts}
-        devices = {name for start in starts for name in start["devices"]}
+        runs = self.facts["runs"].values()
+        revisions = {run["revision"] for run in runs}
+        versions = {run["jax"] for run in runs}
+        devices = {name for run in runs for name in run["devices"]}
         return (
             f"Code of {', '.join(sorted(revisions))}; jax "
             f"{', '.join(sorted(versions))} on {', '.join(sorted(devices))}."
         )
 
-    def _folders(self, system: System) -> dict[int, epath.Path]:
-        """Seed -> folder of a run that has ended."""
+    def _runs(self, system: System) -> dict[int, dict[str, Any]]:
+        """Seed -> what is known of its run."""
         found = {
-            int(path.name.rpartition("-seed")[2]): path
-            for path in self.folder.glob(f"{system.name}-seed*")
-            if trainings.record(path)
+            int(seed): run
+            for name, run in self.facts["runs"].items()
+            for start, _, seed in [name.rpartition("-seed")]
+            if start == system.name
         }
         return dict(sorted(found.items()))
 
-    def _network(self, system: System, folders: list[epath.Path]) -> Network:
-        records = [trainings.record(folder) for folder in folders]
-        config = workdir.flatten(workdir.read_object(folders[0] / "config.json"))
+    def _network(self, system: System, runs: Sequence[Mapping[str, Any]]) -> Network:
+        config = self.facts["configs"][system.name]
         batch = ("identities", "images_per_identity")
         return Network(
             config=f"{system.paper}:{system.arguments}",
             pixels=f"{config['data.height']} × {config['data.width']}",
             batch=" × ".join(str(config[f"stages.train.{name}"]) for name in batch),
-            steps=records[0]["step"],
-            parameters=self.facts["parameters"].get(system.name),
-            seconds=max(record["seconds"] for record in records),
+            steps=runs[0]["step"],
+            parameters=self.facts["parameters"][system.name],
+            seconds=max(run["seconds"] for run in runs),
         )
 
 
@@ -185,29 +240,9 @@ def _scores(folder: epath.Path, metrics: str) -> dict[str, float]:
 
 
 def _by_seed(
-    folders: Mapping[int, epath.Path], metrics: str
+    runs: Mapping[int, Mapping[str, Any]], metrics: str
 ) -> dict[int, dict[str, float]]:
-    return {seed: _scores(folder, metrics) for seed, folder in folders.items()}
-
-
-def _check_alike(folders: Sequence[epath.Path]) -> None:
-    """Raises UserError if runs differ in more than their seed."""
-    first, *others = (
-        workdir.flatten(workdir.read_object(folder / "config.json"))
-        for folder in folders
-    )
-    free = ("seed", *workdir.FREE_FIELDS)
-    for folder, other in zip(folders[1:], others, strict=True):
-        differing = sorted(
-            field
-            for field in first | other
-            if first.get(field) != other.get(field) and not field.startswith(free)
-        )
-        if differing:
-            raise UserError(
-                f"{folder} and {folders[0]} differ in {', '.join(differing)}: remove "
-                "one of them, and train it anew"
-            )
+    return {seed: run[metrics] for seed, run in runs.items()}
 
 
 def _parameters(folder: epath.Path) -> int:

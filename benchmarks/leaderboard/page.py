@@ -59,7 +59,7 @@ def write(place: epath.Path, board: Board) -> epath.Path:
     """Writes `leaderboard.md` and `leaderboard/BED.svg`; returns the document's path.
 
     Raises:
-      UserError: if no run has ended, or those of one system do not belong together.
+      UserError: if no run has ended.
     """
     groups, ceilings = board.groups(), board.facts["ceilings"]
     if not groups:

@@ -203,13 +203,13 @@ def claim(
     Raises:
       UserError: if another config's run lives there; names the fields that differ.
     """
-    differences = changes(workdir, config)
-    if not differences.keys() <= set(extended):
+    changed = changes(workdir, config)
+    if not changed.keys() <= set(extended):
         lines = [
             f"  {field}: {_shown(there)} there, {_shown(here)} here"
-            for field, (there, here) in differences.items()
+            for field, (there, here) in changed.items()
         ]
-        schedule = all(map(is_schedule, differences))
+        schedule = all(map(is_schedule, changed))
         raise UserError(
             f"{workdir} holds a run with another config:\n"
             + "\n".join(lines)
@@ -226,7 +226,7 @@ def changes(workdir: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any
     """
     path = storage.absolute(workdir) / "config.json"
     if path.exists() and has_checkpoint(workdir):
-        return _differences(read_object(path), config)
+        return differences(read_object(path), config)
     return {}
 
 
@@ -239,9 +239,10 @@ def is_schedule(field: str) -> bool:
     return _SCHEDULE.fullmatch(field) is not None
 
 
-def _differences(
+def differences(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
+    """Fields, (old, new), of two configs that make them configs of other networks."""
     a, b = flatten(old), flatten(new)
     absent = {field: NEWER_FIELDS.get(field.rpartition(".")[2]) for field in a | b}
     a, b = absent | a, absent | b
