@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from data_pipelines.synthetic import identity
+from data_pipelines.synthetic import identity, plan
 from data_pipelines.synthetic.plan import Shot, Trial
 
 PEOPLE, CAMERAS, GROUP = 100, 4, 5
@@ -60,6 +60,8 @@ def shots(name: str, split: str) -> list[Shot]:
 
 
 def other(rng: np.random.Generator, shot: Shot) -> Shot:
-    """A shot of somebody else of the bed, not to be taken for the shot's person."""
-    step = int(rng.integers(1, PEOPLE))
-    return dataclasses.replace(shot, person=(shot.person - 1 + step) % PEOPLE + 1)
+    """A shot of somebody else of the same split, not to be taken for its person."""
+    bed = shot.variant == _NAME
+    who = range(1, PEOPLE + 1) if bed else plan.people(shot.size, shot.split)
+    place = who.index(shot.person) + int(rng.integers(1, len(who)))
+    return dataclasses.replace(shot, person=who[place % len(who)])

@@ -37,7 +37,7 @@ _MARGIN = 76
 def contact_sheet(
     path: str | os.PathLike, *, size: str = "demo", identities: int = 5
 ) -> None:
-    """Writes a picture with four blocks of rows: people, occluded, partial, parts.
+    """Writes a picture of blocks of rows: people, occluded, partial, varied, parts.
 
     Args:
       path: PNG or JPEG file to write.
@@ -53,10 +53,12 @@ def contact_sheet(
         _row(_every(plan.shots(kind, size, "query")), labels=False)
         for kind in ("occluded", "partial")
     )
+    mixed = sets.shots(f"varied_{size}", "train")
     blocks = [
         np.concatenate(people),
         _named("occluded\nqueries", occluded),
         _named("partial\nqueries", partial),
+        _named("varied\ntraining", _row(_every(mixed), labels=False)),
         _named("part labels,\nevery other", _row(_every(shots), labels=True)),
     ]
     _write(path, blocks)

@@ -98,6 +98,14 @@ def shots(variant: str, size: str, split: str, seed: int = seeds.SEED) -> list[S
     ]
 
 
+def people(size: str, split: str) -> range:
+    """Numbers of the people in a split, distractors left out."""
+    counts = (SIZES | PRETRAINING)[size]
+    if split == "train":
+        return range(1, counts.train_people + 1)
+    return range(counts.train_people + 1, counts.train_people + counts.test_people + 1)
+
+
 @functools.cache
 def _tables(size: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(person, camera) of every split, int64 [N] each."""

@@ -1,10 +1,11 @@
 """The rendered sets by name, as in `synthetic/NAME`: their splits and pictures."""
 
-from data_pipelines.synthetic import beds, plan, seeds
+from data_pipelines.synthetic import beds, plan, seeds, varied
 from data_pipelines.synthetic.plan import Shot
 
 NAMES = (
     *(f"{variant}_{size}" for variant in plan.VARIANTS for size in plan.SIZES),
+    *varied.NAMES,
     *plan.PRETRAINING,
     *beds.TRIALS,
 )
@@ -22,4 +23,6 @@ def shots(name: str, split: str) -> list[Shot]:
     if name in beds.TRIALS:
         return beds.shots(name, split)
     variant, size = name.split("_")
+    if name in varied.NAMES:
+        return varied.shots(size, split)
     return plan.shots(variant, size, split)

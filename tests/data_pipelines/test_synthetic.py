@@ -417,7 +417,7 @@ def test_contact_sheet_command(tmp_path, monkeypatch):
     sheet = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     margin = sheet.shape[1] - 14 * 64
     assert margin > 40
-    assert sheet.shape[0] == 4 * 128 + 3 * 6
+    assert sheet.shape[0] == 5 * 128 + 4 * 6
     for row in range(4):  # each has its name on the left
         name = sheet[row * 134 : row * 134 + 128, :margin]
         assert (name < 100).any()
