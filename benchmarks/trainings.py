@@ -56,13 +56,20 @@ def record(folder: epath.Path) -> dict[str, Any]:
     return workdir.read_object(path) if path.exists() else {}
 
 
-def entries(folder: epath.Path) -> list[dict[str, Any]]:
-    """Of `results.json`, what the run's last state scored as it was trained."""
+def entries(folder: epath.Path, *, changed: bool = False) -> list[dict[str, Any]]:
+    """Of `results.json`, what the run's last state scored, by its config or another.
+
+    Args:
+      folder: of a run that has ended.
+      changed: whether fields were changed for the evaluation.
+    """
     last = record(folder)["step"]
     return [
         entry
         for entry in workdir.read_objects(folder / "results.json")
-        if entry["step"] == last and not entry.keys() & {"changed", "rerank"}
+        if entry["step"] == last
+        and "rerank" not in entry
+        and ("changed" in entry) == changed
     ]
 
 

@@ -24,7 +24,7 @@ ALIKE = [f"bed_alike_{part}" for part in ("shirt", "trousers", "shoes", "bag")]
 def score(seed, row, name, kind="metrics"):
     """mAP as a fraction; systems are better, by another amount with every seed."""
     hard = 0.02 * (ALIKE.index(name) if name in ALIKE else 9)
-    gain = {"metrics": 0.05 + 0.01 * (-1) ** seed, "metrics_before_pairs": 0.02}[kind]
+    gain = 0.05 + 0.01 * (-1) ** seed if kind == "metrics" else 0.02
     return 0.5 + 0.03 * seed**2 - hard + gain * (not row)
 
 
@@ -47,7 +47,7 @@ def write_run(flags, folder):
 @pytest.fixture
 def processes(monkeypatch):
     """The flags of every process; each "trains" or "evaluates" at once."""
-    calls = []
+    calls, alone = [], "--config.model.embeddings"
 
     def run(command, check):
         del check
@@ -66,6 +66,9 @@ def processes(monkeypatch):
             kinds = ["metrics"]
             kinds += ["metrics_before_pairs"] * (paper == "cacenet" and not row)
             entry |= {kind: {"mAP": score(seed, row, name, kind)} for kind in kinds}
+            if alone in flags:
+                entry["changed"] = {"model.embeddings": ["global"]}
+                entry["metrics"] = {"mAP": score(seed, row, name, alone)}
             entries.append(entry)
         (folder / "results.json").write_text(json.dumps(entries))
         return types.SimpleNamespace(returncode=0)
@@ -105,7 +108,7 @@ def test_everybody_sees_as_many_images(system):
     assert flags["--config.evaluation.pictures"] == "False"
     demo, seen = system.config(), 0
     counts = np.unique(
-        [shot.person for shot in sets.shots("holistic_demo", "train")],
+        [shot.person for shot in sets.shots(systems.DATASET, "train")],
         return_counts=True,
     )[1]
     for name, stage in demo.stages.items():
@@ -130,8 +133,9 @@ def test_all_systems_are_trained_with_a_seed_before_the_next(processes, tmp_path
     chosen = ["--systems=drop,aaformer", "--beds=alike", "--seeds=2"]
     fields = ["--", "--config.pretrained=none", "--config.data.data_dir=elsewhere"]
     assert start(tmp_path, *chosen, *fields) == 0
-    named = [(call["--config"], call["--config.seed"]) for call in processes]
-    demo = "demo,dataset=synthetic/holistic_demo"
+    trained = [call for call in processes if "--mode" not in call]
+    named = [(call["--config"], call["--config.seed"]) for call in trained]
+    demo = f"demo,dataset=synthetic/{systems.DATASET}"
     configs = (
         *(f"aaformer:{demo},row=table4-vit", f"aaformer:{demo}"),
         *(f"drop:{demo},row=table4-baseline", f"drop:{demo}"),
@@ -141,8 +145,17 @@ def test_all_systems_are_trained_with_a_seed_before_the_next(processes, tmp_path
         assert call["--config.evaluate_on"] == str(
             tuple(f"synthetic/{n}" for n in ALIKE)
         )
-        assert call["--config.pretrained"] == "none"
         assert call["--config.data.data_dir"] == "elsewhere"
+    assert {call["--config.pretrained"] for call in trained} == {"none"}
+    # Systems are scored again without what they add at test.
+    again = [call for call in processes if "--mode" in call]
+    fields = {
+        "--config.model.vector": "cls",
+        "--config.model.embeddings": "('global',)",
+    }
+    for call, (name, value) in zip(again, 2 * list(fields.items()), strict=True):
+        assert call[name] == value
+        assert "full-seed" in call["--workdir"]
     text = (tmp_path / "leaderboard.md").read_text()
     assert "--seeds=2 -- --config.pretrained=none\n" in text
 
@@ -151,7 +164,7 @@ def test_started_again_it_does_only_what_is_missing(processes, tmp_path):
     first = ["--systems=drop", "--beds=alike"]
     assert start(tmp_path, *first, "--seeds=1") == 0
     assert start(tmp_path, *first, "--seeds=1") == 0
-    assert len(processes) == 2
+    assert len(processes) == 3
     # One was interrupted, another seed and another bed are asked for.
     shutil.rmtree(tmp_path / "drop-full-seed0")
     facts = json.loads((tmp_path / "leaderboard.json").read_text())
@@ -165,16 +178,18 @@ def test_started_again_it_does_only_what_is_missing(processes, tmp_path):
             call.get("--mode", "train"),
             len(ast.literal_eval(call["--config.evaluate_on"])),
         )
-        for call in processes[2:]
+        for call in processes[3:]
     ]
     assert done == [
         ("drop-table4-baseline-seed0", "evaluate", 4),
         ("drop-full-seed0", "train", 8),
+        ("drop-full-seed0", "evaluate", 8),
         ("drop-table4-baseline-seed1", "train", 8),
         ("drop-full-seed1", "train", 8),
+        ("drop-full-seed1", "evaluate", 8),
     ]
-    assert "loose" in processes[2]["--config.evaluate_on"]
-    assert processes[2]["--config.data.data_dir"] == "x"
+    assert "loose" in processes[3]["--config.evaluate_on"]
+    assert processes[3]["--config.data.data_dir"] == "x"
 
 
 # What is said of it.
@@ -225,9 +240,10 @@ def test_the_document(processes, tmp_path):
     text = (tmp_path / "leaderboard.md").read_text()
     assert "Code of 0123456789ab; jax 0.10.2 on cpu." in text
     assert "each saw 20,480 images".casefold() in " ".join(text.split()).casefold()
-    for against, kind, row in (
-        ("baseline", "metrics", "x"),
-        ("before pairs", "metrics_before_pairs", ""),
+    for paper, against, kind, row in (
+        ("CACE-Net", "baseline", "metrics", "x"),
+        ("CACE-Net", "before pairs", "metrics_before_pairs", ""),
+        ("DROP", "global alone", "--config.model.embeddings", ""),
     ):
         values = [
             [100 * score(seed, *what) for seed in range(5)]
@@ -238,8 +254,8 @@ def test_the_document(processes, tmp_path):
         expected = ["{:.1f} ± {:.1f}".format(*by_hand(v)) for v in values]
         expected += ["{:+.1f} ± {:.1f}".format(*by_hand(gains))]
         expected += ["< 0.001" if p < 0.001 else f"{p:.3f}", "90.0"]
-        cells = row_of(text, "CACE-Net", against, "shoes")
-        assert cells == ["CACE-Net", against, "shoes", "5", *expected]
+        cells = row_of(text, paper, against, "shoes")
+        assert cells == [paper, against, "shoes", "5", *expected]
     # Overall, means over the four parts of each seed.
     means = [
         statistics.mean(100 * score(seed, "", name) for name in ALIKE)
@@ -250,7 +266,7 @@ def test_the_document(processes, tmp_path):
     assert row_of(text, "oracle")[1] == "90.0"
     assert row_of(text, "DROP − baseline")[1].startswith("**+5.2 ± 1.4** (")
     order = ["CACE-Net, baseline", "CACE-Net, before pairs", "**CACE-Net**"]
-    order += ["DROP, baseline", "**DROP**", "oracle"]
+    order += ["DROP, baseline", "DROP, global alone", "**DROP**", "oracle"]
     standing = text[text.index("## All beds") :]
     places = [standing.index(f"| {name}") for name in order]
     assert places == sorted(places)
@@ -333,7 +349,7 @@ def test_other_runs_need_another_folder(processes, tmp_path, capsys):
     assert start(tmp_path, *chosen, "--", "--config.pretrained=none") == 2
     assert "choose another --workdir" in capsys.readouterr().err
     assert start(tmp_path, *chosen) == 0
-    assert len(processes) == 2
+    assert len(processes) == 3
 
 
 def test_seeds_of_two_configs_are_not_taken_together(processes, tmp_path, capsys):
@@ -350,6 +366,17 @@ def test_seeds_of_two_configs_are_not_taken_together(processes, tmp_path, capsys
     assert "drop-full-seed1" not in json.loads(path.read_text())["runs"]
 
 
+def test_two_processes_share_a_folder(processes, tmp_path):
+    one, other = board.Board(tmp_path), board.Board(tmp_path)
+    for each in (one, other):
+        each.claim(None, [])
+    drop, _, sanet, _ = systems.systems(["drop", "sanet"])
+    one.run(drop, 0, ALIKE, [])
+    other.run(sanet, 0, ALIKE, [])
+    runs = json.loads((tmp_path / "leaderboard.json").read_text())["runs"]
+    assert runs.keys() == {f"{drop.name}-seed0", f"{sanet.name}-seed0"}
+
+
 def test_the_folders_of_runs_may_be_gone(processes, tmp_path, capsys):
     chosen = ["--systems=drop", "--beds=alike"]
     assert start(tmp_path / "a", *chosen, "--seeds=1") == 0
@@ -363,7 +390,7 @@ def test_the_folders_of_runs_may_be_gone(processes, tmp_path, capsys):
     assert (tmp_path / "b" / "leaderboard.md").read_text() == text
     # A seed can be added, but the networks that are gone see no other bed.
     assert start(tmp_path / "b", *chosen, "--seeds=2") == 0
-    assert len(processes) == count + 2
+    assert len(processes) == count + 3
     assert start(tmp_path / "b", "--systems=drop", "--beds=loose", "--seeds=2") == 2
     told = capsys.readouterr().err
     assert "drop-table4-baseline-seed0 is gone" in told

@@ -14,7 +14,8 @@ Started again, this goes on where it was stopped: what has ended is read, an int
 run is resumed, and on a bed that was asked for later the networks that are there are
 scored. What is known of the runs that have ended is in `leaderboard.json` of the
 workdir. The default, `benchmarks/results/leaderboard`, is part of the repository, so
-that any machine can add seeds; name another one to train all of them yourself.
+that any machine can add seeds; name another one to train all of them yourself. Two
+commands at once may share a workdir if their `--systems` are others.
 
 What follows `--` is passed to every run. `leaderboard.md` and its pictures are written
 to the workdir after every seed; `--table` trains nothing and writes them of all that is

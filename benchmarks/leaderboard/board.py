@@ -49,10 +49,15 @@ class Board:
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = storage.absolute(folder)
         self._path = self.folder / "leaderboard.json"
-        empty = {name: {} for name in ("ceilings", "parameters", "configs", "runs")}
-        there = self._path.exists()
-        self.facts = empty | (workdir.read_object(self._path) if there else {})
         self._free: list[str] = []
+        self.facts: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Adds what is there, of another process, too, that trains other systems."""
+        empty = {name: {} for name in ("ceilings", "parameters", "configs", "runs")}
+        there = workdir.read_object(self._path) if self._path.exists() else {}
+        self.facts = empty | self.facts | there
 
     def claim(self, images: int | None, flags: Sequence[str]) -> None:
         """Makes this the folder of such runs, once something is kept of them.
@@ -132,10 +137,21 @@ class Board:
         config = f"{system.paper}:{system.arguments}"
         trainings.finished(config, folder, flags, free=free)
         # A network that was there has not seen the sets that were asked for later.
-        scores = _scores(folder, "metrics")
+        self._evaluate(folder, sets, _scores(folder, "metrics"))
+        if fields := _plain_fields(system):
+            self._evaluate(folder, sets, _plain(system, folder), fields)
+
+    def _evaluate(
+        self,
+        folder: epath.Path,
+        sets: Sequence[str],
+        scores: Mapping[str, float],
+        fields: Sequence[str] = (),
+    ) -> None:
+        """On those sets that have no score."""
         if missing := [name for name in sets if name not in scores]:
             place = [f"--workdir={folder}", "--mode=evaluate"]
-            trainings.launch([*place, _evaluate_on(missing), *self._free])
+            trainings.launch([*place, *fields, _evaluate_on(missing), *self._free])
 
     def _known(self, system: System, name: str) -> dict[str, Any]:
         """Of a run that has ended: how it was trained, and what it scored."""
@@ -148,7 +164,7 @@ class Board:
         record = trainings.record(folder)
         return {
             "metrics": _scores(folder, "metrics"),
-            "metrics_before_pairs": _scores(folder, "metrics_before_pairs"),
+            "plain": _plain(system, folder),
             "step": record["step"],
             "seconds": record["seconds"],
             "revision": str(start["git_revision"])[:12],
@@ -170,6 +186,7 @@ class Board:
             )
 
     def _keep(self, what: str, name: str, value: Any) -> Any:
+        self._read()
         self.facts[what][name] = value
         self.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(self._path, self.facts)
@@ -185,12 +202,13 @@ class Board:
             runs = self._runs(system)
             if not runs:
                 continue
-            before = _by_seed(runs, "metrics_before_pairs")
-            if any(before.values()):
-                yield Line("before pairs", system.row, before)
+            plain = {seed: run["plain"] for seed, run in runs.items()}
+            if any(plain.values()):
+                yield Line(PAPERS[paper].plain, system.row, plain)
             role = "baseline" if system.row else "system"
+            scores = {seed: run["metrics"] for seed, run in runs.items()}
             network = self._network(system, list(runs.values()))
-            yield Line(role, system.row, _by_seed(runs, "metrics"), network)
+            yield Line(role, system.row, scores, network)
 
     def origins(self) -> str:
         """What the runs were made with, in a sentence."""
@@ -230,19 +248,26 @@ def _evaluate_on(sets: Sequence[str]) -> str:
     return f"--config.evaluate_on={tuple(f'synthetic/{name}' for name in sets)}"
 
 
-def _scores(folder: epath.Path, metrics: str) -> dict[str, float]:
+def _scores(
+    folder: epath.Path, metrics: str, *, changed: bool = False
+) -> dict[str, float]:
     """mAP in percent by set."""
     return {
         entry["protocol"].removeprefix("synthetic/"): 100 * entry[metrics]["mAP"]
-        for entry in trainings.entries(folder)
+        for entry in trainings.entries(folder, changed=changed)
         if metrics in entry
     }
 
 
-def _by_seed(
-    runs: Mapping[int, Mapping[str, Any]], metrics: str
-) -> dict[int, dict[str, float]]:
-    return {seed: run[metrics] for seed, run in runs.items()}
+def _plain_fields(system: System) -> tuple[str, ...]:
+    return () if system.row else PAPERS[system.paper].fields
+
+
+def _plain(system: System, folder: epath.Path) -> dict[str, float]:
+    """What a system scores without what its paper adds at test."""
+    if _plain_fields(system):
+        return _scores(folder, "metrics", changed=True)
+    return _scores(folder, "metrics_before_pairs")
 
 
 def _parameters(folder: epath.Path) -> int:

@@ -29,7 +29,8 @@ class Line:
     """A network, or one way of using it.
 
     Attributes:
-      role: "baseline", "before pairs" or "system".
+      role: "baseline", "system", or what the system is without what its paper adds at
+        test, such as "before pairs".
       row: of the paper's config, "" for the paper's system.
       scores: mAP in percent by seed and set.
       network: None where another line has the same.

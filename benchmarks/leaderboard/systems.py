@@ -16,25 +16,42 @@ from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 
-DATASET = "holistic_demo"
-"""What all are trained on: it has the part labels that some need."""
+DATASET = "varied_demo"
+"""What all are trained on: it has what the beds ask for, and the part labels that some
+need."""
 
 IMAGES = 20_480
 """Images that each network sees in its training, unless `--images` says otherwise."""
 
 
 class Paper(NamedTuple):
-    """Its name, and the row of `configs/NAME.py` that it calls its baseline."""
+    """A paper's name, and what its system is compared with.
+
+    Attributes:
+      title: of the system.
+      baseline: the row of `configs/NAME.py` that the paper calls so.
+      plain: what the same network is without what the paper adds at test; "" where
+        nothing can be left out.
+      fields: for `--mode=evaluate`, that leave it out; empty where an evaluation scores
+        both.
+    """
 
     title: str
     baseline: str
+    plain: str = ""
+    fields: tuple[str, ...] = ()
 
 
 PAPERS = {
-    "aaformer": Paper("AAformer", "table4-vit"),
-    "cpacol": Paper("CpaCol", "table4-baseline"),
-    "cacenet": Paper("CACE-Net", "table1-individual"),
-    "drop": Paper("DROP", "table4-baseline"),
+    "aaformer": Paper(
+        *("AAformer", "table4-vit", "CLS alone"), ("--config.model.vector=cls",)
+    ),
+    "cpacol": Paper("CpaCol", "table4-baseline", "before pairs"),
+    "cacenet": Paper("CACE-Net", "table1-individual", "before pairs"),
+    "drop": Paper(
+        *("DROP", "table4-baseline", "global alone"),
+        ("--config.model.embeddings=('global',)",),
+    ),
     # HPNet, "the baseline model" of section 4.4: no routing and no global branch.
     "sanet": Paper("SANet", "table3-hpnet"),
 }
