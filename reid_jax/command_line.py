@@ -34,20 +34,26 @@ class _OrNone(flags.ArgumentParser):
     `checks` says which fields need a value.
     """
 
-    def __init__(self, parser: flags.ArgumentParser):
+    def __init__(self, parser: flags.ArgumentParser, wanted: str):
         self._parser = parser
+        self._wanted = wanted
 
     def parse(self, argument: Any) -> Any:
-        return None if argument == "None" else self._parser.parse(argument)
+        if argument == "None":
+            return None
+        try:
+            return self._parser.parse(argument)
+        except ValueError as error:
+            raise ValueError(f"not {self._wanted}") from error
 
     def flag_type(self) -> str:
         return self._parser.flag_type()
 
 
 _PARSERS = {
-    float: _OrNone(flags.FloatParser()),
-    int: _OrNone(flags.IntegerParser()),
-    tuple: _OrNone(tuple_parser.TupleParser()),
+    float: _OrNone(flags.FloatParser(), "a number, such as 0.5 or 3e-4"),
+    int: _OrNone(flags.IntegerParser(), "a whole number, such as 64"),
+    tuple: _OrNone(tuple_parser.TupleParser(), "a tuple, such as (1, 2)"),
 }
 """Of the fields of a config, by their type."""
 

@@ -101,6 +101,18 @@ def test_what_needs_a_value_says_so(field, message, config_of):
         _build(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("data.height=4GB", "data.height=4GB: not a whole number, such as 64"),
+        ("stages.train.epochs=ten", "epochs=ten: not a number, such as 0.5 or 3e-4"),
+    ],
+)
+def test_what_is_no_number_says_what_is(field, message, config_of):
+    with pytest.raises(UserError, match=message):
+        config_of("baseline.py", f"--config.{field}")
+
+
 GROUPS = "--config.stages.train.optimizer.groups"
 
 

@@ -29,7 +29,7 @@ def load(place: Place, *, devices: Sequence[jax.Device] | None = None) -> Extrac
     folder = _folder(os.fspath(place))
     if exported.holds(folder):
         return Extractor(exported.read(folder), mesh)
-    if not folder.is_dir():
+    if not os.fspath(place) or not folder.is_dir():
         raise UserError(_nowhere(os.fspath(place)))
     # Flax, Orbax and the data's libraries take seconds, and an export needs none.
     from reid_jax.extractor import trained

@@ -238,6 +238,8 @@ def test_places_without_a_network(tmp_path, monkeypatch, places):
         reid_jax.load("runs/mine")
     with pytest.raises(UserError, match="no such user"):
         reid_jax.load("~nobodyx/run")
+    with pytest.raises(UserError, match="no network in ''"):
+        reid_jax.load("")
 
 
 @pytest.mark.parametrize("name", ["embed.jaxexport", "export.json"])
