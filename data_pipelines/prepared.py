@@ -67,6 +67,11 @@ def joined_names(dataset: str) -> list[str]:
     return names
 
 
+def check_there(dataset: str, data_dir: str | os.PathLike) -> None:
+    """Raises UserError if a data set is not prepared; says how to prepare it."""
+    _version_dir(dataset, data_dir)
+
+
 def split_names(dataset: str, data_dir: str | os.PathLike) -> list[str]:
     """The splits of a prepared data set.
 

@@ -16,7 +16,8 @@ def open_data(config: Any) -> records.Records:
     """The training split.
 
     Raises:
-      UserError: if it is not prepared; says how to, and where weights come from.
+      UserError: if it is not prepared, or what the run is evaluated on; says how to,
+        and where weights come from.
     """
     for name in prepared.joined_names(config.data.dataset):
         paired = protocols.protocol(name).train_dataset
@@ -28,6 +29,10 @@ def open_data(config: Any) -> records.Records:
             )
     try:
         data = config.data
+        # Before anything is rendered or trained for it.
+        for protocol in experiment.build_protocols(config):
+            if not protocol.dataset.startswith("synthetic/"):
+                prepared.check_there(protocol.dataset, data.data_dir)
         return experiment.open_split(
             data.data_dir, data.dataset, "train", resize=data.resize
         )

@@ -137,3 +137,12 @@ def test_a_config_trains_on_all_and_evaluates_on_the_first(data_dir):
     assert [p.dataset for p in experiment.build_protocols(config)] == ["a"]
     config.evaluate_on = ("b", "c")
     assert [p.dataset for p in experiment.build_protocols(config)] == ["b", "c"]
+
+
+def test_what_a_run_is_evaluated_on_is_looked_for_before_it_begins(tmp_path):
+    config = common.base("baseline", common.parse("dataset=synthetic/holistic_demo"))
+    config.data.data_dir = str(tmp_path / "data")
+    config.evaluate_on = ("synthetic/holistic_demo", "market1501")
+    with pytest.raises(UserError, match="market1501 is not prepared"):
+        sources.open_data(config)
+    assert not (tmp_path / "data").exists()  # Nothing was rendered for it.
