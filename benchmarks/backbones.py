@@ -45,6 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reid_jax import errors
 from reid_jax.backbones.hrnet import HRNet
 from reid_jax.backbones.osnet import OSNet
 from reid_jax.backbones.resnet import ResNet
@@ -337,7 +338,7 @@ def positive(text: str) -> int:
     return number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -347,12 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
     options = parser.parse_args(arguments)
-    try:
-        scripts = golden_scripts()
-        _use(options.device, scripts)
-    except UserError as error:
-        print(f"backbones: {error}", file=sys.stderr)
-        return 2
+    scripts = golden_scripts()
+    _use(options.device, scripts)
     # What another run has compiled would make `compile_seconds` that of reading it.
     jax.config.update("jax_enable_compilation_cache", False)
     # JAX takes every core that the process may use; PyTorch may count otherwise.
@@ -367,8 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype=options.dtype,
         ):
             print(json.dumps(line | machine()), flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

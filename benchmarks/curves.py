@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +21,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reid_jax import storage
+from reid_jax import errors, storage
 from reid_jax.errors import UserError
 
 Rows = list[dict[str, Any]]
 """What a run has logged: `step`, `time` and metrics by name."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,17 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--window", type=int, default=5, help="rows of a running mean")
     parser.add_argument("--out", default="curves.png", help="the picture")
     options = parser.parse_args(argv)
-    try:
-        runs = {name: read(pathlib.Path(name)) for name in options.runs.split(",")}
-        figure = draw(runs, options.metrics.split(","), window=options.window)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = {name: read(pathlib.Path(name)) for name in options.runs.split(",")}
+    figure = draw(runs, options.metrics.split(","), window=options.window)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     storage.write_bytes(options.out, file.getvalue())
     print(options.out)
-    return 0
 
 
 def read(run: pathlib.Path) -> Rows:
@@ -109,4 +103,5 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

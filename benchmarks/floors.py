@@ -10,7 +10,6 @@ out most of the background, which is the camera's rather than the person's.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +18,7 @@ import jax.numpy as jnp
 from absl import app, logging
 from ml_collections import config_flags
 
-from reid_jax import experiment
-from reid_jax.errors import UserError
+from reid_jax import errors, experiment
 from reid_jax.evaluation import evaluate
 from reid_jax.models.method import Embedding, Method
 from reid_jax.retrieval.distances import euclidean
@@ -96,8 +94,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors.answered():
         app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
 
 from benchmarks.plans_page import page
+from reid_jax import errors
 from reid_jax.benchmark.lines import Line, read_lines
 from reid_jax.errors import UserError
 from reid_jax.plan.plan import Request, plan
@@ -48,7 +48,7 @@ SYSTEMS = {
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "h200:1", "h200:8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Plans what is missing, and writes the page of all there is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--systems", default=",".join(SYSTEMS))
@@ -58,15 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_per_device", type=int)
     options = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
-    try:
-        for name in filter(None, options.systems.split(",")):
-            _plan(name, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in filter(None, options.systems.split(",")):
+        _plan(name, options)
     workdirs.write_text(PAGE, page(plans()))
     print(f"{PAGE.name} is written")
-    return 0
 
 
 def _plan(name: str, options: argparse.Namespace) -> None:
@@ -91,4 +86,5 @@ def plans() -> dict[str, list[Line]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

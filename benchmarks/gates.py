@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ import optax
 from absl import app, flags
 
 from benchmarks.routing import at_random, bits
+from reid_jax import errors
 from reid_jax.errors import UserError
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.routing import choice
@@ -244,8 +244,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors.answered():
         app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -13,14 +13,13 @@ core.
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 
 import jax
 
 from data_pipelines import loader, prepared, records, sampling, transforms
-from reid_jax.errors import UserError
+from reid_jax import errors
 from reid_jax.runtime import sharding
 from reid_jax.training import resident
 
@@ -121,13 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    try:
-        stored = prepared.open_records(args.dataset, "train", args.data_dir)
-    except UserError as error:
-        print(f"input_pipeline: {error}", file=sys.stderr)
-        return 2
+    stored = prepared.open_records(args.dataset, "train", args.data_dir)
     every_core = os.sched_getaffinity(0)
     about = {
         "dataset": args.dataset,
@@ -177,8 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(line), flush=True)
     os.sched_setaffinity(0, every_core)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

@@ -17,13 +17,13 @@ import importlib.util
 import pathlib
 import re
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from benchmarks import trainings
+from reid_jax import errors
 from reid_jax.errors import UserError
 from reid_jax.runtime.workdir import write_text
 
@@ -36,31 +36,26 @@ COLUMNS = {
 """Columns of the table, and where `results.json` has them."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is missing, printing the table so far after every run."""
     options = _parse(argv)
-    try:
-        path, _, arguments = options.config.partition(":")
-        rows = _rows(path, options.rows)
-        stem = "-".join(re.findall(r"\w+", f"{pathlib.Path(path).stem}-{arguments}"))
-        workdir = epath.Path(options.workdir or f"runs/ladder-{stem}")
-        runs = _order(rows, options.seeds)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for number, (row, seed) in enumerate(runs, start=1):
-            name = row or "full"
-            print(f"[{number}/{len(runs)}] {name}, seed {seed}", flush=True)
-            folder = workdir / f"{name}-seed{seed}"
-            words = [word for word in (arguments, row and f"row={row}") if word]
-            config = f"{path}:{','.join(words)}"
-            result = _run(config, folder, seed, options.further)
-            found.setdefault(name, []).append(result)
-            text = table(found)
-            write_text(workdir / "table.md", text)
-            print(text, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    path, _, arguments = options.config.partition(":")
+    rows = _rows(path, options.rows)
+    stem = "-".join(re.findall(r"\w+", f"{pathlib.Path(path).stem}-{arguments}"))
+    workdir = epath.Path(options.workdir or f"runs/ladder-{stem}")
+    runs = _order(rows, options.seeds)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, (row, seed) in enumerate(runs, start=1):
+        name = row or "full"
+        print(f"[{number}/{len(runs)}] {name}, seed {seed}", flush=True)
+        folder = workdir / f"{name}-seed{seed}"
+        words = [word for word in (arguments, row and f"row={row}") if word]
+        config = f"{path}:{','.join(words)}"
+        result = _run(config, folder, seed, options.further)
+        found.setdefault(name, []).append(result)
+        text = table(found)
+        write_text(workdir / "table.md", text)
+        print(text, flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -146,4 +141,5 @@ def _cell(results: Sequence[dict[str, Any]], group: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

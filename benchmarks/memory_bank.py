@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,8 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import drop
-from reid_jax import experiment
-from reid_jax.errors import UserError
+from reid_jax import errors, experiment
 from reid_jax.layers import memory_bank
 from reid_jax.losses.part_triplet import part_average_triplet
 from reid_jax.models.method import Method
@@ -43,17 +41,12 @@ IDENTITIES, IMAGES = 702, 4
 STEPS_PER_EPOCH = 100
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     options = _parse(argv)
-    try:
-        sizes = sorted(int(size) for size in options.sizes.split(","))
-        measure = measure_alone if options.alone else measure_step
-        for size in sizes:
-            print(json.dumps(measure(size, options)), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    sizes = sorted(int(size) for size in options.sizes.split(","))
+    measure = measure_alone if options.alone else measure_step
+    for size in sizes:
+        print(json.dumps(measure(size, options)), flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -205,4 +198,5 @@ def _batch(config: Any, size: int) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ import numpy as np
 from configs import run as config_of_run
 from data_pipelines import loader
 from data_pipelines.records import Records
-from reid_jax import experiment
+from reid_jax import errors, experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.scoring import Ranking
@@ -46,20 +45,15 @@ BLOCK = 256
 """Queries ranked at once."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, help="folder of a finished run of DROP")
     run = pathlib.Path(parser.parse_args(argv).run)
-    try:
-        figures = measure(run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    figures = measure(run)
     print(report(figures))
     workdirs.write_json(run / "parsing.json", figures)
-    return 0
 
 
 def measure(run: pathlib.Path) -> dict[str, Any]:
@@ -194,4 +188,5 @@ def report(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

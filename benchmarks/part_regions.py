@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -22,31 +21,25 @@ import numpy as np
 from configs import run as config_of_run
 from data_pipelines import loader
 from data_pipelines.part_labels import groupings, kinds
-from reid_jax import experiment
-from reid_jax.errors import UserError
+from reid_jax import errors, experiment
 from reid_jax.runtime import checkpoint, sharding
 
 REGIONS = "three_v"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, help="folder of a run of AAformer")
     run = pathlib.Path(parser.parse_args(argv).run)
-    try:
-        tables = measure(run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    tables = measure(run)
     for title, table in tables.items():
         of_region = table.sum(0) / table.sum()
         print(
             f"{title}: {information(table):.3f} of "
             f"{information(np.diag(of_region)):.2f} bits, {table.sum():.0f} patches"
         )
-    return 0
 
 
 def measure(run: pathlib.Path) -> dict[str, np.ndarray]:
@@ -95,4 +88,5 @@ def information(table: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from configs import run
-from reid_jax import checks
-from reid_jax.errors import UserError
+from reid_jax import checks, errors
 from reid_jax.evaluation import evaluate
 from reid_jax.retrieval.steps import STEPS
 
@@ -32,7 +30,7 @@ CHOICES = {
 COLUMNS = ("rank1", "mAP", "mINP")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,18 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = [folder for folder in options.runs.split(",") if folder]
     if not folders:
         parser.error("--runs names no folder")
-    try:
-        for folder in folders:  # a wrong name is told before any is evaluated
-            run.get_config(folder)
-        found = {
-            name: [_metrics(folder, steps) for folder in folders]
-            for name, steps in CHOICES.items()
-        }
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for folder in folders:  # a wrong name is told before any is evaluated
+        run.get_config(folder)
+    found = {
+        name: [_metrics(folder, steps) for folder in folders]
+        for name, steps in CHOICES.items()
+    }
     print(table(found))
-    return 0
 
 
 def _metrics(folder: str, steps: tuple[str, ...]) -> dict[str, float]:
@@ -84,4 +77,5 @@ def _cell(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from reid_jax import errors
 from reid_jax.benchmark.lines import read_lines
 from reid_jax.benchmark.speed_report import table
 from reid_jax.errors import UserError
@@ -59,8 +60,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors.answered():
         main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -28,7 +28,6 @@ import copy
 import itertools
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +43,7 @@ from ml_collections import config_flags
 from scipy import stats
 
 from data_pipelines import loader
-from reid_jax import experiment
+from reid_jax import errors, experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
 from reid_jax.layers.routing import choice
@@ -293,8 +292,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    try:
+    with errors.answered():
         app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -18,7 +18,6 @@ import argparse
 import importlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -26,8 +25,8 @@ from typing import Any
 import jax
 
 from benchmarks import backbones
+from reid_jax import errors
 from reid_jax.benchmark import sweep, workloads
-from reid_jax.errors import UserError
 from tests.goldens import filling
 
 BACKBONES = {
@@ -70,7 +69,7 @@ def measure(
         }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the lines of the systems that are asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,23 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     # What another run has compiled would make `compile_seconds` that of reading it.
     jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        scripts = backbones.golden_scripts()
-        scripts.torch.set_num_threads(len(os.sched_getaffinity(0)))
-        chosen = BACKBONES if options.system == "all" else [options.system]
-        for system in chosen:
-            for line in measure(
-                system,
-                batch=options.batch,
-                repetitions=options.repetitions,
-                scripts=scripts,
-            ):
-                print(json.dumps(line | backbones.machine()), flush=True)
-    except UserError as error:
-        print(f"whole_systems: {error}", file=sys.stderr)
-        return 2
-    return 0
+    scripts = backbones.golden_scripts()
+    scripts.torch.set_num_threads(len(os.sched_getaffinity(0)))
+    chosen = BACKBONES if options.system == "all" else [options.system]
+    for system in chosen:
+        for line in measure(
+            system,
+            batch=options.batch,
+            repetitions=options.repetitions,
+            scripts=scripts,
+        ):
+            print(json.dumps(line | backbones.machine()), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

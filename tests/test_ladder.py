@@ -9,6 +9,7 @@ import types
 import pytest
 
 from benchmarks import ladder, trainings
+from tests.commands import ended
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def training(monkeypatch):
 
 def start(tmp_path, *arguments):
     config = "--config=configs/aaformer.py:demo"
-    return ladder.main([config, f"--workdir={tmp_path}", *arguments])
+    return ended(ladder.main, [config, f"--workdir={tmp_path}", *arguments])
 
 
 def test_every_row_is_a_run_of_the_config_with_that_row(training, tmp_path):

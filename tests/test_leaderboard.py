@@ -17,6 +17,7 @@ from benchmarks import trainings
 from benchmarks.leaderboard import __main__ as command
 from benchmarks.leaderboard import board, page, standings, systems
 from data_pipelines.synthetic import sets
+from tests.commands import ended
 
 ALIKE = [f"bed_alike_{part}" for part in ("shirt", "trousers", "shoes", "bag")]
 
@@ -82,7 +83,7 @@ def processes(monkeypatch):
 
 
 def start(tmp_path, *arguments):
-    return command.main([f"--workdir={tmp_path}", *arguments])
+    return ended(command.main, [f"--workdir={tmp_path}", *arguments])
 
 
 def row_of(text, *beginning):

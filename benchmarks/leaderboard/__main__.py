@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -41,7 +40,7 @@ from benchmarks.leaderboard.systems import (
     schedule,
     systems,
 )
-from reid_jax import storage
+from reid_jax import errors, storage
 from reid_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve()
@@ -49,23 +48,18 @@ KEPT = HERE.parents[1] / "results" / "leaderboard"
 DOCS = HERE.parents[2] / "docs"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is missing, and writes the document after every seed."""
     options = _parse(argv)
     # Only sizes are asked for here: the runs need the accelerators.
     jax.config.update("jax_platforms", "cpu")
-    try:
-        board = Board(options.workdir)
-        if not options.table:
-            _run(board, options)
-        elif not board.facts["runs"]:
-            raise UserError(f"{board.folder} has no leaderboard; leave out --table")
-        for place in [board.folder, *([storage.absolute(DOCS)] * options.docs)]:
-            print(page.write(place, board), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    board = Board(options.workdir)
+    if not options.table:
+        _run(board, options)
+    elif not board.facts["runs"]:
+        raise UserError(f"{board.folder} has no leaderboard; leave out --table")
+    for place in [board.folder, *([storage.absolute(DOCS)] * options.docs)]:
+        print(page.write(place, board), flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -127,4 +121,5 @@ def _run(board: Board, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

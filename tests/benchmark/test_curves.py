@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import curves
+from reid_jax.errors import UserError
 
 
 @pytest.fixture
@@ -48,11 +49,11 @@ def test_a_mean_of_ones_is_one(window, length):
     np.testing.assert_allclose(curves.running_mean(np.ones(length), window), 1)
 
 
-def test_command(runs, tmp_path, capsys):
+def test_command(runs, tmp_path):
     names = ",".join(map(str, runs))
     out = tmp_path / "new" / "curves.png"
     arguments = [f"--runs={names}", "--metrics=accuracy,parsing_accuracy"]
-    assert curves.main([*arguments, f"--out={out}"]) == 0
+    curves.main([*arguments, f"--out={out}"])
     with Image.open(out) as image:
         assert image.size == (1000, 400)
     for wrong, message in (
@@ -60,6 +61,6 @@ def test_command(runs, tmp_path, capsys):
         ([f"--runs={names}", "--metrics=los"], "'los'; there are: accuracy, parsing"),
         ([*arguments, "--window=0"], "at least one"),
     ):
-        assert curves.main([*wrong, f"--out={tmp_path}/no.png"]) == 2
-        assert message in capsys.readouterr().err
+        with pytest.raises(UserError, match=message):
+            curves.main([*wrong, f"--out={tmp_path}/no.png"])
     assert not (tmp_path / "no.png").exists()

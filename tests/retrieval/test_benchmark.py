@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import reranking, reranking_steps, retrieval
+from reid_jax.errors import UserError
 
 
 def test_tiny_size(capsys):
@@ -38,8 +39,8 @@ def test_a_wrong_run_is_told_before_any_is_evaluated(tmp_path, monkeypatch, caps
         reranking_steps.run, "get_config", lambda x: x == "there" or real(x)
     )
     monkeypatch.setattr(reranking_steps, "_metrics", None)  # is not called
-    assert reranking_steps.main([f"--runs=there,{tmp_path / 'none'}"]) == 2
-    assert "no checkpoint in" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no checkpoint in"):
+        reranking_steps.main([f"--runs=there,{tmp_path / 'none'}"])
     with pytest.raises(SystemExit) as error:
         reranking_steps.main(["--runs="])
     assert error.value.code == 2
