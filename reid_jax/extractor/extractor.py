@@ -105,7 +105,7 @@ class Extractor:
         Raises:
           UserError: if they are of different networks, empty or not finite.
         """
-        query, gallery = self._embedding(query)[1], self._embedding(gallery)[1]
+        (_, query), (_, gallery) = self._embeddings(query, gallery)
         return np.concatenate(list(self._distances(query, gallery)))
 
     def rank(
@@ -126,8 +126,7 @@ class Extractor:
         """
         if not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k={k!r}: a list has a whole number of images, at least 1")
-        names, query = self._embedding(query)
-        gallery_names, gallery = self._embedding(gallery)
+        (names, query), (gallery_names, gallery) = self._embeddings(query, gallery)
         index, distance = [], []
         for block in self._distances(query, gallery):
             nearest = [smallest(row, k) for row in block]
@@ -224,14 +223,18 @@ class Extractor:
             raise UserError("there are no images to embed")
         return tuple(names), jax.tree.map(lambda *x: np.concatenate(x), *blocks)
 
-    def _embedding(
-        self, given: Embedding | Images
-    ) -> tuple[tuple[str, ...], Embedding]:
-        if not isinstance(given, Mapping):
-            return self._named(imaging.sources(given))
-        embedding = _checked(given)
-        count = len(next(iter(embedding.values())))
-        return tuple(f"image {i}" for i in range(count)), embedding
+    def _embeddings(
+        self, *given: Embedding | Images
+    ) -> list[tuple[tuple[str, ...], Embedding]]:
+        """Names and arrays; a wrong one is told before any image is embedded."""
+        found = [
+            _checked(each) if isinstance(each, Mapping) else imaging.sources(each)
+            for each in given
+        ]
+        return [
+            (_numbered(each), each) if isinstance(each, Mapping) else self._named(each)
+            for each in found
+        ]
 
     def _distances(self, query: Embedding, gallery: Embedding) -> Iterator[np.ndarray]:
         """Distances [q, G], block by block of queries."""
@@ -287,6 +290,11 @@ def _with_cameras(
         dataclasses.replace(source, inputs={"camera": camera})
         for source, camera in zip(sources, numbers.astype(np.int32), strict=True)
     ]
+
+
+def _numbered(embedding: Embedding) -> tuple[str, ...]:
+    """Names of images that are known by their embeddings only."""
+    return tuple(f"image {i}" for i in range(len(next(iter(embedding.values())))))
 
 
 def _checked(given: Mapping[str, Any]) -> Embedding:

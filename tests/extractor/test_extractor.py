@@ -226,6 +226,17 @@ def test_lists_have_at_least_one_image(extractor, k):
         extractor.rank(one, one, k=k)
 
 
+def test_a_place_that_is_not_there_is_told_before_images_are_embedded(
+    extractor, monkeypatch
+):
+    monkeypatch.setattr(type(extractor), "stream", None)  # is not called
+    image = np.zeros((8, 4, 3), np.uint8)
+    with pytest.raises(UserError, match="no image or folder 'nowhere'"):
+        extractor.rank(image, "nowhere")
+    with pytest.raises(UserError, match="no image or folder 'nowhere'"):
+        extractor.distance(image, "nowhere")
+
+
 def test_places_without_a_network(tmp_path, monkeypatch, places):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no network in 'resnet50'.*brings shipped/"):
