@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "vit": Recipe("vit", {}, 4.0),
+    "vit": Recipe("vit", {}, 8.0),
     "vit_deep": Recipe("vit", {"depth": 8}, 4.0),
     "resnet": Recipe("resnet50", {}, 4.0),
     "hrnet": Recipe("hrnet_w32", {}, 6.0),
