@@ -12,8 +12,8 @@ trained by BoT's losses alone, without parts, on the people of `synthetic/pretra
 - `resnet`: CACE-Net, SANet, DROP's ResNets and the baseline `resnet50`; width 16
 - `hrnet`: DROP and the baseline `hrnet_w32`; width 8
 
-The schedules take half an hour to an hour of one core each; that of `vit_deep`, which
-the library does not bring, about twice as long. A run that is interrupted goes on when
+The schedules take half an hour to an hour and a quarter of one core each; that of
+`vit_deep`, which the library does not bring, as long as the longest. A run that is interrupted goes on when
 its command is given again. `:demo` takes a minute or two, to see it work.
 """
 
