@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from etils import epath
@@ -56,12 +56,14 @@ def record(folder: epath.Path) -> dict[str, Any]:
     return workdir.read_object(path) if path.exists() else {}
 
 
-def entries(folder: epath.Path, *, changed: bool = False) -> list[dict[str, Any]]:
+def entries(
+    folder: epath.Path, *, changed: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Of `results.json`, what the run's last state scored, by its config or another.
 
     Args:
       folder: of a run that has ended.
-      changed: whether fields were changed for the evaluation.
+      changed: names of the fields that were changed for the evaluation.
     """
     last = record(folder)["step"]
     return [
@@ -69,7 +71,7 @@ def entries(folder: epath.Path, *, changed: bool = False) -> list[dict[str, Any]
         for entry in workdir.read_objects(folder / "results.json")
         if entry["step"] == last
         and "rerank" not in entry
-        and ("changed" in entry) == changed
+        and entry.get("changed", {}).keys() == set(changed)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -249,7 +249,7 @@ def _evaluate_on(sets: Sequence[str]) -> str:
 
 
 def _scores(
-    folder: epath.Path, metrics: str, *, changed: bool = False
+    folder: epath.Path, metrics: str, *, changed: Collection[str] = ()
 ) -> dict[str, float]:
     """mAP in percent by set."""
     return {
@@ -265,8 +265,9 @@ def _plain_fields(system: System) -> tuple[str, ...]:
 
 def _plain(system: System, folder: epath.Path) -> dict[str, float]:
     """What a system scores without what its paper adds at test."""
-    if _plain_fields(system):
-        return _scores(folder, "metrics", changed=True)
+    if fields := _plain_fields(system):
+        names = [x.removeprefix("--config.").partition("=")[0] for x in fields]
+        return _scores(folder, "metrics", changed=names)
     return _scores(folder, "metrics_before_pairs")
 
 
