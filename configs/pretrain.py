@@ -13,8 +13,9 @@ trained by BoT's losses alone, without parts, on the people of `synthetic/pretra
 - `hrnet`: DROP and the baseline `hrnet_w32`; width 8
 
 The schedules take half an hour to an hour and a quarter of one core each; that of
-`vit_deep`, which the library does not bring, as long as the longest. A run that is interrupted goes on when
-its command is given again. `:demo` takes a minute or two, to see it work.
+`vit_deep`, which the library does not bring, as long as the longest. A run that is
+interrupted goes on when its command is given again. `:demo` takes a minute or two, to
+see it work.
 """
 
 from typing import Any, NamedTuple
