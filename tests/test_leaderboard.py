@@ -367,6 +367,19 @@ def test_seeds_of_two_configs_are_not_taken_together(processes, tmp_path, capsys
     assert "drop-full-seed1" not in json.loads(path.read_text())["runs"]
 
 
+def test_a_run_of_another_schedule_is_not_taken(processes, tmp_path, capsys):
+    chosen = ["--systems=drop", "--beds=alike", "--seeds=1"]
+    assert start(tmp_path, *chosen) == 0
+    path = tmp_path / "leaderboard.json"
+    facts = json.loads(path.read_text())
+    facts["runs"]["drop-full-seed0"]["flags"][1] = "--config.evaluation.every_epochs=5"
+    path.write_text(json.dumps(facts))
+    assert start(tmp_path, *chosen) == 2
+    told = capsys.readouterr().err
+    assert "drop-full-seed0 was trained with --config.seed=0 --config.eval" in told
+    assert "every_epochs=5" in told
+
+
 def test_two_processes_share_a_folder(processes, tmp_path):
     one, other = board.Board(tmp_path), board.Board(tmp_path)
     for each in (one, other):
