@@ -19,7 +19,6 @@ import inspect
 import pathlib
 import pkgutil
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +64,7 @@ measured here. What was is in [docs/results.md](../results.md#{anchor}).
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Writes the sheets, one after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = traced_cells(path.read_text())
         path.write_text(sheet(name, known))
         print(path, flush=True)
-    return 0
 
 
 def papers() -> list[str]:
@@ -240,4 +238,4 @@ def _scorer(method: Method) -> PairScorer | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,13 +11,12 @@ person to judge.
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from data_pipelines.inspection.figures import report
 from data_pipelines.inspection.reading import inspect
 from data_pipelines.inspection.sheet import contact_sheet
-from reid_jax import storage
+from reid_jax import errors, storage
 from reid_jax.errors import UserError
 
 
@@ -30,8 +29,13 @@ def _beside(dataset: str, data_dir: str) -> pathlib.Path:
     return storage.expanded(data_dir) / f"{dataset.replace('/', '-')}.png"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints what a data set holds, and writes the contact sheet.
+
+    Raises:
+      UserError: if it is not prepared, or damaged, or the sheet cannot be written.
+      KeyboardInterrupt: after Ctrl-C, with what to say.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.inspect",
         description=__doc__,
@@ -46,15 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = inspect(given.dataset, given.data_dir)
         print(report(found))
         contact_sheet(found, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("interrupted; no contact sheet was written.", file=sys.stderr)
-        return 130
+        told = "interrupted; no contact sheet was written."
+        raise KeyboardInterrupt(told) from None
     print(f"Contact sheet: {out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

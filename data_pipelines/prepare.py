@@ -43,7 +43,7 @@ from data_pipelines.preparation.plan import Plan, known_datasets, make_plan
 from data_pipelines.preparation.request import Place, Request
 from data_pipelines.readers.datasets import DATASETS
 from data_pipelines.report import next_command, report
-from reid_jax import storage
+from reid_jax import errors, storage
 from reid_jax.errors import UserError
 
 
@@ -159,32 +159,36 @@ def _acknowledge(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepares a data set, and says how to go on.
+
+    Raises:
+      UserError: for a mistake in the arguments or in the source.
+      KeyboardInterrupt: after Ctrl-C, with what to say.
+    """
     args = vars(_parser().parse_args(argv))
     data_dir, overwrite = args.pop("data_dir"), args.pop("overwrite")
-    before = signal.signal(signal.SIGINT, _acknowledge)
+    if args["allow_other_counts"] and not args["name"]:
+        raise UserError(
+            "--allow_other_counts needs --name=<its_name>: other images must not be "
+            f"taken for {args['dataset']}."
+        )
     try:
-        if args["allow_other_counts"] and not args["name"]:
-            raise UserError(
-                "--allow_other_counts needs --name=<its_name>: other images must not "
-                f"be taken for {args['dataset']}."
-            )
         plan = make_plan(Request(**args), progress=True)
         path, done = _install(plan, _on_disk(data_dir), overwrite)
         text = report(plan.name, path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was stored.", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt("interrupted; nothing was stored.") from None
     notes = [DATASETS[args["dataset"]].note] if args["dataset"] in DATASETS else []
     print(done, text, *filter(None, notes), next_command(plan.name, path), sep="\n")
-    return 0
+
+
+def run() -> None:
+    """The command of this module alone; `reid-jax prepare` answers signals itself."""
+    signal.signal(signal.SIGINT, _acknowledge)
+    with errors.answered():
+        main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -18,14 +18,10 @@ CONFIG_VERBS = {
 }
 """`reid_jax.main` has these, as `--mode=VERB` too: flags alone are a training."""
 
-PROGRAMS = {
+VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("data_pipelines.prepare", "reads a data set and stores it"),
     "inspect": ("data_pipelines.inspect", "shows what a prepared data set holds"),
     "weights": ("reid_jax.weights.__main__", "converts pretrained weights"),
-}
-"""Verb -> (module, what it does): they answer mistakes and Ctrl-C themselves."""
-
-VERBS: dict[str, tuple[str, str]] = {
     "embed": ("reid_jax.embed.command", "embeds many images into a file"),
     "report": ("reid_jax.report.command", "writes one HTML file of a run, or several"),
     "search": ("reid_jax.search.command", "a gallery that is searched and reviewed"),
@@ -48,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         _config_verb([f"--mode={verb}", *rest])
     elif verb.startswith("-"):
         _config_verb([verb, *rest])
-    elif verb in PROGRAMS:
-        sys.exit(importlib.import_module(PROGRAMS[verb][0]).main(rest))
     else:
         with errors.answered():
             _run(verb, rest)
@@ -61,7 +55,7 @@ def _config_verb(flags: Sequence[str]) -> None:
 
 def _run(verb: str, rest: Sequence[str]) -> None:
     if verb not in VERBS:
-        known = ", ".join([*CONFIG_VERBS, *PROGRAMS, *VERBS])
+        known = ", ".join([*CONFIG_VERBS, *VERBS])
         raise UserError(f"no verb {verb!r}; known: {known}. See reid-jax --help")
     module = importlib.import_module(VERBS[verb][0])
     from reid_jax.runtime import interrupts
@@ -72,7 +66,7 @@ def _run(verb: str, rest: Sequence[str]) -> None:
 
 def _usage() -> str:
     """What `--help` prints."""
-    abouts = {name: about for name, (_, about) in (PROGRAMS | VERBS).items()}
+    abouts = {name: about for name, (_, about) in VERBS.items()}
     rows = (f"  {verb:10} {about}" for verb, about in (CONFIG_VERBS | abouts).items())
     return "\n".join(
         [

@@ -9,7 +9,6 @@ queries, evaluate the runs again with `--config.evaluation.pictured`.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from data_pipelines import prepared
 from data_pipelines.protocols import protocol
 from data_pipelines.records import Records
-from reid_jax import pictures, storage
+from reid_jax import errors, pictures, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import drawing
 from reid_jax.evaluation.lists import find
@@ -154,8 +153,12 @@ def _open(run: str, name: str) -> list[Records]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the picture.
+
+    Raises:
+      UserError: if runs or their lists are missing.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", required=True, help="folders of runs, with commas")
     parser.add_argument("--out", required=True, help="PNG file to write")
@@ -165,14 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs, queries = (
         list(filter(None, x.split(","))) for x in (given.runs, given.queries)
     )
-    try:
-        side_by_side(runs, given.out, dataset=given.dataset, queries=queries)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    side_by_side(runs, given.out, dataset=given.dataset, queries=queries)
     print(f"wrote {given.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

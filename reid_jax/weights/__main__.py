@@ -21,12 +21,12 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from reid_jax import errors
 from reid_jax.errors import UserError
 from reid_jax.runtime import processes
 from reid_jax.weights import fetch, files, folders, load, mapping, peers, runs, shipping
@@ -138,8 +138,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Converts or ships weights, and says what was done.
+
+    Raises:
+      UserError: for a mistake in the arguments or in the files.
+      KeyboardInterrupt: after Ctrl-C, with what to say.
+    """
     args = _parser().parse_args(argv)
     try:
         processes.check_devices()
@@ -151,14 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(runs.convert(args.source, args.kind, _target(args.to)))
         else:
             print(convert(args.source, args.to))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("interrupted; a download goes on where it stopped.", file=sys.stderr)
-        return 130
-    return 0
+        told = "interrupted; a download goes on where it stopped."
+        raise KeyboardInterrupt(told) from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors.answered():
+        main()

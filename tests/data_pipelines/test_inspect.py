@@ -8,6 +8,7 @@ from data_pipelines import images, inspect, store
 from data_pipelines.entries import Entry, Split
 from data_pipelines.inspection.suspicions import suspicions as suspected
 from data_pipelines.part_labels import label_files
+from tests import commands
 from tests.data_pipelines.market_folder import jpeg
 
 # Split -> (person, camera, picture); equal pictures have equal bytes.
@@ -144,13 +145,13 @@ def test_command_line(tmp_path, capsys):
     prepared(tmp_path, CLEAN)
     out = tmp_path / "sheet.png"
     arguments = [f"--data_dir={tmp_path}", f"--out={out}"]
-    assert inspect.main(["own", *arguments]) == 0
+    assert commands.ended(inspect.main, ["own", *arguments]) == 0
     assert "Suspicious entries: none." in capsys.readouterr().out
     assert out.stat().st_size > 1000
-    assert inspect.main(["onw", *arguments]) == 2
+    assert commands.ended(inspect.main, ["onw", *arguments]) == 2
     assert "Did you mean own?" in capsys.readouterr().err
     arguments[1] = f"--out={out / 'sheet.png'}"
-    assert inspect.main(["own", *arguments]) == 2
+    assert commands.ended(inspect.main, ["own", *arguments]) == 2
     assert "Cannot write --out" in capsys.readouterr().err
 
 
@@ -193,7 +194,7 @@ def test_the_sheet_lies_beside_the_data_set(tmp_path, monkeypatch):
     prepared(tmp_path, CLEAN)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert inspect.main(["own", "--data_dir=.."]) == 0
+    assert commands.ended(inspect.main, ["own", "--data_dir=.."]) == 0
     assert (tmp_path / "own.png").is_file()
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -205,5 +206,5 @@ def test_an_interruption_is_one_line(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(images, "decode", interrupt)
-    assert inspect.main(["own", f"--data_dir={tmp_path}"]) == 130
+    assert commands.ended(inspect.main, ["own", f"--data_dir={tmp_path}"]) == 130
     assert capsys.readouterr().err.endswith("no contact sheet was written.\n")

@@ -23,6 +23,7 @@ from data_pipelines.readers import market1501
 from reid_jax import staging as folders
 from reid_jax import storage
 from reid_jax.errors import UserError
+from tests import commands
 from tests.data_pipelines.market_folder import jpeg, small_files, write
 from tests.waiting import PATIENCE
 
@@ -183,7 +184,7 @@ def test_unusable_images_are_left_out_where_that_is_asked_for(folder, data_dir, 
     write(folder, bad)
     arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
     labels = [f"--parts={folder}", "--parts_kind=pifpaf"]
-    assert prepare.main([*arguments, *labels, "--skip_bad_images"]) == 0
+    assert commands.ended(prepare.main, [*arguments, *labels, "--skip_bad_images"]) == 0
     out = capsys.readouterr().out
     assert "3 images that cannot be used were left out:" in out
     for name in (*bad, "0001_c1s1_001051_00.npy"):
@@ -271,7 +272,9 @@ def test_another_kind_of_source_under_the_same_name_is_an_error(
     (folder / "my.csv").write_text("path,person,split\nquery/0001_c1.jpg,1,train\n")
     (folder / "query" / "0001_c1.jpg").write_bytes(jpeg())
     arguments = ["--dataset=table", "--name=own", f"--data_dir={data_dir}"]
-    assert prepare.main([*arguments, f"--source={folder / 'my.csv'}"]) == 2
+    assert (
+        commands.ended(prepare.main, [*arguments, f"--source={folder / 'my.csv'}"]) == 2
+    )
     assert "Asked: --dataset=table" in capsys.readouterr().err
 
 
@@ -284,7 +287,7 @@ def test_a_data_set_that_does_not_know_its_source_is_left_alone(
         splits, name="own", title="Own", data_dir=data_dir, track=lambda e, _: e
     ).download_and_prepare()
     arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
-    assert prepare.main(arguments) == 0
+    assert commands.ended(prepare.main, arguments) == 0
     assert "What it was made from was not noted down" in capsys.readouterr().out
 
 
@@ -507,7 +510,7 @@ def read_bytes(path):
         sys.stdin.read()  # until the test sends its signal
     return real(path)
 pathlib.Path.read_bytes = read_bytes
-sys.exit(prepare.main())
+prepare.run()
 """
 """The command; it waits once it has begun to write records."""
 
@@ -579,14 +582,16 @@ def test_real_photographs_go_through(shared_data, data_dir):
 
 
 def test_other_images_cannot_take_a_published_name(tmp_path, capsys):
-    code = prepare.main(
-        [*OWN[:2], f"--source={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    code = commands.ended(
+        prepare.main,
+        [*OWN[:2], f"--source={tmp_path}", f"--data_dir={tmp_path / 'data'}"],
     )
     assert code == 2
     assert "--allow_other_counts needs --name" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
-    code = prepare.main(
-        [*OWN[:2], "--name=dukemtmc", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
+    code = commands.ended(
+        prepare.main,
+        [*OWN[:2], "--name=dukemtmc", f"--source={tmp_path}", f"--data_dir={tmp_path}"],
     )
     assert code == 2
     assert "is the name of a published data set" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, side_by_side
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
+from tests import commands
 from tests.variables import random_variables
 
 
@@ -123,7 +124,10 @@ def test_lists_of_two_runs_side_by_side(two_runs, tmp_path, monkeypatch):
     out = tmp_path / "out.png"
     query = open_records("tiny", "query", config.data.data_dir)
     last = query.filename(rows[1])
-    assert side_by_side.main([f"--runs={','.join(runs)}", f"--out={out}"]) == 0
+    assert (
+        commands.ended(side_by_side.main, [f"--runs={','.join(runs)}", f"--out={out}"])
+        == 0
+    )
     side_by_side.side_by_side(runs, str(out), dataset="tiny", queries=[last])
     (_, both), (_, one) = drawn
     assert [caption.splitlines()[0] for caption in both["captions"]] == 2 * runs
@@ -162,7 +166,7 @@ def test_what_cannot_be_set_side_by_side(two_runs, tmp_path, capsys):
         (f"one,{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
     ):
         given = f"--runs={tmp_path}/{given}"
-        assert side_by_side.main([given, f"--out={out}"]) == 2
+        assert commands.ended(side_by_side.main, [given, f"--out={out}"]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
 

@@ -12,6 +12,7 @@ from reid_jax.runtime.checkpoint import Checkpoints
 from reid_jax.runtime.state import TrainState
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import fetch, files, folders, grids
+from tests import commands
 from tests.metas import meta
 from tests.variables import random_variables
 from tests.weights import state_dicts, torch_writer
@@ -78,9 +79,15 @@ def test_a_runs_grid_is_its_own(run, place):
 
 @pytest.mark.parametrize("target", ["converted", "converted.safetensors"])
 def test_conversion_keeps_the_grid(run, tmp_path, target):
-    assert command.main([f"--from={run}", f"--to={tmp_path / target}"]) == 0
+    assert (
+        commands.ended(command.main, [f"--from={run}", f"--to={tmp_path / target}"])
+        == 0
+    )
     again = tmp_path / "again"
-    assert command.main([f"--from={tmp_path / target}", f"--to={again}"]) == 0
+    assert (
+        commands.ended(command.main, [f"--from={tmp_path / target}", f"--to={again}"])
+        == 0
+    )
     for path in (tmp_path / target, again):
         _, report = load(path, SQUARE)
         assert report.resized == ("params/backbone/pos_embed 16 x 4 to 8 x 8",)

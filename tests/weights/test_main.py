@@ -11,6 +11,7 @@ import pytest
 from reid_jax import weights
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import files
+from tests import commands
 from tests.weights import state_dicts, torch_writer
 from tests.weights.test_files import Attack, assert_same
 from tests.weights.test_load import FILE_GRID, GRID, variables_of
@@ -22,7 +23,7 @@ def pth(tmp_path):
 
 
 def run(source, target):
-    return command.main([f"--from={source}", f"--to={target}"])
+    return commands.ended(command.main, [f"--from={source}", f"--to={target}"])
 
 
 def test_there_and_back(pth, tmp_path, capsys):

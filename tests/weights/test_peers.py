@@ -21,6 +21,7 @@ from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime.state import TrainState
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import files, mapping, peers, runs
+from tests import commands
 from tests.goldens import filling, layout
 from tests.weights import torch_writer
 
@@ -45,7 +46,9 @@ def convert(folder, kind, state, name="w.pth.tar"):
     else:
         torch_writer.write(path, {"epoch": 3, "state_dict": state})
     out = folder / "run"
-    return command.main([f"--from={path}", f"--as={kind}", f"--to={out}"]), out
+    return commands.ended(
+        command.main, [f"--from={path}", f"--as={kind}", f"--to={out}"]
+    ), out
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +159,9 @@ def test_where_it_is_written(tmp_path, capsys):
     link.symlink_to(tmp_path / "new" / "there")
 
     def run(target):
-        return command.main([f"--from={path}", "--as=transreid", f"--to={target}"])
+        return commands.ended(
+            command.main, [f"--from={path}", "--as=transreid", f"--to={target}"]
+        )
 
     assert run(link) == 0
     assert (tmp_path / "new" / "there" / "config.json").is_file()

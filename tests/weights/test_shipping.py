@@ -14,6 +14,7 @@ from reid_jax.runtime import checkpoint, sharding
 from reid_jax.training import train
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import files, included, shipping
+from tests import commands
 
 NAME = "shipped/tiny"
 
@@ -47,7 +48,7 @@ def brought(run, tmp_path_factory):
     """What the command has made of the run, where the library looks for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(included, "FOLDER", tmp_path_factory.mktemp("shipped"))
-        assert command.main([f"--from={run}", "--ship=tiny"]) == 0
+        assert commands.ended(command.main, [f"--from={run}", "--ship=tiny"]) == 0
         yield included.FOLDER / "tiny"
 
 
@@ -146,7 +147,7 @@ def test_images_that_are_standardised_otherwise(brought):
 def test_what_cannot_be_shipped(flags, message, run, brought, capsys):
     results = run / "results.json"
     moved = results.rename(run / "moved.json")
-    assert command.main([f"--from={run}", *flags]) == 2
+    assert commands.ended(command.main, [f"--from={run}", *flags]) == 2
     moved.rename(results)
     assert message in capsys.readouterr().err
     assert [path.name for path in included.FOLDER.iterdir()] == ["tiny"]

@@ -9,6 +9,7 @@ import pytest
 from reid_jax.errors import UserError
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import files, mapping
+from tests import commands
 from tests.weights import state_dicts, torch_writer
 from tests.weights.test_load import load
 
@@ -34,7 +35,10 @@ def test_one_bad_number(tmp_path, capsys, value, message):
     path = torch_writer.write(tmp_path / "w.pth", changed(value))
     with pytest.raises(UserError, match=rf"trained network has:\n  {NAME}: {message}"):
         load(str(path))
-    assert command.main([f"--from={path}", f"--to={tmp_path / 'out'}"]) == 2
+    assert (
+        commands.ended(command.main, [f"--from={path}", f"--to={tmp_path / 'out'}"])
+        == 2
+    )
     assert NAME in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

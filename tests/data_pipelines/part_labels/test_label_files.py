@@ -16,6 +16,7 @@ from data_pipelines.part_labels import label_files
 from data_pipelines.part_labels.kinds import flip_classes
 from data_pipelines.prepared import open_records
 from reid_jax.errors import UserError
+from tests import commands
 from tests.data_pipelines.market_folder import small_files, write
 
 KINDS = ("pifpaf", "hpnet", "lip", "parts")
@@ -355,7 +356,8 @@ def test_labels_are_served_in_training_and_evaluation(prepared):
 
 def test_the_report_counts_labelled_images(prepared, capsys):
     folder, kind, _ = prepared
-    code = prepare.main(
+    code = commands.ended(
+        prepare.main,
         [
             "--dataset=market1501",
             f"--source={folder / 'source'}",
@@ -364,7 +366,7 @@ def test_the_report_counts_labelled_images(prepared, capsys):
             "--allow_other_counts",
             f"--parts={folder / 'labels'}",
             f"--parts_kind={kind}",
-        ]
+        ],
     )
     out = capsys.readouterr().out
     assert code == 0

@@ -10,6 +10,7 @@ from data_pipelines.entries import Counts, Entry, Split
 from data_pipelines.readers import sources
 from data_pipelines.readers.datasets import DATASETS
 from reid_jax.errors import UserError
+from tests import commands
 from tests.data_pipelines import market_folder
 from tests.data_pipelines.readers import trees
 
@@ -194,7 +195,7 @@ def test_a_note_is_printed(tmp_path, capsys):
     source = trees.write(tmp_path / "source", trees.images(trees.DUKE))
     arguments = ["--dataset=dukemtmc", "--allow_other_counts", f"--source={source}"]
     arguments += ["--name=mine", f"--data_dir={tmp_path / 'data'}"]
-    assert prepare.main(arguments) == 0
+    assert commands.ended(prepare.main, arguments) == 0
     assert "withdrawn by its authors" in capsys.readouterr().out
 
 

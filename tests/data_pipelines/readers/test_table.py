@@ -16,6 +16,7 @@ from data_pipelines import prepare, prepared
 from data_pipelines.readers import table, table_rows
 from reid_jax.errors import UserError
 from reid_jax.retrieval.labels import Labels, MatchIndex
+from tests import commands
 from tests.data_pipelines.market_folder import jpeg
 
 ROWS = [
@@ -277,7 +278,7 @@ def test_prepared_from_the_command_line(folder, capsys):
     path = save(folder, ROWS)
     data_dir = folder / "data"
     arguments = ["--dataset=table", f"--source={path}", f"--data_dir={data_dir}"]
-    assert prepare.main([*arguments, "--name=mine"]) == 0
+    assert commands.ended(prepare.main, [*arguments, "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert "Bert = 1, anna = 2, carl = 3" in out
     assert "camera_filter" not in out
@@ -298,7 +299,7 @@ def test_one_camera_is_evaluated_without_its_filter(folder, capsys):
     path = save(folder, [(p, person, "door", split) for p, person, _, split in ROWS])
     data_dir = folder / "data"
     arguments = ["--dataset=table", f"--source={path}", f"--data_dir={data_dir}"]
-    assert prepare.main([*arguments, "--name=mine"]) == 0
+    assert commands.ended(prepare.main, [*arguments, "--name=mine"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith(" --config.evaluation.camera_filter=False")
     assert "Column camera: 1 camera: door." in lines
@@ -321,9 +322,9 @@ def test_a_column_of_part_labels(folder, capsys):
         f"--data_dir={data_dir}",
         "--name=mine",
     ]
-    assert prepare.main(arguments) == 2
+    assert commands.ended(prepare.main, arguments) == 2
     assert "--parts_kind" in capsys.readouterr().err
-    assert prepare.main([*arguments, "--parts_kind=pifpaf"]) == 0
+    assert commands.ended(prepare.main, [*arguments, "--parts_kind=pifpaf"]) == 0
     assert "train: 1 of 3 images have part labels" in capsys.readouterr().out
     assert prepared.open_records("mine", "train", data_dir).parts_kind == "pifpaf"
     rows[1] = (*ROWS[1], "gone.npy")
