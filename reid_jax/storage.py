@@ -112,8 +112,10 @@ def check_writable(path: PathLike) -> None:
         with tempfile.TemporaryFile(dir=absolute(path)):
             pass
     except OSError as error:
+        taken = isinstance(error, FileExistsError)
+        reason = "it is a file" if taken else error.strerror
         raise UserError(
-            f"cannot write to {path} ({error.strerror}); name another folder"
+            f"cannot write to {path} ({reason}); name another folder"
         ) from error
 
 
