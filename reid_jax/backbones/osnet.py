@@ -24,6 +24,7 @@ from reid_jax.layers import gradients
 from reid_jax.layers.convolution import relu
 from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
+from reid_jax.layers.parameters import parameter
 from reid_jax.layers.remat import run_block
 
 STREAMS = 4
@@ -102,7 +103,7 @@ class Depthwise(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to the same shape, in `dtype`."""
         height, width, channels = features.shape[1:]
-        kernel = self.param("kernel", INIT, (3, 3, 1, channels))
+        kernel = parameter(self, "kernel", INIT, (3, 3, 1, channels))
         kernel = gradients.cast(kernel, self.dtype)
         around = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
         around = around.astype(jnp.float32)

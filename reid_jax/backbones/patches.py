@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from reid_jax.errors import UserError
 from reid_jax.layers import gradients
+from reid_jax.layers.parameters import parameter
 from reid_jax.layers.products import row_product
 
 # timm cuts its normal distribution at -2 and 2: a hundred standard deviations.
@@ -80,8 +81,8 @@ class PatchProjection(nn.Module):
         size = self.patch_size
         channels = images.shape[-1]
         shape = (size, size, channels, self.width)
-        kernel = gradients.cast(self.param("kernel", INIT, shape), self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        kernel = gradients.cast(parameter(self, "kernel", INIT, shape), self.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.width,))
         rows, columns = grid_size(images.shape[1:3], size, self.stride)
         images = images.astype(self.dtype)
         if tuple(self.stride) == (size, size):

@@ -29,6 +29,7 @@ from reid_jax.backbones.scan import scan_blocks
 from reid_jax.backbones.self_attention import check_implementation, self_attention
 from reid_jax.backbones.transformer import Block, layer_norm
 from reid_jax.errors import UserError
+from reid_jax.layers.parameters import parameter
 from reid_jax.layers.remat import run_block
 
 Between = Callable[[int, jax.Array], jax.Array]
@@ -175,21 +176,21 @@ class VisionTransformer(nn.Module):
         own_grid = grid_size(self.image_size, self.patch_size, self.stride)
         grid = grid_size(images.shape[1:3], self.patch_size, self.stride)
         length = 1 + own_grid[0] * own_grid[1]
-        position = self.param("pos_embed", INIT, (1, length, self.width))
+        position = parameter(self, "pos_embed", INIT, (1, length, self.width))
         position = resize_position_embedding(position, own_grid, grid)
-        cls = self.param("cls_token", INIT, (1, 1, self.width)) + position[:, :1]
+        cls = parameter(self, "cls_token", INIT, (1, 1, self.width)) + position[:, :1]
         sequence = [cls]
         if self.extra_tokens:
             shape = (1, self.extra_tokens, self.width)
-            extra = self.param("extra_tokens", INIT, shape)
-            sequence.append(extra + self.param("extra_pos_embed", INIT, shape))
+            extra = parameter(self, "extra_tokens", INIT, shape)
+            sequence.append(extra + parameter(self, "extra_pos_embed", INIT, shape))
         first = jnp.concatenate(sequence, axis=1)
         first = jnp.broadcast_to(first, (images.shape[0], *first.shape[1:]))
         return jnp.concatenate([first, patches + position[:, 1:]], axis=1)
 
     def _embed_camera(self, camera: jax.Array | None) -> jax.Array:
         """What each image's camera adds to its tokens: [B or 1, 1, D]."""
-        table = self.param("sie_embed", INIT, (self.cameras, 1, self.width))
+        table = parameter(self, "sie_embed", INIT, (self.cameras, 1, self.width))
         mean = table.mean(0, keepdims=True)
         if camera is None:
             return self.camera_scale * mean

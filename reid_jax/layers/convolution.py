@@ -48,7 +48,7 @@ def convolution(
     # "SAME" and "VALID" are none for such a kernel.
     padded = not isinstance(padding, str) and any(map(any, padding))
     if kernel.shape[:-2] == (1, 1) and feature_group_count == 1 and not padded:
-        return _pointwise(tuple(strides), options.get("precision"), inputs, kernel)
+        return _traced_once(tuple(strides), options.get("precision"), inputs, kernel)
     return lax.conv_general_dilated(
         inputs,
         kernel,
@@ -95,6 +95,9 @@ def _pointwise_backward(
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+# Once for each shape, and inlined where it is called: a network calls it often.
+_traced_once = jax.jit(_pointwise, static_argnums=(0, 1), inline=True)
 
 
 def _convolved(
@@ -162,7 +165,7 @@ def _product_gradients(
     return to_inputs, to_kernel
 
 
-@jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
 def relu(values: jax.Array) -> jax.Array:
     """`jax.nn.relu`, of any shape and float type, with the same gradient.
 
@@ -170,13 +173,18 @@ def relu(values: jax.Array) -> jax.Array:
     cheap that it computes it again in each of its readers, with all that leads to it:
     in a residual network every sum since the first. It computes a choice once.
     """
+    return _relu(values)
+
+
+@jax.custom_jvp
+def _relu(values: jax.Array) -> jax.Array:
     return lax.platform_dependent(values, cpu=_chosen, default=jax.nn.relu)
 
 
-@relu.defjvp
+@_relu.defjvp
 def _relu_jvp(values: tuple[jax.Array], tangents: tuple[jax.Array]) -> Pair:
     (value,), (tangent,) = values, tangents
-    return relu(value), jnp.where(value > 0, tangent, 0)
+    return _relu(value), jnp.where(value > 0, tangent, 0)
 
 
 def _chosen(values: jax.Array) -> jax.Array:

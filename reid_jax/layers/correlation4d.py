@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from reid_jax.errors import UserError
 from reid_jax.layers import gradients
+from reid_jax.layers.parameters import parameter
 
 Size = int | tuple[int, int]
 """Along the rows and the columns of one image; an int means both."""
@@ -135,8 +136,8 @@ class _Conv2d(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         shape = (*self.kernel, inputs.shape[-1], self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = parameter(self, "kernel", init, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         outputs = gradients.convolved(
             inputs,
             gradients.cast(kernel, self.dtype),

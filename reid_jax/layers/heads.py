@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from reid_jax.layers.graph import inverse_norms
 from reid_jax.layers.norm import BatchNorm
+from reid_jax.layers.parameters import parameter
 
 
 class BNNeck(nn.Module):
@@ -68,7 +69,7 @@ class CosineClassifier(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps float32 [B, D] to [B, num_classes]."""
         shape = (features.shape[-1], self.num_classes)
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
+        kernel = parameter(self, "kernel", nn.initializers.xavier_uniform(), shape)
         norms = inverse_norms(features)[:, None] * inverse_norms(kernel.T)
         return (features @ kernel) * norms
 

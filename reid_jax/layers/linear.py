@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.layers import gradients
+from reid_jax.layers.parameters import parameter
 
 ZEROS = nn.initializers.zeros
 
@@ -38,8 +39,8 @@ class Dense(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [..., C] to [..., features], in `dtype`."""
         shape = inputs.shape[-1], self.features
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", ZEROS, shape[-1:]) if self.use_bias else None
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        bias = parameter(self, "bias", ZEROS, shape[-1:]) if self.use_bias else None
         return _in_dtype(self.dtype, self.product, inputs, kernel, bias)
 
 
@@ -69,8 +70,8 @@ class Conv(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H', W', features], in `dtype`."""
         shape = self.size, self.size, inputs.shape[-1], self.features
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", ZEROS, shape[-1:]) if self.use_bias else None
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        bias = parameter(self, "bias", ZEROS, shape[-1:]) if self.use_bias else None
         strides, padding = (self.stride, self.stride), self.padding
         if not isinstance(padding, str):
             padding = ((padding, padding),) * 2

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from reid_jax.layers.parameters import parameter
+
 _LEAST_WEIGHT = 1e-6
 """A mask that sums to less holds nothing; its mean fades to zero."""
 
@@ -25,7 +27,7 @@ class GeneralizedMean(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps float32 [B, H, W, C] to [B, C]."""
-        p = self.param("p", nn.initializers.constant(3.0), (1,))
+        p = parameter(self, "p", nn.initializers.constant(3.0), (1,))
         powers = jnp.maximum(features, _LEAST_VALUE) ** p
         return powers.mean((1, 2)) ** (1 / p)
 

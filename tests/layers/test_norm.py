@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reid_jax.errors import UserError
+from reid_jax.layers import norm
 from reid_jax.layers.norm import BatchNorm
 
 EPSILON = 1e-5
@@ -255,3 +257,31 @@ def test_small_weights_have_finite_gradients():
         weights = np.full(4, size, np.float32)
         for gradient in jax.jit(jax.grad(loss, (0, 1)))(inputs, weights):
             assert np.isfinite(gradient).all()
+
+
+def test_equal_layers_are_traced_once(monkeypatch):
+    shapes = []
+
+    def counted(centre, values):
+        shapes.append(values.shape)
+        return moments(centre, values)
+
+    moments = norm._moments_about
+    monkeypatch.setattr(norm, "_moments_about", counted)
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            for _ in range(4):
+                inputs = BatchNorm()(inputs, train=True)
+            return inputs.sum()
+
+    inputs = jnp.ones((2, 13, 11, 7))  # a shape of no other test
+    variables = jax.eval_shape(Stack().init, jax.random.key(0), inputs)
+
+    def loss(params, rest):
+        return Stack().apply({"params": params, **rest}, inputs, mutable="batch_stats")
+
+    params = variables.pop("params")
+    jax.eval_shape(jax.grad(loss, has_aux=True), params, variables)
+    assert shapes == [(1, *inputs.shape)]
