@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reid_jax.benchmark.flops import count_flops
 from reid_jax.export.rewriting import rewritten
+from reid_jax.layers import convolution as forms
 from reid_jax.layers.convolution import convolution, relu
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -146,3 +147,28 @@ def test_relu_equals_jax_and_its_gradient(dtype):
     ):
         assert ours.dtype == dtype
         np.testing.assert_array_equal(*(np.float32(x) for x in (ours, wanted)))
+
+
+def test_equal_layers_are_traced_once(monkeypatch):
+    traced = []
+    for name in ("_product", "_chosen"):
+        form = getattr(forms, name)
+
+        def counted(*args, name=name, form=form):
+            traced.append(name)
+            return form(*args)
+
+        monkeypatch.setattr(forms, name, counted)
+
+    def network(values, kernel, *, depth):
+        for _ in range(depth):
+            values = relu(convolution(values, kernel, (1, 1), "VALID"))
+        return values.sum()
+
+    values, kernel = arrays((2, 11, 13, 7), (1, 1, 7, 7))  # shapes of no other test
+    # The first layer alone has an input without a gradient.
+    for depth, wanted in ((2, {"_chosen", "_product"}), (6, set())):
+        of_depth = functools.partial(network, depth=depth)
+        jax.eval_shape(jax.grad(of_depth, argnums=1), values, kernel)
+        assert set(traced) == wanted
+        traced.clear()
