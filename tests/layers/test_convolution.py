@@ -151,7 +151,7 @@ def test_relu_equals_jax_and_its_gradient(dtype):
 
 def test_equal_layers_are_traced_once(monkeypatch):
     traced = []
-    for name in ("_product", "_chosen"):
+    for name in ("_product", "_relu"):
         form = getattr(forms, name)
 
         def counted(*args, name=name, form=form):
@@ -167,7 +167,7 @@ def test_equal_layers_are_traced_once(monkeypatch):
 
     values, kernel = arrays((2, 11, 13, 7), (1, 1, 7, 7))  # shapes of no other test
     # The first layer alone has an input without a gradient.
-    for depth, wanted in ((2, {"_chosen", "_product"}), (6, set())):
+    for depth, wanted in ((2, {"_relu", "_product"}), (6, set())):
         of_depth = functools.partial(network, depth=depth)
         jax.eval_shape(jax.grad(of_depth, argnums=1), values, kernel)
         assert set(traced) == wanted
