@@ -55,11 +55,14 @@ def _objective(kind, **changes):
 
 
 def _assert_close(found, wanted):
-    """To 3e-5 of the largest number of the tree: small ones are sums that cancel."""
+    """To 1e-4 of the largest number of the tree: small ones are sums that cancel.
+
+    Beside float64 the HRNet's gradients have an error of 6e-5 of it, in either form.
+    """
     scale = max((np.abs(x).max() for x in jax.tree.leaves(wanted)), default=0)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5 * scale),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4 * scale),
         found,
         wanted,
     )
