@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
 
 
 # Traced once for each shape, and inlined where they are called: a network normalises
-# hundreds of times, which took half of the time that it takes to trace.
+# hundreds of times, each of dozens of operations (docs/results.md, "Time to trace").
 
 
 @functools.partial(jax.jit, static_argnums=6, inline=True)

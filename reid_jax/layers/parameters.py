@@ -16,8 +16,8 @@ def parameter(
 ) -> jax.Array:
     """`module.param(name, init, shape)`, whose shape alone is compared.
 
-    flax traces the initializer anew to know what shape it would give: a third of the
-    time that a convolutional network takes to be traced.
+    flax traces the initializer anew, each time, to know what shape it would give, which
+    takes as long as many a layer (docs/results.md, "Time to trace").
 
     Raises:
       ScopeParamShapeError: flax's, if the parameter that is there has another shape.
