@@ -50,9 +50,10 @@ parts a picture shows ([benchmarks/beds.py](../benchmarks/beds.py)): a ceiling. 
 figure of a paper is claimed as ours.
 """
 
-STYLES = {"baseline": ("s", "--"), "system": ("o", "-")}
-PLAIN = ("^", "-.")
-"""Role of a line -> its marker, and how its points are joined; `PLAIN` for others."""
+STYLES = {"baseline": ("s", "--", "C0"), "system": ("o", "-", "C2")}
+PLAIN = ("^", "-.", "C1")
+"""Role of a line -> its marker, how its points are joined, and its colour, the same in
+every panel; `PLAIN` for others."""
 
 Ceilings = Mapping[str, float]
 """The oracle's mAP in percent by set."""
@@ -252,18 +253,18 @@ def _panel(
 ) -> None:
     steps = [_step(name) for name in sets]
     joined = all(step.isdigit() for step in steps)
-    for number, line in enumerate(group.lines):
+    for line in group.lines:
         found = [estimate(x) for x in zip(*line.on(sets).values(), strict=True)]
         if not found:
             continue
-        marker, dashes = STYLES.get(line.role, PLAIN)
+        marker, dashes, colour = STYLES.get(line.role, PLAIN)
         axes.errorbar(
             range(len(steps)),
             [value.mean for value in found],
             yerr=[value.half or 0 for value in found],
             fmt=marker,
             linestyle=dashes if joined else "",
-            color=f"C{number}",
+            color=colour,
             capsize=3,
             markersize=4,
             label=line.role,
