@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import types
@@ -13,10 +12,9 @@ from typing import Any
 from data_pipelines.images import BILINEAR, RESIZES
 from reid_jax.errors import UserError
 from reid_jax.layers.gradients import DTYPES
-from reid_jax.retrieval.k_reciprocal import KReciprocal
 from reid_jax.retrieval.ranking import APS
 from reid_jax.retrieval.search import BY, Search
-from reid_jax.retrieval.steps import STEPS
+from reid_jax.retrieval.steps import STEPS, wrong_options, wrong_steps
 from reid_jax.runtime import workdir
 from reid_jax.runtime.trackers import KNOWN
 
@@ -34,13 +32,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "evaluation.query_block": (1, 2**20),
     "evaluation.pair_block": (1, 2**20),
     "evaluation.map_cache_bytes": (0, 2**50),
-    "evaluation.database_augmentation.k": (1, 2**16),
-    "evaluation.database_augmentation.alpha": (0, 1000),
-    "evaluation.query_expansion.k": (1, 2**16),
-    "evaluation.query_expansion.alpha": (0, 1000),
-    "evaluation.k_reciprocal.k1": (1, 2**12),
-    "evaluation.k_reciprocal.k2": (1, 2**12),
-    "evaluation.k_reciprocal.lambda_value": (0, 1),
     "evaluation.search.recall": (0.01, 1),
     "evaluation.search.device_bytes": (1, 2**50),
     "checkpoint.every_epochs": (0, _MOST_EPOCHS),
@@ -173,41 +164,22 @@ def _no_choice(name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
 def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """Steps that there are not or that do not follow each other, and idle fields."""
     steps, field = evaluation.get("rerank", ()), "config.evaluation.rerank"
-    if not isinstance(steps, tuple | list):
-        yield f'{field} is {steps!r}; it is a tuple of steps, such as ("k_reciprocal",)'
+    if wrong := wrong_steps(steps):
+        yield f"{field} is {wrong}"
         return
-    unknown = [s for s in steps if not isinstance(s, str) or s not in STEPS]
-    if unknown:
-        yield (
-            f"{field} has {unknown[0]!r}; it is a tuple of some of {', '.join(STEPS)}, "
-            "such as ('flip','k_reciprocal')"
-        )
-    elif len(set(steps)) < len(steps):
-        yield f"{field} is {tuple(steps)}; every step is taken once"
-    elif "flip" in steps[1:] or "k_reciprocal" in steps[:-1]:
-        yield (
-            f"{field} is {tuple(steps)}; flip comes first, as it is of images, and "
-            "k_reciprocal last, as it is of distances"
-        )
     for step, options in STEPS.items():
         of_step = evaluation.get(step, {})
-        if options is not None:
-            yield from _no_options(step, of_step, options)
-        if step not in steps and options is not None:
-            hint = f"{field} has no {step!r}"
-            yield from _idle(step, of_step, options(), hint)
+        if step in steps:
+            said = wrong_options(step, of_step)
+            yield from (f"config.evaluation.{line}" for line in said)
+        elif options is not None:
+            yield from _idle(step, of_step, options(), f"{field} has no {step!r}")
     yield from _of_search(evaluation.get("search", {}), steps)
-    chosen = dataclasses.asdict(KReciprocal()) | evaluation.get("k_reciprocal", {})
-    if "k_reciprocal" in steps and chosen["k1"] < chosen["k2"]:
-        yield (
-            f"config.evaluation.k_reciprocal.k2 is {chosen['k2']}; it is at most k1, "
-            f"which is {chosen['k1']}"
-        )
 
 
 def _of_search(search: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[str]:
     """How neighbours are found, where steps of re-ranking look for any."""
-    yield from _no_options("search", search, Search)
+    yield from _no_options_of_search(search)
     by = search.get("by", BY[0])
     yield from _no_choice("evaluation.search.by", by, BY)
     if by == "top_k":
@@ -218,13 +190,13 @@ def _of_search(search: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[str]
         yield from _idle("search", {"by": by}, Search(), hint)
 
 
-def _no_options(step: str, fields: Mapping[str, Any], options: type) -> Iterator[str]:
+def _no_options_of_search(search: Mapping[str, Any]) -> Iterator[str]:
     """What is no option, or of another type: a dict may be given for all of them."""
-    hints = typing.get_type_hints(options)
-    for name, value in fields.items():
-        said = f"config.evaluation.{step}.{name} is {value!r}; "
+    hints = typing.get_type_hints(Search)
+    for name, value in search.items():
+        said = f"config.evaluation.search.{name} is {value!r}; "
         if name not in hints:
-            yield f"{said}{step} has {', '.join(hints)}"
+            yield f"{said}search has {', '.join(hints)}"
         elif hints[name] is not float and not _is_of(value, hints[name]):
             yield f"{said}it is {_said(hints[name])}"
 
@@ -234,7 +206,7 @@ def _idle(
 ) -> Iterator[str]:
     """Fields that were changed and change nothing."""
     for name, value in fields.items():
-        if value != getattr(defaults, name, value):
+        if value != getattr(defaults, name, None):
             yield f"config.evaluation.{step}.{name} is {value}, but {hint}"
 
 

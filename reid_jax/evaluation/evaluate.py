@@ -21,19 +21,19 @@ from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import checks, experiment, storage
 from reid_jax.errors import UserError
-from reid_jax.evaluation import answers, finite, reranking, results
+from reid_jax.evaluation import answers, finite, results
 from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.drawing import PICTURED_MAPS, Drawing, Visibility
 from reid_jax.evaluation.embedding import Embedder
 from reid_jax.evaluation.pairs import PairNetwork
-from reid_jax.evaluation.reranking import Reranking
 from reid_jax.evaluation.scoring import Ranking
 from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.experiment import EvaluationSpec
 from reid_jax.models.method import Embedding, Method, Variables
-from reid_jax.retrieval import search
+from reid_jax.retrieval import reranking, search
 from reid_jax.retrieval.k_reciprocal import Encoding
 from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.reranking import Reranking
 from reid_jax.retrieval.search import Comparison, Gallery
 from reid_jax.retrieval.steps import fields_of
 from reid_jax.retrieval.verification import Verification

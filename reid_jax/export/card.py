@@ -58,6 +58,7 @@ def describe(
         "input": {name: kinds[name] for name in ("images", *method.embed_inputs)},
         "output": _arrays(embedding),
         "parts": list(method.visibility_titles),
+        "squared_distances": method.squared_distances,
         **_pairs(method.pair_scorer(meta["stage"]), kinds),
         **written,
         "versions": {"jax": jax.__version__},

@@ -47,7 +47,9 @@ def read(folder: pathlib.Path) -> Network:
         parts=about["parts"],
         inputs=about["inputs"],
         embed=embed,
-        distance=artifacts["distance"].call,
+        # Re-ranking maps it over pairs of images, an artifact only over its own axes.
+        distance=jax.custom_batching.sequential_vmap(artifacts["distance"].call),
+        squared_distances=about["squared_distances"],
         variables={},
     )
 
@@ -64,6 +66,7 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
             "image_size": (height, width),
             "resize": about["config"]["data.resize"],
             "parts": tuple(about["parts"]),
+            "squared_distances": bool(about["squared_distances"]),
             "inputs": tuple(name for name, _ in inputs),
         }
     except KeyError as error:

@@ -18,8 +18,9 @@ from reid_jax.extractor import images as imaging
 from reid_jax.extractor.images import BadImage, Images, Source
 from reid_jax.extractor.network import Arrays, Network
 from reid_jax.extractor.ranking import Ranking
-from reid_jax.retrieval import expansion
+from reid_jax.retrieval import expansion, reranking, search
 from reid_jax.retrieval.lists import smallest
+from reid_jax.retrieval.steps import Steps, of_embeddings
 from reid_jax.runtime import sharding
 
 Embedding = dict[str, np.ndarray]
@@ -44,7 +45,9 @@ class Extractor:
         self.network = network
         self._mesh = mesh
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
-        self._distance = jax.jit(network.distance)
+        self._comparison = search.Comparison(
+            network.distance, devices=tuple(mesh.devices.flat)
+        )
         self._run = jax.jit(
             self._embedded,
             static_argnames="flip",
@@ -109,26 +112,37 @@ class Extractor:
         return np.concatenate(list(self._distances(query, gallery)))
 
     def rank(
-        self, query: Embedding | Images, gallery: Embedding | Images, k: int = 10
+        self,
+        query: Embedding | Images,
+        gallery: Embedding | Images,
+        k: int = 10,
+        *,
+        rerank: Steps = (),
     ) -> Ranking:
         """The `k` nearest gallery images of each query.
 
-        Memory is bounded by 64 x gallery. What a pair model learned of image pairs
-        takes no part.
+        Memory is bounded by 64 x gallery, and with k-reciprocal neighbours by some
+        k1^2 numbers for each image. What a pair model learned of image pairs takes no
+        part.
 
         Args:
           query, gallery: what `embed` has returned, or what it takes.
           k: images of a list; all of the gallery, where it has fewer.
+          rerank: steps of re-ranking in their order, of "database_augmentation",
+            "query_expansion" and "k_reciprocal", or a dict of them with options,
+            {"k_reciprocal": {"k1": 10}}; see `retrieval.steps`. Distances are then
+            those of what comes out. The queries are neighbours of each other, too.
 
         Raises:
-          UserError: if they are of different networks, empty or not finite, or `k` is
-            no whole number from 1.
+          UserError: if they are of different networks, empty or not finite, `k` is no
+            whole number from 1, or a step or an option makes no sense.
         """
         if not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k={k!r}: a list has a whole number of images, at least 1")
+        steps = of_embeddings(rerank)
         (names, query), (gallery_names, gallery) = self._embeddings(query, gallery)
         index, distance = [], []
-        for block in self._distances(query, gallery):
+        for block in self._reranked(query, gallery, steps):
             nearest = [smallest(row, k) for row in block]
             index += nearest
             distance += [row[i] for row, i in zip(block, nearest, strict=True)]
@@ -231,28 +245,42 @@ class Extractor:
             _checked(each) if isinstance(each, Mapping) else imaging.sources(each)
             for each in given
         ]
-        return [
+        made = [
             (_numbered(each), each) if isinstance(each, Mapping) else self._named(each)
             for each in found
         ]
+        first, *others = ({k: v.shape[1:] for k, v in x.items()} for _, x in made)
+        for other in others:
+            if other != first:
+                raise UserError(
+                    f"these embeddings are of different networks: {first} and {other}"
+                )
+        return made
+
+    def _reranked(
+        self, query: Embedding, gallery: Embedding, steps: Mapping[str, Any]
+    ) -> Iterator[np.ndarray]:
+        """Distances [q, G] behind some steps of re-ranking, block by block."""
+        reranking.check(steps, query, self.network.parts)
+        made = reranking.Reranking(
+            steps,
+            self._comparison,
+            squares=self.network.squared_distances,
+            block=min(QUERY_BLOCK, len(next(iter(query.values())))),
+        )
+        query, gallery = made.embeddings((query, gallery))
+        encoding, done = made.encoding(query, gallery), 0
+        for block in self._distances(query, gallery):
+            rows = np.arange(done, done + len(block))
+            yield encoding.keys(rows, block) if encoding else block
+            done += len(block)
 
     def _distances(self, query: Embedding, gallery: Embedding) -> Iterator[np.ndarray]:
         """Distances [q, G], block by block of queries."""
-        shapes = [{k: v.shape[1:] for k, v in x.items()} for x in (query, gallery)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                "these embeddings are of different networks: "
-                f"{shapes[0]} and {shapes[1]}"
-            )
-        total = len(next(iter(query.values())))
-        block = min(QUERY_BLOCK, total)
-        gallery = jax.device_put(gallery, self._mesh.devices.flat[0])
-        for start in range(0, total, block):
-            rows = np.arange(start, min(start + block, total))
-            # Repeated rows fill the last block: one shape, one compilation.
-            filled = np.resize(rows, block)
-            part = {name: array[filled] for name, array in query.items()}
-            yield np.asarray(self._distance(part, gallery))[: len(rows)]
+        there = search.Gallery(self._comparison, gallery)
+        block = min(QUERY_BLOCK, len(next(iter(query.values()))))
+        for rows, part in search.blocks(query, block):
+            yield np.asarray(there.distances(part)[0])[: len(rows)]
 
 
 _NEEDS = {

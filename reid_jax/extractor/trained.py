@@ -68,5 +68,6 @@ def _network(
         inputs=tuple(method.embed_inputs),
         embed=embed,
         distance=method.distance,
+        squared_distances=method.squared_distances,
         variables=variables,
     )

@@ -14,10 +14,10 @@ from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
 from reid_jax.evaluation import answers, evaluate, results
 from reid_jax.evaluation.embedding import Embedder
-from reid_jax.evaluation.reranking import Reranking
 from reid_jax.report.runs import Run
 from reid_jax.retrieval import expansion
 from reid_jax.retrieval.k_reciprocal import KReciprocal
+from reid_jax.retrieval.reranking import Reranking
 from reid_jax.retrieval.search import Comparison
 from reid_jax.runtime import sharding
 from tests import toy_method

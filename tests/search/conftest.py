@@ -53,6 +53,7 @@ _COMMON = {
     "resize": BILINEAR,
     "inputs": (),
     "variables": jnp.float32(0.5),
+    "squared_distances": False,
 }
 NETWORKS = {
     "toy": Network(

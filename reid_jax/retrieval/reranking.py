@@ -1,9 +1,9 @@
-"""The steps of re-ranking of one evaluation, in the order that the config lists.
+"""The steps of re-ranking, in the order that a config or a caller lists.
 
 Flip, database-side augmentation and query expansion make other embeddings, of which all
 later distances are. k-reciprocal encoding turns these distances into others. Steps see
-all images of a protocol's query and gallery splits, and no label; what a ranking leaves
-out, or a single-shot protocol does not draw, is a neighbour as well.
+all queries and the whole gallery, and no label: what a protocol's ranking leaves out,
+or a single-shot protocol does not draw, is a neighbour as well.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from reid_jax.models.method import Embedding
 from reid_jax.retrieval import expansion, search
 from reid_jax.retrieval.k_reciprocal import Encoding, KReciprocal, searched
+from reid_jax.retrieval.search import Embedding
 
 Pair = tuple[Embedding, Embedding]
 """Embeddings of the queries and of the gallery, on the host."""
@@ -28,10 +28,10 @@ EXPANDED = {"database_augmentation": "gallery", "query_expansion": "query"}
 
 
 class Reranking:
-    """Applies steps to the embeddings of one protocol.
+    """Applies steps to the embeddings of queries and of a gallery.
 
     Args:
-      steps: of `EvaluationSpec.rerank`, with their options.
+      steps: by name, with their options, see `steps.STEPS`; "flip" is done before.
       comparison: of the method.
       squares: whether the method's distances are squares already.
       block: queries at once.
@@ -137,8 +137,8 @@ def _say_if_few(options: KReciprocal, everyone: Embedding) -> None:
     size = len(jax.tree.leaves(everyone)[0])
     if options.k1 >= size:
         print(
-            f"note: config.evaluation.k_reciprocal.k1 is {options.k1}, and there are "
-            f"{size} images: all are neighbours of each other"
+            f"note: k_reciprocal.k1 is {options.k1}, and there are {size} images: all "
+            "are neighbours of each other"
         )
 
 
@@ -146,6 +146,6 @@ def _say_if_all(step: str, k: int, gallery: Embedding) -> None:
     size = len(jax.tree.leaves(gallery)[0])
     if k >= size:
         print(
-            f"note: config.evaluation.{step}.k is {k}, and the gallery has {size} "
-            "images: the whole of it is averaged in"
+            f"note: {step}.k is {k}, and the gallery has {size} images: the whole of "
+            "it is averaged in"
         )
