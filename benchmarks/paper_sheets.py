@@ -5,21 +5,23 @@
     python -m benchmarks.paper_sheets --texts_only
 
 A sheet has the citation and the deviations of the module's docstring, the commands of
-the config's, and each row of the paper's tables with the fields that it changes, its
-size at full size and what the paper reports. Nothing is computed: programs are traced,
-for a few seconds a row. With `--texts_only` rows keep the sizes that the sheets have of
-them, for changes that affect no network.
+the config's, each row of the paper's tables with the fields that it changes, its size
+at full size and what the paper reports, and the fields that there are. Nothing is
+computed: programs are traced, for a few seconds a row. With `--texts_only` rows keep
+the sizes that the sheets have of them, for changes that affect no network.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
 import pathlib
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +63,17 @@ image may skip. Fields are those of `config.model` where no other is named.
 The last column is what the paper reports, rank-1 / mAP in percent: none of it was
 measured here. What was is in [docs/results.md](../results.md#{anchor}).
 
+"""
+
+FIELDS = """\
+## Fields
+
+Those of `config.model`, set as `--config.model.NAME=VALUE`, with the values of the
+paper's system; the others are in [configs/common.py](../../configs/common.py).
+
+| fields | |
+|---|---|
+{lines}
 """
 
 
@@ -124,7 +137,8 @@ def sheet(name: str, known: Mapping[str, str]) -> str:
         anchor=_anchor(title.partition(":")[0]),
     )
     rows = "\n".join(_rows(file, known, has_pairs=has_pairs))
-    return f"{head}{rows}\n\n## Deviations\n\n{_deviations(module)}\n"
+    fields = FIELDS.format(lines="\n".join(_options(module.Options, default.model)))
+    return f"{head}{rows}\n\n{fields}\n## Deviations\n\n{_deviations(module)}\n"
 
 
 def _rows(file: Any, known: Mapping[str, str], *, has_pairs: bool) -> list[str]:
@@ -162,6 +176,29 @@ def _fields(fields: dict[str, Any]) -> str:
         f"`{path.removeprefix('model.')}={value if len(value) <= 100 else '...'}`"
         for path, value in written.items()
     )
+
+
+def _options(options: type, chosen: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of the table of fields: those under one comment, and it."""
+    lines = textwrap.dedent(inspect.getsource(options)).splitlines()
+    body = ast.parse("\n".join(lines)).body[0].body
+    together: list[tuple[str, list[str]]] = []
+    for field in (node for node in body if isinstance(node, ast.AnnAssign)):
+        if comment := _comment_above(lines, field.lineno - 1):
+            together.append((comment, []))
+        together[-1][1].append(field.target.id)
+    for comment, names in together:
+        written = _fields({name: chosen[name] for name in names})
+        yield f"| {written} | {_plain(comment)} |"
+
+
+def _comment_above(lines: Sequence[str], line: int) -> str:
+    """What comments directly above a line say."""
+    start = line
+    while lines[start - 1].lstrip().startswith("#"):
+        start -= 1
+    words = (text.strip().lstrip("#").strip() for text in lines[start:line])
+    return " ".join(words).replace("|", "\\|")
 
 
 def _reported(reported: Any, row: str) -> str:

@@ -122,8 +122,8 @@ def _model(name: str) -> ConfigDict:
     model.pool = "mean"
     model.bn_groups = 1
     model.dtype = "float32"
-    # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
-    # (NVIDIA GPUs, bfloat16).
+    # Of ordinary self-attention, the same up to rounding: "einsum", "xla", "cudnn"
+    # (NVIDIA GPUs, bfloat16) or "pallas" (TPUs).
     model.attention_implementation = "einsum"
     # Whether blocks of the backbone are computed again for their gradients: less
     # memory on accelerators, about a third more arithmetic.

@@ -36,8 +36,9 @@ def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
     # Dotted module with a class named `Method`; yours may live anywhere importable.
     config.method = f"reid_jax.models.{name}"
     config.seed = 0
-    # ImageNet weights to start from: a file, a folder of `python -m reid_jax.weights`,
-    # or a known name such as "resnet50"; "none" trains from scratch.
+    # Weights to start from: a file, a folder of a run or of `python -m
+    # reid_jax.weights`, a known name such as "resnet50", or "shipped/NAME"; "none"
+    # trains from scratch.
     config.pretrained = "none"
     # Rows and columns of the file's position embedding, such as (14, 14), where it does
     # not say them. Runs, exports, converted files, Hugging Face's folders, known names

@@ -7,9 +7,9 @@ The papers start from ImageNet's weights; the demos, which are smaller than any 
 were published, can start from these. Each is the backbone of the demos named here,
 trained by BoT's losses alone, without parts, on the people of `synthetic/pretrain`:
 
-- `vit`: AAformer, CpaCol and the baseline `vit`; width 192, depth 4
+- `vit`: AAformer, CpaCol, the baselines `vit` and `transreid`; width 192, depth 4
 - `vit_deep`: no demo's; the same with depth 8
-- `resnet`: CACE-Net, SANet, DROP's ResNets and the baseline `resnet50`; width 16
+- `resnet`: CACE-Net, SANet, DROP's ResNet, baselines `resnet50`, `pcb`; width 16
 - `hrnet`: DROP and the baseline `hrnet_w32`; width 8
 
 The schedules take half an hour to an hour and a quarter of one core each; that of

@@ -72,7 +72,13 @@ def _command(
         f"--config.data.data_dir={data_dir}"
     )
     if train == dataset:
-        return command + _smaller_batch(opened["train"])
+        command += _smaller_batch(opened["train"])
+        if {"query", "gallery"} <= opened.keys():
+            return command
+        return (
+            f"{command} --config.evaluate_on=\"('NAME',)\", where NAME is a data set "
+            "with queries: this one has none"
+        )
     return f"{command} --config.evaluate_on=\"('{dataset}',)\""
 
 

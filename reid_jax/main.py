@@ -1,4 +1,4 @@
-"""The verbs of a config: train, evaluate, export, benchmark.
+"""The verbs of a config: train, evaluate, export, benchmark, plan.
 
 python -m reid_jax.main --config=configs/aaformer.py:demo
 python -m reid_jax.main --workdir=runs/aaformer-demo --mode=evaluate

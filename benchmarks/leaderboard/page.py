@@ -29,7 +29,8 @@ from reid_jax.runtime.workdir import write_text
 HEAD = """\
 # Leaderboard
 
-Each paper's baseline and system on the [test beds](data.md#test-beds), written by
+Each paper's baseline and system on the [test beds](data.md#test-beds), written, and
+put into `docs/` where `--docs` is added, by
 
 ```bash
 {command}
@@ -37,7 +38,9 @@ Each paper's baseline and system on the [test beds](data.md#test-beds), written 
 
 They are the small networks of `:demo`, not the papers' own, trained on
 `synthetic/{dataset}`, in which nobody of the beds is, but some of each difficulty. Each
-saw {images:,} images in its training, by its demo's optimizer. {origins}
+saw {images:,} images in its training, by its demo's optimizer. Compare the rows of one
+paper: those of different papers start from different weights, some of which know the
+task better than others, and some see larger pictures. {origins}
 
 Figures are mAP in percent: the mean over seeds ± half the width of its {level:.0%}
 interval by Student's t. Differences are taken seed by seed, and p is that of the paired

@@ -197,9 +197,8 @@ class Options:
     std: Sequence[float] = (0.5, 0.5, 0.5)
     # "float32" or "bfloat16", of the matrix products.
     dtype: str = "float32"
-    # Of ordinary self-attention, the same up to rounding: "einsum", "xla", or "cudnn"
-    # (NVIDIA GPUs, bfloat16). With PARTs the attention (Eqs 1 and 2) is this method's
-    # own, "einsum" only.
+    # Of the attention, the same up to rounding: with PARTs (Eqs 1 and 2) "einsum" or
+    # "pallas" (TPUs), without them "xla" and "cudnn" (NVIDIA GPUs, bfloat16), too.
     attention_implementation: str = "einsum"
     # Whether the Transformer's blocks are computed again for their gradients: less
     # memory on accelerators, about a third more arithmetic.

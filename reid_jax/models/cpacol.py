@@ -217,8 +217,8 @@ class Options:
     std: Sequence[float] = (0.5, 0.5, 0.5)
     # "float32" or "bfloat16", of the matrix products.
     dtype: str = "float32"
-    # Of the Transformer's self-attention, see there ("einsum", "xla", or "cudnn");
-    # ContrastAttn is no such attention.
+    # Of the Transformer's self-attention, see there ("einsum", "xla", "cudnn" or
+    # "pallas"); ContrastAttn is no such attention.
     attention_implementation: str = "einsum"
     # Whether the Transformer's blocks are computed again for their gradients: less
     # memory, about a third more arithmetic.

@@ -44,8 +44,8 @@ Deviations from the text, and what it leaves open. Section 3.1:
   then one route serves all. `gate_norm` (`row=gate-norm`) normalises the result of
   MaxPool over the batch, each exit by itself, before GS; dynamic routing's gate has a
   batch normalisation, too. On a small task of `benchmarks/gates.py` routes then hold
-  1.54 of the 1.58 bits of scale that there are, and none without; on people it has not
-  been shown.
+  1.54 of the 1.58 bits of scale that there are, and none without; on people, in one
+  run of the demo, they hold hardly any.
 - The Gumbel-softmax has temperature 1; its samples are soft in training, as Eqs 1 to 3
   read, or one-hot with `straight_through`.
 - "Fixed FE": all gates are constant, 1 / number of exits, in training and at test.
