@@ -66,10 +66,13 @@ class Records(_Resized):
         self._camera_names = dict(camera_names or {})
         self.has_parts = has_parts
         self.parts_kind = parts_kind
-        records = [source[i] for i in range(len(source))]
-        self.person = np.array([r["person"] for r in records], np.int32)
-        self.camera = np.array([r["camera"] for r in records], np.int32)
-        self._filenames = [_text(r["filename"]) for r in records]
+        size = len(source)
+        self.person, self.camera = np.empty((2, size), np.int32)
+        self._filenames = []
+        for i in range(size):  # one at a time: a record has its image, too
+            record = source[i]
+            self.person[i], self.camera[i] = record["person"], record["camera"]
+            self._filenames.append(_text(record["filename"]))
 
     def __len__(self) -> int:
         return len(self._filenames)

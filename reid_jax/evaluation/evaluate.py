@@ -106,7 +106,8 @@ class Evaluator:
                 lambda: self._embedded(variables, query, gallery, mirrored=True),
                 self._method.visibility_titles,
             )
-        entry = results.describe(protocol, query, gallery, step)
+        # Every process has what the best is compared by.
+        entry = results.describe(protocol, query, gallery, step) | self._ways()
         if jax.process_index() != 0:
             return entry
         look = self._second_look(variables, stage, query, gallery)
@@ -183,13 +184,18 @@ class Evaluator:
         for name, before in states.items():
             if name != "final":
                 figures[f"metrics_{name}"] = before.figures()["metrics"]
-        if self._spec.rerank:
-            figures["rerank"] = fields_of(self._spec.rerank)
-        if (chosen := self._spec.search).by != "top_k":  # there may be better ones
-            figures["search"] = {"by": chosen.by, "recall": chosen.recall}
         if roc:
             figures["verification"] = roc.curve().report()
         return figures
+
+    def _ways(self) -> dict[str, Any]:
+        """How it is ranked, where that is not by all plain distances."""
+        found = {}
+        if self._spec.rerank:
+            found["rerank"] = fields_of(self._spec.rerank)
+        if (chosen := self._spec.search).by != "top_k":  # there may be better ones
+            found["search"] = {"by": chosen.by, "recall": chosen.recall}
+        return found
 
     def _draw(
         self,
@@ -346,7 +352,7 @@ def evaluate_checkpoint(
     changed = experiment.changed_fields(config, meta["config"])
     pictured = storage.absolute(workdir) / "pictures"
     run = trained.run_folder(folder)
-    if run != storage.absolute(workdir) and workdirs.has_checkpoint(workdir):
+    if run != storage.absolute(workdir) and workdirs.has_state(workdir):
         pictured = pictured / f"of-{run.name}"  # the run that lives here has its own
     evaluator = Evaluator(method, mesh, experiment.build_evaluation(config))
     protocols = experiment.build_protocols(config)

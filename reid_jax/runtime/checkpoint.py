@@ -62,9 +62,15 @@ class Checkpoints:
         """Global step of the newest checkpoint, or None."""
         return self._last.latest_step()
 
-    def best_step(self) -> int | None:
-        """Global step of the best state that is kept, or None."""
-        return self._best.latest_step()
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation of the best state that is kept, as `Meta` has it, or None.
+
+        The last checkpoint may know an older one: it is saved before the evaluation
+        that ends a run, and a run may be killed between the two.
+        """
+        if self._best.latest_step() is None:
+            return None
+        return read_meta(self._best.newest())["best"]
 
     def save(
         self,
@@ -171,7 +177,9 @@ class _Series:
             return
         self._manager.wait_until_finished()
         self._saving = step
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        # Otherwise Orbax passes over a step that is lower than one that is there, as
+        # the best may be of a run that was killed before its last ones were saved.
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, **items: Any) -> Any:
         return self._manager.restore(

@@ -61,6 +61,8 @@ class Meta(TypedDict):
       process_count: processes that saved it.
       best: score, stage and entries of `results.json` of the run's best evaluation so
         far; None before the first.
+      evaluation_due: whether an evaluation of this state was put off by a notice to
+        stop; absent in checkpoints of older versions.
       config: fields by dotted name.
     """
 
@@ -74,6 +76,7 @@ class Meta(TypedDict):
     data: dict[str, Any]
     process_count: int
     best: dict[str, Any] | None
+    evaluation_due: bool
     config: dict[str, Any]
 
 

@@ -170,9 +170,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def has_checkpoint(workdir: str) -> bool:
-    """Whether a run has saved a step there."""
+    """Whether a run has saved a step there, from which it goes on."""
     storage.check_reachable(workdir)
     return bool(saved_steps(storage.absolute(workdir) / "checkpoints" / "last"))
+
+
+def has_state(workdir: str) -> bool:
+    """Whether a run has left any state there, if only its best."""
+    best = storage.absolute(workdir) / "checkpoints" / "best"
+    return has_checkpoint(workdir) or bool(saved_steps(best))
 
 
 def saved_steps(folder: epath.Path) -> list[epath.Path]:
@@ -193,7 +199,7 @@ def claim(
 ) -> None:
     """Makes `workdir` the folder of this config, or checks that it already is.
 
-    A run that never saved a checkpoint has nothing to lose and gives way.
+    A run that has left no state has nothing to lose and gives way.
 
     Args:
       workdir: of the run.
@@ -222,10 +228,10 @@ def claim(
 def changes(workdir: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields, (there, here), in which the run in `workdir` has another config.
 
-    None for a run that has saved nothing, or in fields that a resumed run may change.
+    None for a run that has left no state, or in fields that a resumed run may change.
     """
     path = storage.absolute(workdir) / "config.json"
-    if path.exists() and has_checkpoint(workdir):
+    if path.exists() and has_state(workdir):
         return differences(read_object(path), config)
     return {}
 

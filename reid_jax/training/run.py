@@ -56,6 +56,7 @@ class Run:
     start: Position
     resumed: bool
     best: dict[str, Any] | None
+    evaluation_due: bool
     data: dict[str, Any]
 
     @classmethod
@@ -98,7 +99,8 @@ class Run:
             trace=profile.StepTrace(profiled, workdir, done=start.global_step),
             start=start,
             resumed=bool(meta),
-            best=_standing(meta.get("best"), checkpoints.best_step()),
+            best=checkpoints.best(),
+            evaluation_due=meta.get("evaluation_due", False),
             data=records.fingerprint,
         )
 
@@ -168,7 +170,9 @@ class Run:
             report.write([self.workdir], storage.absolute(self.workdir) / report.NAME)
         return entries
 
-    def meta(self, stage: Stage, position: Position) -> Meta:
+    def meta(
+        self, stage: Stage, position: Position, *, evaluation_due: bool = False
+    ) -> Meta:
         """What a checkpoint at a position says of itself."""
         return Meta(
             **dataclasses.asdict(position),
@@ -179,6 +183,7 @@ class Run:
             data=self.data,
             process_count=jax.process_count(),
             best=self.best,
+            evaluation_due=evaluation_due,
             config=workdirs.flatten(self.config.to_dict()),
         )
 
@@ -262,15 +267,6 @@ def _batches(
         num_workers=config.data.num_workers,
         resident_bytes=config.data.resident_bytes,
     )
-
-
-def _standing(best: dict[str, Any] | None, step: int | None) -> dict[str, Any] | None:
-    """The best of a resumed run, if it is the state that is kept at `step`.
-
-    It is not where a run went on from its last checkpoint with another protocol and
-    saved nothing but another best state.
-    """
-    return best if best and best["entries"][0]["step"] == step else None
 
 
 def _shared_score(entries: list[dict[str, Any]]) -> float:

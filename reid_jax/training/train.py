@@ -145,6 +145,8 @@ class _StageLoop:
                     last=self._total,
                     batch_size=self._stage.batch_size,
                 )
+                if self._resumed and self._run.evaluation_due:
+                    self._run.evaluate(state, self._stage, self._offset + self._start)
                 for step in range(self._start, self._end):
                     number = self._offset + step + 1
                     with self._run.trace.of_step(number, log):
@@ -172,14 +174,16 @@ class _StageLoop:
         told = self._notice.received(self._offset + step)
         # The run ends with an evaluation of its own.
         over = step == self._total and self._stage is self._run.stages[-1]
-        if not over and self._due(step, config.evaluation.every_epochs):
+        evaluation = not over and self._due(step, config.evaluation.every_epochs)
+        if evaluation and not told:
             with log.paused():
                 self._run.evaluate(state, self._stage, self._offset + step)
         due = self._due(step, config.checkpoint.every_epochs)
         if due or told or step == self._end:
             # Entering the pause raises if this step is not finite: it is never saved.
             with log.paused():
-                self._save(step, state, data)
+                # Who gives notice may give seconds: a run that goes on evaluates then.
+                self._save(step, state, data, evaluation_due=evaluation and told)
         if told:
             self._stop(step, "the same command goes on from there")
 
@@ -196,12 +200,15 @@ class _StageLoop:
     # clu's periodic actions are not used: they import TensorFlow, which this library
     # does without, and their rate would count evaluation and saving as training.
     def _due(self, step: int, every_epochs: float) -> bool:
-        every = round(every_epochs * self._steps_per_epoch)
-        return every > 0 and step % every == 0
+        if not every_epochs:
+            return False
+        return step % max(1, round(every_epochs * self._steps_per_epoch)) == 0
 
-    def _save(self, step: int, state: TrainState, data: Loader) -> None:
+    def _save(
+        self, step: int, state: TrainState, data: Loader, *, evaluation_due: bool
+    ) -> None:
         position = Position(self._stage.index, step, self._offset + step)
-        meta = self._run.meta(self._stage, position)
+        meta = self._run.meta(self._stage, position, evaluation_due=evaluation_due)
         self._run.writer.flush()
         self._run.checkpoints.save(position.global_step, state, data, meta)
 

@@ -301,6 +301,7 @@ def _write(
         data={},
         process_count=1,
         best=None,
+        evaluation_due=False,
         config=workdirs.flatten(fields),
     )
     target = target.resolve()  # no folder can be renamed to a link

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from typing import ClassVar
 
 import cv2
@@ -274,3 +275,24 @@ def test_a_nul_in_a_path_is_a_user_error():
         prepared.open_records("x", "train", "a\0b")
     with pytest.raises(UserError, match="NUL"):
         prepared.prepared_datasets("a\0b")
+
+
+def test_opening_holds_one_record_at_a_time():
+    """Of a million images, the bytes would fill the memory."""
+    size, bytes_each = 200, 1 << 20
+
+    class Source:
+        def __len__(self):
+            return size
+
+        def __getitem__(self, index):
+            image = bytes(bytes_each)
+            return {"image": image, "person": 7, "camera": index, "filename": "a.jpg"}
+
+    tracemalloc.start()
+    opened = records.Records(Source(), has_parts=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * bytes_each
+    np.testing.assert_array_equal(opened.camera, np.arange(size))
+    assert (opened.person.dtype, opened.person[-1]) == (np.int32, 7)

@@ -128,6 +128,19 @@ def test_steps_are_those_of_the_list(toy_config, toy, steps):
     json.dumps(entry)
 
 
+def test_every_process_knows_how_it_was_ranked(toy_config, toy, monkeypatch):
+    """Or they would not agree on whether the best so far is to be compared."""
+    method, variables, _ = toy
+    _choose(toy_config, ("k_reciprocal",))
+    toy_config.evaluation.search.by = "approx_max_k"
+    first = _evaluated(toy_config, method, variables)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    second = _evaluated(toy_config, method, variables)
+    assert "metrics" not in second
+    assert results.same_protocol(first, second)
+    assert {"rerank", "search"} <= second.keys()
+
+
 def test_squares_are_not_squared_again():
     """As CpaCol's distances are; the others become squares."""
     vectors = np.random.default_rng(0).standard_normal((45, 4)).astype("f")

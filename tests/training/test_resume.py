@@ -7,6 +7,8 @@ import pytest
 
 from data_pipelines import records
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
+from reid_jax.runtime import checkpoint
 from reid_jax.training import run, sources, train
 
 
@@ -54,6 +56,80 @@ def test_a_protocol_that_the_best_was_not_evaluated_on_has_none(
     _stopped(toy_config, tmp_path, step=2)
     toy_config.evaluate_on = ("tiny", "tiny:single_shot,repeats=2")
     assert _best_steps(toy_config, tmp_path) == [2, None]
+
+
+def test_the_best_of_a_finished_run_is_remembered(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    """Its last evaluation, which comes after its last checkpoint, may have found it."""
+    on_devices(1)
+    scores = iter([0.9, 0.5])
+    monkeypatch.setattr(run, "_shared_score", lambda entries: next(scores))
+    assert _best_steps(toy_config, tmp_path) == [10]
+    toy_config.stages.second.epochs = 5 / 6
+    (entry,) = train.train_and_evaluate(toy_config, str(tmp_path), extend=True)
+    assert (entry["step"], entry["best"]["step"]) == (11, 10)
+    assert checkpoint.find(str(tmp_path)).name == "10"
+
+
+def test_a_run_that_left_only_its_best_does_not_give_way(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    """Or another run's network would be taken for the best of the next one."""
+    on_devices(1)
+    rising = iter([0.7, 0.8, 0.9])
+    monkeypatch.setattr(run, "_shared_score", lambda entries: next(rising))
+    toy_config.evaluation.every_epochs = 0.01  # of six steps: every one
+    with monkeypatch.context() as killed:
+        killed.setattr(run.Run, "meta", _fails_after(run.Run.meta, 2))
+        with pytest.raises(RuntimeError, match="killed"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+    assert checkpoint.find(str(tmp_path)).parent.name == "best"
+    toy_config.seed += 1
+    with pytest.raises(UserError, match="holds a run with another config"):
+        train.train_and_evaluate(toy_config, str(tmp_path))
+
+    # The same one begins anew, and a lower step may become the best.
+    toy_config.seed -= 1
+    scores = iter([0.85] + [0.2] * 5)
+    monkeypatch.setattr(run, "_shared_score", lambda entries: next(scores))
+    _stopped(toy_config, tmp_path, step=6)
+    assert checkpoint.find(str(tmp_path)).name == "1"
+
+
+def _fails_after(real, times):
+    calls = iter(range(times))
+
+    def meta(*args, **kwargs):
+        if next(calls, None) is None:
+            raise RuntimeError("killed")
+        return real(*args, **kwargs)
+
+    return meta
+
+
+def test_a_notice_saves_first_and_the_evaluation_is_made_up_for(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    on_devices(1)
+    evaluated, scores = [], iter([0.1, 0.9, 0.5, 0.4])
+    real = evaluate.evaluate_protocols
+
+    def noted(*args, step, **kwargs):
+        evaluated.append(step)
+        return real(*args, step=step, **kwargs)
+
+    monkeypatch.setattr(evaluate, "evaluate_protocols", noted)
+    monkeypatch.setattr(run, "_shared_score", lambda entries: next(scores))
+    toy_config.evaluation.every_epochs = 0.5  # every 3 steps
+    with monkeypatch.context() as told:
+        notice = "received"
+        told.setattr(train.PreemptionNotice, notice, lambda self, step: step == 6)
+        assert train.train_and_evaluate(toy_config, str(tmp_path)) == []
+    assert evaluated == [3]
+    assert checkpoint.find(str(tmp_path)).name == "3"  # the best
+    assert _best_steps(toy_config, tmp_path) == [9]
+    assert evaluated == [3, 6, 9, 10]
 
 
 def _best_steps(config, workdir):
