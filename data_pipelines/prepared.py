@@ -6,6 +6,7 @@ Reading needs no TensorFlow.
 import difflib
 import os
 import re
+import shlex
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -194,7 +195,7 @@ def _damaged(
 
 def _command(dataset: str, data_dir: str | os.PathLike) -> str:
     """What prepares a data set, as far as its name tells."""
-    data_dir, upload = os.fspath(data_dir), ""
+    data_dir, upload = shlex.quote(os.fspath(data_dir)), ""
     if storage.in_bucket(data_dir):
         name = dataset.split("/")[0]
         upload = f" && gcloud storage cp --recursive data/{name} {data_dir}"

@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import shlex
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -51,13 +52,11 @@ def next_command(dataset: str, path: str | os.PathLike) -> str:
     data_dir = _data_dir(dataset, path)
     splits = prepared.split_names(dataset, data_dir)
     opened = {s: prepared.open_records(dataset, s, data_dir) for s in splits}
-    command = _command(dataset, opened, data_dir)
+    command = _command(dataset, opened, shlex.quote(str(data_dir)))
     return f"{command} {_NO_FILTER}" if _own_camera_only(dataset, opened) else command
 
 
-def _command(
-    dataset: str, opened: dict[str, records.Records], data_dir: pathlib.Path
-) -> str:
+def _command(dataset: str, opened: dict[str, records.Records], data_dir: str) -> str:
     train = protocols.protocol(dataset).train_dataset
     if train == dataset and "train" not in opened:
         return (

@@ -42,6 +42,12 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """Fields of a config, and the least and the greatest value that make sense."""
 
+ITEMS: dict[str, tuple[type, ...]] = {
+    "evaluation.pictured": (str, int),
+    "augment.steps": (str,),
+}
+"""Fields that are tuples, and of what."""
+
 LIMITS_OF_STAGE: dict[str, tuple[float, float]] = {
     # Fewer leave batch-hard mining without a negative or a positive.
     "identities": (2, 2**12),
@@ -79,6 +85,7 @@ def check_config(config: Any) -> None:
         *_unreadable(fields),
         *_no_protocols(fields["evaluate_on"]),
         *_unknown_trackers(fields.get("trackers", [])),
+        *_no_names(fields, ITEMS),
         *_no_steps(config.get("profile_steps", ())),
         *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
         *_of_reranking(config.evaluation.to_dict()),
@@ -146,6 +153,19 @@ def _unknown_trackers(names: Any) -> Iterator[str]:
         )
 
 
+def _no_names(
+    fields: Mapping[str, Any], names: Mapping[str, tuple[type, ...]]
+) -> Iterator[str]:
+    """Items of lists that are of no type that they may have."""
+    for name, kinds in names.items():
+        value, known = (
+            fields.get(name, []),
+            " or ".join(kind.__name__ for kind in kinds),
+        )
+        if not isinstance(value, list) or not all(type(x) in kinds for x in value):
+            yield f"config.{name} is {value}; it is a tuple of {known}"
+
+
 def _no_steps(profiled: Any) -> Iterator[str]:
     """Whether the run has them is for the training to say."""
     two = _is_of(profiled, tuple[int, int]) and 1 <= profiled[0] < profiled[1] <= _MANY
@@ -210,15 +230,20 @@ def _idle(
             yield f"config.evaluation.{step}.{name} is {value}, but {hint}"
 
 
-def _too_small(model: Mapping[str, Any]) -> Iterator[str]:
+def _too_small(model: Mapping[str, Any], within: str = "model") -> Iterator[str]:
+    """Sizes of a network, and of the backbone that its `options` describe."""
     for name, value in model.items():
-        if name in _SIZES + _GROUPS or name.endswith("_width"):
+        said = f"config.{within}.{name} is {value!r}; it must be "
+        if isinstance(value, Mapping):
+            yield from _too_small(value, f"{within}.{name}")
+        elif name == "stride" and not _is_of(value, tuple[int, int]):
+            yield f"{said}two whole numbers, such as (16, 16)"
+        elif name in _SIZES + _GROUPS or name.endswith("_width"):
             numbers = value if isinstance(value, tuple) else (value,)
-            if any(_is_number(n) and not 1 <= n <= _LARGEST for n in numbers):
-                yield (
-                    f"config.model.{name} is {value}; it must be at least 1 and at "
-                    f"most {_LARGEST:,}"
-                )
+            if within != "model" and not all(map(_is_number, numbers)):
+                yield f"{said}a number"  # no type is known of it
+            elif any(_is_number(n) and not 1 <= n <= _LARGEST for n in numbers):
+                yield f"{said}at least 1 and at most {_LARGEST:,}"
 
 
 def _of_stage(config: Any, name: str) -> Iterator[str]:

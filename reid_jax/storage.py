@@ -168,10 +168,19 @@ def written(folder: PathLike) -> Iterator[None]:
         else:
             remedy = "Was it moved, removed or unmounted? Put it back"
         raise UserError(
-            f"cannot write to {folder} any more ({os.strerror(code)}"
+            f"{_failed(folder, error, str(place))} ({os.strerror(code)}"
             f"{f': {place}' if place else ''}). {remedy}; then give the same command "
             "again. What was saved before is as it was"
         ) from error
+
+
+def _failed(folder: PathLike, error: Exception, place: str) -> str:
+    """What could not be done, as far as the error tells."""
+    if place and disk_error(error) in _CLOSED and _lies_elsewhere(folder, place):
+        return "cannot read or write a file"
+    if not isinstance(error, OSError):  # of a library that has a file of its own
+        return f"cannot write to {folder}, or read its data, any more"
+    return f"cannot write to {folder} any more"
 
 
 def disk_error(error: Exception) -> int | None:
@@ -208,8 +217,11 @@ def check_in_place(path: PathLike, known: os.stat_result) -> None:
 
 def _is_there(folder: PathLike, place: str) -> bool:
     """Whether a folder stands, and what was not found lay elsewhere."""
-    folder = absolute(folder)
-    return folder.exists() and not place.startswith(os.fspath(folder))
+    return absolute(folder).exists() and _lies_elsewhere(folder, place)
+
+
+def _lies_elsewhere(folder: PathLike, place: str) -> bool:
+    return not place.startswith(os.fspath(absolute(folder)))
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

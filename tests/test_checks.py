@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from configs import aaformer, common
+from configs import aaformer, baseline, common
 from reid_jax import checks, experiment
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
@@ -50,6 +50,10 @@ def _set(config, field, value):
         ("model.bn_groups", 0),
         ("model.depth", 2**40),
         ("stages.train.optimizer.momentum", math.nan),
+        ("model.stride", ()),
+        ("evaluation.pictured", ([1],)),
+        ("evaluation.pictured", 5),
+        ("augment.steps", ([1],)),
         ("evaluation.rerank", "flip"),
         ("evaluation.rerank", ("flop",)),
         ("evaluation.rerank", (5,)),
@@ -83,6 +87,19 @@ def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
     checks.check_config(config)
     _set(config, f"evaluation.k_reciprocal.{field}", value)
     with pytest.raises(UserError, match=r"^config\.evaluation\.k_reciprocal") as error:
+        checks.check_config(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("heads", 0), ("depth", -1), ("stride", ()), ("stride", ("x",))],
+)
+def test_an_option_of_a_backbone_without_sense_is_named(field, value):
+    config = baseline.get_config("demo,scratch")
+    checks.check_config(config)
+    config.model.options[field] = value
+    with pytest.raises(UserError, match=rf"^config\.model\.options\.{field}") as error:
         checks.check_config(config)
     assert len(str(error.value).splitlines()) == 1
 

@@ -72,6 +72,20 @@ def test_a_disk_that_fails_is_one_message(tmp_path, error, said):
         raise error
 
 
+def test_a_failure_elsewhere_is_not_the_folders(tmp_path):
+    closed = PermissionError(errno.EACCES, "Permission denied", "/data/a.png")
+    with (
+        pytest.raises(UserError, match=r"^cannot read or .* denied: /data/a\.png"),
+        storage.written(tmp_path),
+    ):
+        raise closed
+    with (
+        pytest.raises(UserError, match=r"or read its data, any more \(Input/output"),
+        storage.written(tmp_path),
+    ):
+        raise RuntimeError("reading failed: Input/output error")
+
+
 def test_a_folder_that_vanished_is_told_from_a_defect(tmp_path):
     gone = tmp_path / "gone"
     with pytest.raises(UserError, match="moved, removed"), storage.written(gone):

@@ -360,6 +360,8 @@ def evaluate_checkpoint(
         evaluator.check(protocol, (meta["stage"],))
     storage.check_writable(workdir)
     about = {"checkpoint": str(folder)} | ({"changed": changed} if changed else {})
+    if run != storage.absolute(workdir):
+        about["run"] = str(run)
     if experiment.takes_average(config, meta["config"]):
         about["averaged"] = True
     entries = []

@@ -44,9 +44,9 @@ def describe(
 def write(workdir: str, entries: list[dict[str, Any]]) -> None:
     """Writes `results.json` (process 0 only).
 
-    Entries of other protocols, steps and model fields that are there stay; one of the
-    same is replaced, but keeps the `best` of its run, and a `verification` of the same
-    figures that it has none of.
+    Entries of other runs, protocols, steps and model fields that are there stay; one of
+    the same is replaced, but keeps the `best` of its run, and a `verification` of the
+    same figures that it has none of.
     """
     if jax.process_index() != 0:
         return
@@ -76,7 +76,8 @@ def same_protocol(entry: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _identity(entry: dict[str, Any]) -> str:
     """What makes an entry of the results another one."""
-    return json.dumps([entry.get(name) for name in (*_PROTOCOL, "step", "changed")])
+    names = (*_PROTOCOL, "run", "step", "changed")
+    return json.dumps([entry.get(name) for name in names])
 
 
 def picture_folder(protocol: str, rerank: Mapping[str, Mapping[str, Any]]) -> str:

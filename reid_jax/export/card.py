@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from data_pipelines.images import BILINEAR
 from reid_jax.models.method import (
     Embedding,
     Method,
@@ -43,7 +44,7 @@ def describe(
     best = meta["best"] or {"entries": []}
     config = meta["config"] | changed
     kinds = {
-        "images": f"uint8 RGB [b, {height}, {width}, 3], resized: {_resize(meta)}",
+        "images": f"uint8 RGB [b, {height}, {width}, 3], resized: {_resize(config)}",
         "camera": "int32 [b], the training set's number of the camera",
         "parts": f"uint8 [b, {height}, {width}], part classes",
     }
@@ -74,9 +75,9 @@ def describe(
     }
 
 
-def _resize(about: Meta | dict[str, Any]) -> str:
-    """`config.data.resize` of a checkpoint or an export."""
-    return about["config"].get("data.resize", "bilinear")
+def _resize(config: dict[str, Any]) -> str:
+    """`config.data.resize`, which older runs do not have."""
+    return config.get("data.resize", BILINEAR)
 
 
 def _loading(
@@ -84,7 +85,7 @@ def _loading(
 ) -> tuple[str, str, str]:
     """How an image is read at the network's size: package, import, lines of code."""
     height, width = image_size
-    resize = _resize(about)
+    resize = _resize(about["config"])
     how = resize.removeprefix("pil-")
     if how != resize:
         return (

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.export  # not loaded by `import jax`
 
+from data_pipelines.images import BILINEAR
 from reid_jax.errors import UserError
 from reid_jax.extractor.network import Arrays, Network
 
@@ -64,7 +65,7 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
             "method": about["method"],
             "fingerprint": about["fingerprint"],
             "image_size": (height, width),
-            "resize": about["config"]["data.resize"],
+            "resize": about["config"].get("data.resize", BILINEAR),
             "parts": tuple(about["parts"]),
             "squared_distances": bool(about["squared_distances"]),
             "inputs": tuple(name for name, _ in inputs),

@@ -67,6 +67,7 @@ ENTRY = {
     "changed?": {...: anything},
     "rerank?": {...: {...: anything}},
     "checkpoint?": text,
+    "run?": text,
     "best?": {"step": count, "metrics?": (FIGURES, null)},
     "metrics_before_pairs?": FIGURES,
     "metrics_before_reranking?": FIGURES,

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.images import BILINEAR
 from reid_jax.runtime.workdir import FREE_FIELDS
 
 _FIELDS = ("model.", "data.height", "data.width")
@@ -22,7 +23,8 @@ def fingerprint(method: str, config: Mapping[str, Any], variables: Any) -> str:
 
     Args:
       method: dotted name of its module.
-      config: fields by dotted name; those of the network and of the image size count.
+      config: fields by dotted name; those of the network, of the image size and of how
+        images are resized count.
       variables: its collections.
     """
     fields = {
@@ -30,6 +32,9 @@ def fingerprint(method: str, config: Mapping[str, Any], variables: Any) -> str:
         for name, value in config.items()
         if name.startswith(_FIELDS) and name not in FREE_FIELDS
     }
+    resize = config.get("data.resize", BILINEAR)
+    if resize != BILINEAR:  # which has no part in it, as in older versions
+        fields["data.resize"] = resize
     digest = hashlib.sha256(json.dumps([method, fields], sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables)):
         array = np.asarray(leaf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import json
 import re
 import sys
@@ -100,9 +101,8 @@ def _add(args: argparse.Namespace, entries: Sequence[rows.Entry]) -> int:
     about = rows.about(extractor, args.model, embedding)
     options = {"index": args.index}
     with galleries.made(args.gallery, about, args.collection, **options) as gallery:
-        rows.put(gallery, batch, embedding)
-        for batch, embedding in batches:
-            rows.put(gallery, batch, embedding)
+        for some, arrays in itertools.chain([(batch, embedding)], batches):
+            rows.put(gallery, rows.remembering(gallery, some), arrays)
         gallery.flush()
     return told + len(new)
 
@@ -164,8 +164,11 @@ def _check_files(args: argparse.Namespace) -> None:
     """Raises UserError for files that cannot be written, before anything is done."""
     for flag in ("jsonl", "strip"):
         path = getattr(args, flag)
-        if path and storage.absolute(path).is_dir():
+        if not path:
+            continue
+        if storage.absolute(path).is_dir():
             raise UserError(f"--{flag}={path} is a folder; name a file")
+        storage.check_writable(storage.absolute(path).parent)
     if args.strip and not args.strip.lower().endswith(".png"):
         raise UserError(f"--strip={args.strip}: the picture is a PNG; name it so")
 
@@ -219,6 +222,7 @@ def serve(args: argparse.Namespace) -> None:
     """The page for review, until Ctrl-C."""
     from reid_jax.search import web
 
+    storage.check_writable(args.marks)
     with galleries.existing(args.gallery, args.collection) as gallery:
         extractor = _network_of(gallery, args.model)
         web.serve(gallery, extractor, host=args.host, port=args.port, marks=args.marks)

@@ -13,7 +13,6 @@ import dataclasses
 import io
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 
 from reid_jax import staging, storage
@@ -43,7 +42,7 @@ class Marks:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = storage.expanded(folder).absolute()
         self._lock = staging.locked(self.folder, doing="reviewing")
         self._file = self.folder / "marks.jsonl"
         self._marks: dict[Pair, str] = {}

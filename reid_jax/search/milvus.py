@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from reid_jax import storage
 from reid_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ def connect(uri: str, *, new: bool = False) -> MilvusClient:
     _check_installed()
     if is_server(uri):
         return _to_server(uri)
-    path = pathlib.Path(uri).expanduser().absolute()
+    path = storage.expanded(uri).absolute()
     _check_file(uri, path, new=new)
     if new:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.check_writable(path.parent)
     from pymilvus import MilvusClient, MilvusException
 
     _quiet()

@@ -207,6 +207,21 @@ def embedded(
             bar.update(len(batch))
 
 
+def remembering(gallery: Gallery, entries: Sequence[Entry]) -> list[Entry]:
+    """Entries with what the gallery knows of them and they do not tell."""
+    names = [*KNOWN, *gallery.about.columns]
+    found = gallery.get([entry.id for entry in entries], fields=["id", *names])
+    known = {row["id"]: {name: row.get(name) for name in names} for row in found}
+    return [
+        dataclasses.replace(entry, facts=known.get(entry.id, {}) | _told(entry))
+        for entry in entries
+    ]
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    return {name: value for name, value in entry.facts.items() if value is not None}
+
+
 def put(gallery: Gallery, entries: Sequence[Entry], embedding: Embedding) -> None:
     """Adds entries and their Embedding; those whose id is there are replaced."""
     added = now()
@@ -227,7 +242,7 @@ def retell(gallery: Gallery, entries: Sequence[Entry]) -> int:
     told = {}
     for entry in entries:
         row = there.get(entry.id, {"content": None})
-        known = {k: v for k, v in entry.facts.items() if v is not None}
+        known = _told(entry)
         if row["content"] == entry.content and known != {k: row[k] for k in known}:
             told[entry.id] = known
     ids = list(told)

@@ -68,6 +68,7 @@ def serve(
     kept = Marks(marks)
     try:
         name = f"[{host}]" if ":" in host else host
+        port = listening.getsockname()[1]  # of --port=0, any that is free
         place = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
         print(f"reviewing {gallery.uri} at {place}", flush=True)
         print(f"marks go to {kept.folder}; Ctrl-C ends", flush=True)
@@ -180,13 +181,15 @@ def _is_local(host: str) -> bool:
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port={port}: a port is a number from 0 to {2**16 - 1}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family[0], socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(family[4])
         listening.listen(64)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:  # of names that cannot be one's
         raise UserError(
             f"--host={host} --port={port} cannot be served at ({error}); choose "
             "another port, or end the program that has it"

@@ -133,9 +133,10 @@ def test_results_of_other_steps_protocols_and_fields_are_kept(tmp_path):
 
     first, other = entry("a", 0.1, best={"step": 1}), entry("b", 0.3)
     changed = entry("a", 0.4, changed={"model.assignment": "nn"})
-    for written in (first, other, changed, entry("a", 0.2)):
+    of_another = entry("a", 0.7, run="runs/another")
+    for written in (first, other, changed, of_another, entry("a", 0.2)):
         results.write(str(tmp_path), [written])
-    wanted = [other, changed, entry("a", 0.2, best={"step": 1})]
+    wanted = [other, changed, of_another, entry("a", 0.2, best={"step": 1})]
     assert json.loads((tmp_path / "results.json").read_text()) == wanted
 
 

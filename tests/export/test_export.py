@@ -175,9 +175,11 @@ def test_a_changed_network_does_not_bear_the_trained_ones_figures(toy_run, tmp_p
     assert about["changed"] == {}
     assert about["results"][0]["metrics"]
     config.model.top_k = 2
+    config.data.resize = "pil-bicubic"
     other = export.export_checkpoint(config, str(run), directory=tmp_path / "b")
     about = json.loads((other / "export.json").read_text())
-    assert about["changed"] == {"model.top_k": 2}
+    assert about["changed"] == {"model.top_k": 2, "data.resize": "pil-bicubic"}
+    assert about["input"]["images"].endswith("resized: pil-bicubic")
     assert about["config"]["model.top_k"] == 2
     assert about["results"] == []
     text = (other / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from reid_jax.extractor.extractor import Extractor
 from reid_jax.retrieval import expansion
 from reid_jax.retrieval.k_reciprocal import KReciprocal
 from reid_jax.retrieval.search import Search
-from reid_jax.runtime import checkpoint, sharding
+from reid_jax.runtime import checkpoint, digests, sharding
 from tests.conftest import CHECKOUT
 from tests.launch import toy
 from tests.retrieval import k_reciprocal_in_numpy
@@ -357,6 +358,17 @@ def test_an_export_of_an_older_version_is_to_be_made_again(places, tmp_path):
     (older / "export.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=r"no whole export .*export it again"):
         reid_jax.load(older)
+
+
+def test_an_export_of_a_run_that_knew_one_way_of_resizing(places, tmp_path):
+    """A checkpoint keeps the fields that it was saved with, and so do its exports."""
+    older = tmp_path / "export"
+    shutil.copytree(places.export, older)
+    about = json.loads((older / "export.json").read_text())
+    about["config"].pop("data.resize")
+    (older / "export.json").write_text(json.dumps(about))
+    digests.write(older)
+    assert reid_jax.load(older).network.resize == "bilinear"
 
 
 _ALONE = """

@@ -20,6 +20,8 @@ def test_the_same_network_has_the_same():
     elsewhere = CONFIG | {"data.data_dir": "other", "seed": 1, "stages.epochs": 3}
     turned = {"params": {"kernel": variables()["params"]["kernel"].T.copy().T}}
     assert fingerprint("method", elsewhere, turned) == one
+    usual = CONFIG | {"data.resize": "bilinear"}  # which older runs do not have
+    assert fingerprint("method", usual, variables()) == one
     free = next(name for name in FREE_FIELDS if name.startswith("model."))
     assert fingerprint("method", CONFIG | {free: "other"}, variables()) == one
 
@@ -30,6 +32,7 @@ def test_the_same_network_has_the_same():
         ("other", CONFIG, variables()),
         ("method", CONFIG | {"model.width": 9}, variables()),
         ("method", CONFIG | {"data.height": 32}, variables()),
+        ("method", CONFIG | {"data.resize": "pil-bicubic"}, variables()),
         ("method", CONFIG, variables(np.nextafter(np.float32(1), np.float32(2)))),
         ("method", CONFIG, variables(dtype=np.int32)),
         ("method", CONFIG, variables(name="bias")),

@@ -130,6 +130,10 @@ def test_what_is_there_is_not_added_again(gallery, photos, tmp_path, capsys):
     assert "images       36" in said(capsys, "info", gallery)
     hits = ask(gallery, tmp_path, "--top=1", mine / "0_c0.png")
     assert hits[0]["distance"] < 1e-3
+    # What was told of its path is not told again, and stays.
+    hits = ask(gallery, tmp_path, "--top=35", mine / "0_c0.png")
+    (changed,) = [hit for hit in hits if hit["path"] == str(mine / "1_c0.png")]
+    assert (changed["person"], changed["camera"]) == ("1", "0")
 
 
 def test_new_facts_of_what_is_there(gallery, photos, tmp_path, capsys, extractors):
@@ -313,14 +317,18 @@ def test_check_and_another_index(gallery, photos, tmp_path, capsys, extractors):
         (["--model=other"], "another network (fingerprint 0000"),
         (["--other_cameras"], "someone.png is not known"),
         (["--jsonl=."], "--jsonl=. is a folder"),
+        (["--jsonl=afile/a.jsonl"], "afile (it is a file)"),
+        (["--strip=afile/a.png"], "afile (it is a file)"),
         (["--strip=."], "--strip=. is a folder"),
         (["--strip=answers.jpg"], "the picture is a PNG"),
         (["--collection=none"], "has no collection none; there are: reid"),
     ],
 )
-def test_wrong_queries(argv, words, gallery, photos, tmp_path, capsys):
+def test_wrong_queries(argv, words, gallery, photos, tmp_path, capsys, monkeypatch):
     someone = tmp_path / "someone.png"
     shutil.copy(photos / "2_c1.png", someone)
+    (tmp_path / "afile").write_text("")
+    monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, "query", gallery, *argv, someone)
 
 
@@ -368,6 +376,13 @@ def test_wrong_numbers_and_names(argv, words, gallery, photos, capsys):
 
 def test_galleries_that_are_none(tmp_path, photos, capsys):
     image = photos / "2_c1.png"
+    (tmp_path / "afile").write_text("")
+    for place, words in (
+        (f"{tmp_path}/afile/g.db", "it is a file"),
+        ("~nobodyx/g.db", "no such user"),
+    ):
+        add = ("add", f"--gallery={place}", "--model=toy", image)
+        assert words in refused(capsys, *add)
     nowhere = f"--gallery={tmp_path}/no.db"
     assert "there is no gallery" in refused(capsys, "query", nowhere, image)
     assert not (tmp_path / "no.db").exists()

@@ -15,6 +15,7 @@ pytest.importorskip("milvus_lite")
 pytest.importorskip("uvicorn")
 testclient = pytest.importorskip("starlette.testclient")
 
+from reid_jax.errors import UserError  # noqa: E402
 from reid_jax.search import gallery as galleries  # noqa: E402
 from reid_jax.search import review, rows, web  # noqa: E402
 from reid_jax.search.marks import Marks  # noqa: E402
@@ -226,10 +227,24 @@ def test_serving(gallery, tmp_path, capsys, monkeypatch):  # noqa: F811
         web.uvicorn.Server, "run", lambda self, sockets: served.append(1)
     )
     web_args = ["serve", gallery, f"--marks={tmp_path}/m"]
-    assert "at http://127.0.0.1:0/\n" in said(capsys, *web_args, "--port=0")
+    assert "at http://127.0.0.1:" in said(capsys, *web_args, "--port=0")
     assert "?token=" in said(capsys, *web_args, "--port=0", "--host=0.0.0.0")
     with contextlib.suppress(SystemExit):  # a machine without IPv6
-        assert "at http://[::1]:0/\n" in said(
-            capsys, *web_args, "--port=0", "--host=::1"
-        )
+        assert "at http://[::1]:" in said(capsys, *web_args, "--port=0", "--host=::1")
     assert len(served) >= 2
+
+
+def test_the_address_that_is_printed_is_listened_at():
+    with web._bound("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(UserError, match="cannot be served at"):
+            web._bound("127.0.0.1", port).close()
+    for host, port in (("127.0.0.1", 70000), ("127.0.0.1", -1), ("x" * 300, 80)):
+        with pytest.raises(UserError, match=f"--port={port}"):
+            web._bound(host, port)
+
+
+def test_marks_need_a_folder(gallery, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "afile").write_text("")
+    message = refused(capsys, "serve", gallery, f"--marks={tmp_path}/afile")
+    assert "afile (it is a file)" in message
