@@ -249,6 +249,13 @@ def _too_small(model: Mapping[str, Any], within: str = "model") -> Iterator[str]
 def _of_stage(config: Any, name: str) -> Iterator[str]:
     """What no limit of a single field says."""
     stage, field = config.stages[name], f"config.stages.{name}"
+    groups, count = config.model.get("mining_groups", 1), stage.micro_batches
+    whole = all(_is_of(n, int) and n > 0 for n in (groups, count, stage.identities))
+    if whole and groups > 1 and stage.identities % (groups * count):
+        yield (
+            f"{field}.identities is {stage.identities}; config.model.mining_groups="
+            f"{groups}, in each of micro_batches={count}, would tear identities apart"
+        )
     milestones = tuple(stage.optimizer.milestones)
     if not all(_is_number(m) and 0 < m < math.inf for m in milestones):
         yield f"{field}.optimizer.milestones is {milestones}; they are epochs, above 0"

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from configs import aaformer, baseline, common
+from configs import aaformer, baseline, common, cpacol
 from reid_jax import checks, experiment
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
@@ -102,6 +102,18 @@ def test_an_option_of_a_backbone_without_sense_is_named(field, value):
     with pytest.raises(UserError, match=rf"^config\.model\.options\.{field}") as error:
         checks.check_config(config)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_groups_that_would_tear_identities_apart():
+    config = cpacol.get_config("demo,scratch")
+    stage = next(iter(config.stages))
+    config.model.mining_groups = 2
+    config.stages[stage].identities = 16
+    checks.check_config(config)
+    config.stages[stage].micro_batches = 4
+    config.model.mining_groups = 8
+    with pytest.raises(UserError, match=rf"{stage}\.identities is 16; .*groups=8, in"):
+        checks.check_config(config)
 
 
 def test_options_as_a_whole_dict():

@@ -176,7 +176,8 @@ class ChannelGate(nn.Module):
         pooled = stream.astype(jnp.float32).mean((1, 2), keepdims=True)
         hidden = relu(layer(channels // _GATE_REDUCTION, "fc1")(pooled))
         gates = jax.nn.sigmoid(layer(channels, "fc2")(hidden))
-        return stream * gates.astype(stream.dtype)
+        # In float32, as the gradient of a gate is a sum over all places.
+        return (stream.astype(jnp.float32) * gates).astype(stream.dtype)
 
 
 class Block(nn.Module):

@@ -82,9 +82,12 @@ class DropPath(nn.Module):
 
 
 def _scaled(branch: jax.Array, kept: jax.Array, keep: jax.Array | float) -> jax.Array:
-    """The rows of `branch` [B, ...] that are kept, and zeros."""
+    """The rows of `branch` [B, ...] that are kept, and zeros, float32 as the stream is.
+
+    In bfloat16 the probability would be rounded, and the mean not be the branch.
+    """
     kept = kept.reshape(-1, *[1] * (branch.ndim - 1))
-    return jnp.where(kept, branch / keep, 0)
+    return jnp.where(kept, branch.astype(jnp.float32) / keep, 0)
 
 
 class Block(nn.Module):

@@ -32,7 +32,9 @@ class Mlp3(nn.Module):
         width = tokens.shape[-1]
         for index, features in enumerate((width // 2, width // 2, width)):
             if index:
-                norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32)
+                norm = nn.LayerNorm(
+                    epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False
+                )
                 tokens = jax.nn.gelu(norm(tokens), approximate=False)
             tokens = Dense(
                 features,

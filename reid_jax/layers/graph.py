@@ -73,7 +73,11 @@ def similarity(
     """
     if weights is not None:
         u = (u * weights).astype(v.dtype)
-    product = jnp.matmul(u, v.T, preferred_element_type=jnp.float32)
+    # Of float32 factors no digits are dropped, whatever the accelerator.
+    precision = jax.lax.Precision.HIGHEST if u.dtype == jnp.float32 else None
+    product = jnp.matmul(
+        u, v.T, precision=precision, preferred_element_type=jnp.float32
+    )
     if scale_u is not None:
         product *= scale_u[:, None]
     if scale_v is not None:

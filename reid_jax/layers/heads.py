@@ -71,7 +71,9 @@ class CosineClassifier(nn.Module):
         shape = (features.shape[-1], self.num_classes)
         kernel = parameter(self, "kernel", nn.initializers.xavier_uniform(), shape)
         norms = inverse_norms(features)[:, None] * inverse_norms(kernel.T)
-        return (features @ kernel) * norms
+        # Scaled by up to 256, a cosine of bfloat16's or TF32's digits would be noise.
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.matmul(features, kernel, precision=highest) * norms
 
 
 class LinearHead(nn.Module):

@@ -28,8 +28,12 @@ class GeneralizedMean(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps float32 [B, H, W, C] to [B, C]."""
         p = parameter(self, "p", nn.initializers.constant(3.0), (1,))
-        powers = jnp.maximum(features, _LEAST_VALUE) ** p
-        return powers.mean((1, 2)) ** (1 / p)
+        values = jnp.maximum(features, _LEAST_VALUE)
+        # In shares of the greatest value, so that no power falls below float32's least
+        # number. The result does not depend on it, and so has no gradient by it.
+        top = jax.lax.stop_gradient(values.max((1, 2), keepdims=True))
+        root = ((values / top) ** p).mean((1, 2)) ** (1 / p)
+        return root * top[:, 0, 0]
 
 
 def weighted_average(features: jax.Array, masks: jax.Array) -> jax.Array:

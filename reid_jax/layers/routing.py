@@ -134,8 +134,13 @@ def sizes_of_scales(size: tuple[int, int], scales: int) -> list[tuple[int, int]]
 
 
 def scaled(features: jax.Array, weights: jax.Array) -> jax.Array:
-    """Features [B, h, w, C] times a number per row [B], in their own dtype."""
-    return features * weights[:, None, None, None].astype(features.dtype)
+    """Features [B, h, w, C] times a number per row [B], in their own dtype.
+
+    The product is one of float32, so that the gradient of a number, a sum over all
+    places and channels, is summed in it.
+    """
+    product = features.astype(jnp.float32) * weights[:, None, None, None]
+    return product.astype(features.dtype)
 
 
 def resized(features: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -15,7 +15,10 @@ import jax.numpy as jnp
 
 from reid_jax.losses.circle import circle_logits
 
-KINDS = ("arcface", "cosface", "circle")
+USUAL = {"arcface": (0.3, 30.0), "cosface": (0.3, 30.0), "circle": (0.25, 256.0)}
+"""Margin and scale of each kind: those of TransReID's classes."""
+
+KINDS = tuple(USUAL)
 
 
 def margin_logits(

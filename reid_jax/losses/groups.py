@@ -10,7 +10,8 @@ from reid_jax.errors import UserError
 def in_groups(rows: jax.Array, groups: int) -> jax.Array:
     """Cuts a batch's rows into consecutive groups: [B, ...] to [groups, B/groups, ...].
 
-    Batches are identity-major, so that identities are not torn apart.
+    Batches are identity-major, so that identities are not torn apart where the groups
+    divide their number, which `checks` sees to.
 
     Raises:
       UserError: if the groups would not be equal.

@@ -173,6 +173,16 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert transformer.DropPath(0.25).apply({}, branch, train=False) is branch
 
 
+def test_drop_path_of_half_precision_keeps_the_mean():
+    """0.9 is 0.8984 in bfloat16."""
+    kept = transformer.DropPath(0.1).apply(
+        *({}, jnp.ones((200, 3), jnp.bfloat16)),
+        train=True,
+        rngs={"drop_path": jax.random.key(0)},
+    )
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.9], rtol=1e-6)
+
+
 def test_drop_path_grows_linearly():
     rates = []
 

@@ -25,6 +25,8 @@ def test_bnneck_may_return_cosines():
     after = np.asarray(outputs["after"], np.float64)
     norms = np.linalg.norm(after, axis=1)[:, None] * np.linalg.norm(kernel, axis=0)
     np.testing.assert_allclose(outputs["logits"], after @ kernel / norms, atol=1e-6)
+    test = jax.jit(lambda x: head.apply(variables, x, train=False)["logits"])
+    assert "HIGHEST" in test.lower(features).as_text()  # no digits are dropped
 
 
 def test_bnneck_has_no_bias_and_a_small_classifier():

@@ -1,8 +1,9 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reid_jax.layers.pooling import weighted_average, weighted_max
+from reid_jax.layers.pooling import GeneralizedMean, weighted_average, weighted_max
 
 
 def example(seed=0):
@@ -76,3 +77,26 @@ def test_half_precision_pools_in_single():
         found = pool(half, masks)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, loops(features, masks), atol=2e-2)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 3.0, 8.0, 40.0])
+def test_generalised_means_of_silent_channels(exponent):
+    """The powers of what is almost nothing would be nothing in float32."""
+    maps = np.random.default_rng(0).uniform(-1, 5, (2, 4, 3, 5)).astype(np.float32)
+    maps[0, ..., 1] = 0
+
+    def loss(p, x):
+        return GeneralizedMean().apply({"params": {"p": p}}, x)
+
+    p = jnp.array([exponent])
+    wide = np.maximum(maps, 1e-6).astype(np.float64)
+    powers = wide**exponent
+    wanted = powers.mean((1, 2)) ** (1 / exponent)
+    np.testing.assert_allclose(loss(p, maps), wanted, rtol=1e-5)
+    by_p, by_x = jax.grad(lambda *a: loss(*a).sum(), (0, 1))(p, maps)
+    share = wanted ** (1 - exponent) / 12
+    slope = share[:, None, None] * wide ** (exponent - 1) * (maps > 1e-6)
+    np.testing.assert_allclose(by_x, slope, rtol=1e-4, atol=1e-7)
+    logs = (powers * np.log(wide)).mean((1, 2)) / powers.mean((1, 2))
+    change = wanted * (logs / exponent - np.log(powers.mean((1, 2))) / exponent**2)
+    np.testing.assert_allclose(by_p, [change.sum()], rtol=1e-3)

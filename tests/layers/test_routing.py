@@ -14,6 +14,7 @@ from reid_jax.layers.routing import (
     gumbel_softmax,
     resized,
     run_if_active,
+    scaled,
     sizes_of_scales,
 )
 
@@ -152,3 +153,19 @@ def test_coarseness_is_the_mean_scale_of_the_cells():
     mixed = [[1, nan, nan], [0.5, 0.5, nan], [0.2, 0.3, 0.5], [0, 0.5, 0.5]]
     found = coarseness(np.array([straight, down, mixed]))
     np.testing.assert_allclose(found, [0, 5 / 4, (0.5 + 1.3 + 1.5) / 4], rtol=1e-6)
+
+
+def test_a_number_for_each_row_gets_its_gradient_in_single():
+    rng = np.random.default_rng(0)
+    maps, far = (rng.standard_normal((3, 24, 8, 64)) for _ in range(2))
+    maps, far = (jnp.array(x, jnp.bfloat16) for x in (maps, far))
+    weights = jnp.array([0.3, 0.5, 2.0])
+
+    def loss(weights):
+        out = scaled(maps, weights)
+        assert out.dtype == jnp.bfloat16
+        return (out.astype(jnp.float32) * far.astype(jnp.float32)).sum()
+
+    wide = (np.asarray(x, np.float64) for x in (maps, far))
+    wanted = np.multiply(*wide).sum((1, 2, 3))
+    np.testing.assert_allclose(jax.grad(loss)(weights), wanted, rtol=1e-4)

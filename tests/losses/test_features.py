@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from reid_jax.errors import UserError
+from reid_jax.losses.angular import KINDS
 from reid_jax.losses.circle import circle_loss
 from reid_jax.losses.features import FeatureLosses
 from reid_jax.losses.triplet import batch_hard_triplet
@@ -85,3 +86,13 @@ def test_a_linear_classifier_and_nothing_else():
     assert set(metrics) == {"loss_id", "accuracy"}
     with pytest.raises(UserError, match="classifier is one of linear, arcface, cosf"):
         FeatureLosses(classifier="softmax")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_feature_costs_nothing_by_the_usual_margin_and_scale(kind):
+    classes = 751
+    outputs = {"before": np.eye(4, 6)[:, None], "logits": np.eye(4, classes)[:, None]}
+    outputs = {name: array.astype(np.float32) for name, array in outputs.items()}
+    chosen = FeatureLosses(classifier=kind, label_smoothing=0, triplet_weight=0)
+    _, metrics = chosen(outputs, np.arange(4), None, with_parts=False)
+    assert 0 <= metrics["loss_id"] < 1e-5
