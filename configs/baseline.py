@@ -19,8 +19,9 @@ centre loss. It starts from weights that the library brings, or from nothing: wi
 `:demo,scratch`, and where there are none (`SHIPPED`).
 
 Other losses are fields: `--config.model.classifier=arcface`, `cosface` or `circle` for
-the identity loss, `--config.model.circle_weight=1 --config.model.triplet_weight=0` for
-the circle loss on pairs; `reid_jax/losses/features.py` has all of them.
+the identity loss (circle with a `classifier_margin` and a `classifier_scale`),
+`--config.model.circle_weight=1 --config.model.triplet_weight=0` for the circle loss on
+pairs; `reid_jax/losses/features.py` has all of them.
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from reid_jax.errors import check_choices
-from reid_jax.losses.angular import KINDS, USUAL, margin_logits
+from reid_jax.errors import UserError, check_choices
+from reid_jax.losses.angular import KINDS, margin_logits
 from reid_jax.losses.center import center_loss, moved_centers
 from reid_jax.losses.circle import circle_loss
 from reid_jax.losses.identity import accuracy, cross_entropy
@@ -28,11 +28,11 @@ class FeatureLosses:
     # Share of the identity loss's target that is spread over all identities.
     label_smoothing: float = 0.1
     # Of the identity loss: "linear"; or "arcface", "cosface" or "circle", of cosines,
-    # with a margin and a scale, see `losses.angular.margin_logits`; None takes the
-    # kind's usual one.
+    # with a margin and a scale, see `losses.angular.margin_logits`. The defaults are
+    # TransReID's of the first two; its circle has 0.25 and 256.
     classifier: str = "linear"
-    classifier_margin: float | None = None
-    classifier_scale: float | None = None
+    classifier_margin: float = 0.3
+    classifier_scale: float = 30.0
     # The batch-hard triplet loss, whose margin None is the soft margin. A weight of 0
     # leaves a loss away.
     triplet_weight: float = 1.0
@@ -52,6 +52,12 @@ class FeatureLosses:
 
     def __post_init__(self) -> None:
         check_choices(classifier=(self.classifier, ("linear", *KINDS)))
+        given = self.classifier, self.classifier_margin, self.classifier_scale
+        if given == ("circle", 0.3, 30.0):
+            raise UserError(
+                "classifier='circle' learns nothing by the margin 0.3 and the scale 30 "
+                "of ArcFace: set classifier_margin=0.25 and classifier_scale=256"
+            )
 
     @property
     def cosine(self) -> bool:
@@ -108,13 +114,12 @@ class FeatureLosses:
 
     def _identity(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         if self.cosine:
-            margin, scale = USUAL[self.classifier]
-            if self.classifier_margin is not None:
-                margin = self.classifier_margin
-            if self.classifier_scale is not None:
-                scale = self.classifier_scale
             logits = margin_logits(
-                logits, labels, kind=self.classifier, margin=margin, scale=scale
+                logits,
+                labels,
+                kind=self.classifier,
+                margin=self.classifier_margin,
+                scale=self.classifier_scale,
             )
         return cross_entropy(logits, labels, smoothing=self.label_smoothing)
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from reid_jax.errors import UserError
-from reid_jax.losses.angular import KINDS
 from reid_jax.losses.circle import circle_loss
 from reid_jax.losses.features import FeatureLosses
 from reid_jax.losses.triplet import batch_hard_triplet
@@ -88,11 +87,24 @@ def test_a_linear_classifier_and_nothing_else():
         FeatureLosses(classifier="softmax")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_perfect_feature_costs_nothing_by_the_usual_margin_and_scale(kind):
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("arcface", {}),
+        ("cosface", {}),
+        ("circle", {"classifier_margin": 0.25, "classifier_scale": 256.0}),
+    ],
+)
+def test_a_perfect_feature_costs_nothing_by_the_usual_margin_and_scale(kind, fields):
     classes = 751
     outputs = {"before": np.eye(4, 6)[:, None], "logits": np.eye(4, classes)[:, None]}
     outputs = {name: array.astype(np.float32) for name, array in outputs.items()}
-    chosen = FeatureLosses(classifier=kind, label_smoothing=0, triplet_weight=0)
+    fields = fields | {"label_smoothing": 0, "triplet_weight": 0}
+    chosen = FeatureLosses(classifier=kind, **fields)
     _, metrics = chosen(outputs, np.arange(4), None, with_parts=False)
     assert 0 <= metrics["loss_id"] < 1e-5
+
+
+def test_circle_is_not_taken_with_the_scale_of_others():
+    with pytest.raises(UserError, match=r"margin=0\.25 and classifier_scale=256"):
+        FeatureLosses(classifier="circle")
