@@ -23,7 +23,8 @@ python -m benchmarks.full_size_plans
 
 which keeps each line in `benchmarks/results/plans` as it comes, and goes on where it
 was stopped; `--systems=DROP --topologies=v5e:2x2 --dtypes=bfloat16` takes a part of it.
-What is missing below was not compiled yet.
+What is missing below was not compiled yet. "ViT-stripes" is TransReID, the baseline
+`backbone=transreid`.
 """
 
 _SCALING = """\
