@@ -224,7 +224,8 @@ def find(path: str) -> epath.Path:
         return found[-1]
     raise UserError(
         f"no checkpoint in {path}; name a run's folder, one step of it (below its "
-        "checkpoints/best or checkpoints/last), or an export"
+        "checkpoints/best or checkpoints/last), or an export. What others trained, and "
+        "shipped/NAME, is made a run by: python -m reid_jax.weights --from=... --as=..."
     )
 
 

@@ -10,7 +10,8 @@ A folder holds {"params": {"backbone": ...}, "batch_stats": ...} and is what
 names of timm, torchvision, IBN-Net or HRNet, to be read by PyTorch.
 
 With --as, the file is a trained re-ID network of another library, and the folder a run
-that --mode=evaluate and --mode=export take, and --config.pretrained.
+that --mode=evaluate and --mode=export take, and --config.pretrained. With --as=shipped
+it is one that this library brings, as --from=shipped/vit.
 
 With --ship, a run goes into the library's own folder, in half
 precision and with a card; --config.pretrained and reid_jax.load take shipped/NAME then.
@@ -152,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("--ship takes a run of this library: leave out --as")
         if args.ship:
             print(shipping.ship(args.source, args.ship))
+        elif args.kind == "shipped":
+            print(shipping.as_run(args.source, _target(args.to)))
         elif args.kind:
             print(runs.convert(args.source, args.kind, _target(args.to)))
         else:

@@ -81,7 +81,7 @@ def convert(source: str, kind: str, target: pathlib.Path) -> str:
     config = describe(found, kind, origin=str(path))
     arrays, filled = complete(found.arrays, config, origin=str(path))
     about = _about(path, kind, found, filled)
-    _write(target, config, arrays, about)
+    write(target, config, arrays, about)
     return _report(target, KINDS[kind], config, about)
 
 
@@ -284,10 +284,23 @@ def _about(
     }
 
 
-def _write(
-    target: pathlib.Path, config: Any, variables: Mapping[str, Any], about: Any
+def write(
+    target: pathlib.Path,
+    config: Any,
+    variables: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> None:
-    """The run's folder, whole or not at all."""
+    """Writes a run's folder, whole or not at all.
+
+    Args:
+      target: the folder; must not be there.
+      config: of the run.
+      variables: from `complete`.
+      about: what `conversion.json` says.
+
+    Raises:
+      UserError: if nothing can be written there.
+    """
     fields = config.to_dict()
     kernel = variables["params"]["heads"]["classifier"]["kernel"]
     meta = Meta(

@@ -1,8 +1,10 @@
 """A trained run as weights that the library brings: half precision, with a card.
 
     python -m reid_jax.weights --from=runs/pretrain-vit --ship=vit
+    python -m reid_jax.weights --from=shipped/vit --as=shipped --to=runs/vit
 
-`config.pretrained` and `reid_jax.load` take the name `shipped/vit` then.
+`config.pretrained` and `reid_jax.load` take the name `shipped/vit` then. The second
+command is the way back, to a run that every verb takes.
 """
 
 from __future__ import annotations
@@ -98,6 +100,29 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
       UserError: there are none of that name, or they are damaged.
     """
     return included.card(name), files.read(included.locate(name)).arrays
+
+
+def as_run(name: str, target: pathlib.Path) -> str:
+    """Writes the folder of a run, and says what is done with it.
+
+    Args:
+      name: `shipped/NAME`.
+      target: the folder; must not be there.
+
+    Raises:
+      UserError: there are none of that name, they are damaged, or nothing can be
+        written at the target.
+    """
+    card, arrays = read(name)
+    config = run_config.restored(card["config"])
+    config.pretrained = "none"  # what it started from has no part in it any more
+    variables, filled = runs.complete(arrays, config, origin=name)
+    runs.write(target, config, variables, {"file": name, "filled": filled})
+    return (
+        f"{name}: {card['network']}\nwrote {target}; try it with\n"
+        f"  python -m reid_jax.main --mode=evaluate --workdir={target} "
+        "--config.evaluate_on=\"('synthetic/holistic_demo',)\""
+    )
 
 
 def _halved(variables: Mapping[str, Any], place: str) -> dict[str, np.ndarray]:

@@ -8,8 +8,10 @@ import pytest
 
 import reid_jax
 from configs import pretrain
+from configs import run as run_config
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
+from reid_jax.evaluation import evaluate
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.training import train
 from reid_jax.weights import __main__ as command
@@ -98,6 +100,23 @@ def test_a_name_is_a_network(run, brought, photos):
     half = reid_jax.load(NAME).embed(photos, progress=False)["vector"]
     np.testing.assert_allclose(half, whole, atol=5e-3)
     assert not np.array_equal(half, whole)
+
+
+def test_a_name_becomes_a_run(brought, photos, tiny_data, tmp_path, capsys):
+    made = tmp_path / "made"
+    flags = [f"--from={NAME}", "--as=shipped", f"--to={made}"]
+    assert commands.ended(command.main, flags) == 0
+    assert f"--workdir={made}" in capsys.readouterr().out
+    wanted = reid_jax.load(NAME)
+    got = reid_jax.load(made)
+    for images in (photos, next(photos.rglob("*.png"))):
+        vectors = (one.embed(images, progress=False)["vector"] for one in (got, wanted))
+        np.testing.assert_array_equal(*vectors)
+    config = run_config.get_config(str(made))
+    config.data.data_dir = str(tiny_data)
+    (entry,) = evaluate.evaluate_checkpoint(config, str(made), workdir=str(made))
+    assert entry["metrics"]["mAP"] > 0
+    assert commands.ended(command.main, flags) == 2  # it is there
 
 
 def test_the_card_says_what_it_is(run, brought, tiny_data):
