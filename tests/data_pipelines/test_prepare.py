@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -595,3 +596,15 @@ def test_other_images_cannot_take_a_published_name(tmp_path, capsys):
     )
     assert code == 2
     assert "is the name of a published data set" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted(tiny_data, tmp_path):
+    place = tmp_path / "data 3 ü"
+    shutil.copytree(tiny_data / "tiny", place / "tiny")
+    (version,) = (place / "tiny").iterdir()
+    said = report.next_command("tiny", version)
+    words = shlex.split(said.removeprefix("Next: "))
+    assert f"--config.data.data_dir={place}" in words
+    with pytest.raises(UserError) as error:
+        prepared.open_records("none", "train", place)
+    assert f"--data_dir={shlex.quote(str(place))}" in str(error.value)
