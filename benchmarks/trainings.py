@@ -70,7 +70,7 @@ def entries(
         entry
         for entry in workdir.read_objects(folder / "results.json")
         if entry["step"] == last
-        and "rerank" not in entry
+        and not {"rerank", "run"} & entry.keys()
         and entry.get("changed", {}).keys() == set(changed)
     ]
 

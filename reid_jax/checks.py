@@ -103,6 +103,13 @@ def remarks(config: Any) -> Iterator[str]:
     for name, stage in config.stages.items():
         if stage.optimizer.warmup_epochs > stage.epochs:
             yield f"config.stages.{name} ends before its warm-up does"
+    model = config.model
+    if model.get("classifier") == "circle" and model.get("classifier_scale") == 30.0:
+        yield (
+            "config.model.classifier_scale is ArcFace's, by which circle's loss stays "
+            "far above 0 for perfect features, too: TransReID's circle has "
+            "classifier_margin=0.25 and classifier_scale=256"
+        )
 
 
 def _outside(
@@ -234,9 +241,9 @@ def _too_small(model: Mapping[str, Any], within: str = "model") -> Iterator[str]
     """Sizes of a network, and of the backbone that its `options` describe."""
     for name, value in model.items():
         said = f"config.{within}.{name} is {value!r}; it must be "
-        if isinstance(value, Mapping):
+        if name == "options" and isinstance(value, Mapping):
             yield from _too_small(value, f"{within}.{name}")
-        elif name == "stride" and not _is_of(value, tuple[int, int]):
+        elif name == "stride" and not _is_of(value, int | tuple[int, int]):
             yield f"{said}two whole numbers, such as (16, 16)"
         elif name in _SIZES + _GROUPS or name.endswith("_width"):
             numbers = value if isinstance(value, tuple) else (value,)
@@ -249,13 +256,6 @@ def _too_small(model: Mapping[str, Any], within: str = "model") -> Iterator[str]
 def _of_stage(config: Any, name: str) -> Iterator[str]:
     """What no limit of a single field says."""
     stage, field = config.stages[name], f"config.stages.{name}"
-    groups, count = config.model.get("mining_groups", 1), stage.micro_batches
-    whole = all(_is_of(n, int) and n > 0 for n in (groups, count, stage.identities))
-    if whole and groups > 1 and stage.identities % (groups * count):
-        yield (
-            f"{field}.identities is {stage.identities}; config.model.mining_groups="
-            f"{groups}, in each of micro_batches={count}, would tear identities apart"
-        )
     milestones = tuple(stage.optimizer.milestones)
     if not all(_is_number(m) and 0 < m < math.inf for m in milestones):
         yield f"{field}.optimizer.milestones is {milestones}; they are epochs, above 0"

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from configs import aaformer, baseline, common, cpacol
+from configs import aaformer, baseline, common
 from reid_jax import checks, experiment
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
@@ -104,18 +104,6 @@ def test_an_option_of_a_backbone_without_sense_is_named(field, value):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_groups_that_would_tear_identities_apart():
-    config = cpacol.get_config("demo,scratch")
-    stage = next(iter(config.stages))
-    config.model.mining_groups = 2
-    config.stages[stage].identities = 16
-    checks.check_config(config)
-    config.stages[stage].micro_batches = 4
-    config.model.mining_groups = 8
-    with pytest.raises(UserError, match=rf"{stage}\.identities is 16; .*groups=8, in"):
-        checks.check_config(config)
-
-
 def test_options_as_a_whole_dict():
     """As a command line can give them: what is left out has its usual value."""
     config = aaformer.get_config("demo,scratch")
@@ -143,6 +131,16 @@ def test_a_warm_up_that_a_stage_does_not_reach_is_a_remark():
     assert list(checks.remarks(config)) == [
         "config.stages.train ends before its warm-up does"
     ]
+
+
+def test_circle_by_the_scale_of_others_is_a_remark():
+    config = baseline.get_config("demo,scratch")
+    config.model.classifier = "circle"
+    checks.check_config(config)
+    (remark,) = checks.remarks(config)
+    assert "classifier_margin=0.25 and classifier_scale=256" in remark
+    config.model.classifier_scale = 256.0
+    assert list(checks.remarks(config)) == []
 
 
 def test_all_are_named_at_once():

@@ -16,6 +16,7 @@ from reid_jax.errors import UserError
 from reid_jax.extractor.network import Arrays, Network
 
 _SIZE = re.compile(r"\[b, (\d+), (\d+), 3\]")
+_SQUARES = "reid_jax.models.cpacol"
 _AGAIN = "export it again, with --mode=export"
 
 
@@ -67,7 +68,10 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
             "image_size": (height, width),
             "resize": about["config"].get("data.resize", BILINEAR),
             "parts": tuple(about["parts"]),
-            "squared_distances": bool(about["squared_distances"]),
+            # Of our methods, and in exports that do not say it, CpaCol's are.
+            "squared_distances": about.get(
+                "squared_distances", about["method"] == _SQUARES
+            ),
             "inputs": tuple(name for name, _ in inputs),
         }
     except KeyError as error:

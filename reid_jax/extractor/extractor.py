@@ -131,7 +131,8 @@ class Extractor:
           rerank: steps of re-ranking in their order, of "database_augmentation",
             "query_expansion" and "k_reciprocal", or a dict of them with options,
             {"k_reciprocal": {"k1": 10}}; see `retrieval.steps`. Distances are then
-            those of what comes out. The queries are neighbours of each other, too.
+            those of what comes out. The queries are neighbours of each other, too, and
+            all gallery images are compared with all: ask for many queries at once.
 
         Raises:
           UserError: if they are of different networks, empty or not finite, `k` is no
@@ -266,7 +267,7 @@ class Extractor:
             steps,
             self._comparison,
             squares=self.network.squared_distances,
-            block=min(QUERY_BLOCK, len(next(iter(query.values())))),
+            block=QUERY_BLOCK,  # as gallery images are queries, too
         )
         query, gallery = made.embeddings((query, gallery))
         encoding, done = made.encoding(query, gallery), 0

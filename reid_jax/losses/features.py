@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from reid_jax.errors import UserError, check_choices
+from reid_jax.errors import check_choices
 from reid_jax.losses.angular import KINDS, margin_logits
 from reid_jax.losses.center import center_loss, moved_centers
 from reid_jax.losses.circle import circle_loss
@@ -52,12 +52,6 @@ class FeatureLosses:
 
     def __post_init__(self) -> None:
         check_choices(classifier=(self.classifier, ("linear", *KINDS)))
-        given = self.classifier, self.classifier_margin, self.classifier_scale
-        if given == ("circle", 0.3, 30.0):
-            raise UserError(
-                "classifier='circle' learns nothing by the margin 0.3 and the scale 30 "
-                "of ArcFace: set classifier_margin=0.25 and classifier_scale=256"
-            )
 
     @property
     def cosine(self) -> bool:

@@ -235,6 +235,13 @@ class Options:
                 f"align={self.align!r} joins no places of one image, so "
                 "graph='individual' has nothing to work on: take align='correspondence'"
             )
+        usual = tuple(map(tuple, self.part_groups)) == BODY_PARTS
+        if self.align == "semantic" and self.part_kind != "parts" and usual:
+            raise UserError(
+                f"part_groups has the numbers of part_kind='parts', not of "
+                f"{self.part_kind!r}: give both (data_pipelines/part_labels/kinds.py "
+                "has each kind's classes)"
+            )
         if len(self.blocks) != 4:
             raise UserError(f"blocks={tuple(self.blocks)} must have four numbers")
         for name, least in (("top_k", 0), ("pair_block", 1), ("mixup_weight", 0)):

@@ -79,7 +79,7 @@ class Run:
             absent.append("no metrics.jsonl, so no curves")
         if not self.entries:
             absent.append("it was not evaluated (--mode=evaluate does)")
-        plain = [entry for entry in self.entries if not entry.get("changed")]
+        plain = [x for x in self.entries if not (x.get("changed") or x.get("run"))]
         known = {_pictured(entry) for entry in plain if self.details(entry)}
         for folder in dict.fromkeys(map(_pictured, plain)):
             if folder not in known:
@@ -157,8 +157,10 @@ def state_of(entry: Mapping[str, Any], folder: epath.Path) -> str:
     checkpoint = epath.Path(entry["checkpoint"])
     best = checkpoint.parent.name == "best"
     state = "best state" if best else f"state of step {entry['step']}"
-    run = trained.run_folder(checkpoint).name
-    return state if run == folder.name else f"{state} of {run}"
+    run = epath.Path(entry.get("run", trained.run_folder(checkpoint)))
+    if "run" in entry and run.name == folder.name:
+        return f"{state} of {run}"
+    return state if run.name == folder.name else f"{state} of {run.name}"
 
 
 def way_of(entry: Mapping[str, Any], state: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,10 +47,10 @@ def of_embeddings(rerank: Steps) -> dict[str, Any]:
       UserError: for a step or an option that there is not, or that makes no sense.
     """
     names = list(rerank) if isinstance(rerank, Mapping) else rerank
-    if wrong := wrong_steps(names):
-        raise UserError(f"rerank is {wrong}")
-    if "flip" in names:
+    if isinstance(names, tuple | list) and "flip" in names:
         raise UserError("rerank has flip, which is of images: embed(images, flip=True)")
+    if wrong := wrong_steps(names, known=tuple(STEPS)[1:]):
+        raise UserError(f"rerank is {wrong}")
     given = {step: rerank[step] if names is not rerank else {} for step in names}
     for step, options in given.items():
         if not isinstance(options, Mapping):
@@ -62,15 +63,15 @@ def of_embeddings(rerank: Steps) -> dict[str, Any]:
     return {step: STEPS[step](**options) for step, options in given.items()}
 
 
-def wrong_steps(steps: Any) -> str | None:
+def wrong_steps(steps: Any, known: Sequence[str] = tuple(STEPS)) -> str | None:
     """What is said of names of steps that are no steps, or do not follow each other."""
     if not isinstance(steps, tuple | list):
         return f'{steps!r}; it is a tuple of steps, such as ("k_reciprocal",)'
-    unknown = [s for s in steps if not isinstance(s, str) or s not in STEPS]
+    unknown = [s for s in steps if not isinstance(s, str) or s not in known]
     if unknown:
         return (
             f"{tuple(steps)}, and there is no {unknown[0]!r}; it is a tuple of some of "
-            f"{', '.join(STEPS)}, such as ('flip','k_reciprocal')"
+            f"{', '.join(known)}, such as ('{known[0]}','{known[-1]}')"
         )
     if len(set(steps)) < len(steps):
         return f"{tuple(steps)}; every step is taken once"
@@ -113,5 +114,10 @@ def _is_like(value: Any, usual: bool | int | float) -> bool:
     """Whether a value may stand in another's place; a float may be whole."""
     if isinstance(usual, bool) or isinstance(value, bool):
         return isinstance(usual, bool) and isinstance(value, bool)
-    kinds = int | float if isinstance(usual, float) else int
-    return isinstance(value, kinds) and math.isfinite(value)
+    if isinstance(value, numbers.Integral):
+        return True
+    return (
+        isinstance(usual, float)
+        and isinstance(value, numbers.Real)
+        and math.isfinite(value)
+    )

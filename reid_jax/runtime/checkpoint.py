@@ -66,11 +66,17 @@ class Checkpoints:
         """The evaluation of the best state that is kept, as `Meta` has it, or None.
 
         The last checkpoint may know an older one: it is saved before the evaluation
-        that ends a run, and a run may be killed between the two.
+        that ends a run, and a run may be killed between the two. One that cannot be
+        read is said to be so, and is none.
         """
         if self._best.latest_step() is None:
             return None
-        return read_meta(self._best.newest())["best"]
+        try:
+            return read_meta(self._best.newest())["best"]
+        except UserError as error:
+            if jax.process_index() == 0:
+                print(f"note: the best is sought anew: {error}", file=sys.stderr)
+            return None
 
     def save(
         self,
@@ -88,7 +94,11 @@ class Checkpoints:
         )
 
     def save_best(self, step: int, state: TrainState, meta: Meta) -> None:
-        """Saves the best state so far; the earlier best is removed afterwards."""
+        """Saves the best state so far; the earlier best is removed afterwards.
+
+        One of the same step gives way first: it was the best of another protocol.
+        """
+        self._best.remove(step)
         self._best.save(
             step,
             state=ocp.args.StandardSave(state.as_saved),
@@ -180,6 +190,12 @@ class _Series:
         # Otherwise Orbax passes over a step that is lower than one that is there, as
         # the best may be of a run that was killed before its last ones were saved.
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def remove(self, step: int) -> None:
+        """Does nothing if the step is not there."""
+        if step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            self._manager.delete(step)
 
     def restore(self, **items: Any) -> Any:
         return self._manager.restore(

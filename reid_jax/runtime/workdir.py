@@ -215,7 +215,7 @@ def claim(
             f"  {field}: {_shown(there)} there, {_shown(here)} here"
             for field, (there, here) in changed.items()
         ]
-        schedule = all(map(is_schedule, changed))
+        schedule = all(map(is_schedule, changed)) and has_checkpoint(workdir)
         raise UserError(
             f"{workdir} holds a run with another config:\n"
             + "\n".join(lines)

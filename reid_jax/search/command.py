@@ -141,6 +141,8 @@ def ask(args: argparse.Namespace) -> None:
         if not gallery.count():
             raise UserError(f"the gallery {args.gallery} is empty: add images first")
         gallery.count(args.filter)  # a wrong filter is told before anything is embedded
+        for path in filter(None, (args.jsonl, args.strip)):
+            storage.check_writable(storage.absolute(path).parent)
         entries = rows.from_files(args.places, pattern=args.pattern, camera=args.camera)
         extractor = _network_of(gallery, args.model)
         asked = rows.asked(gallery, extractor, entries)
@@ -164,11 +166,8 @@ def _check_files(args: argparse.Namespace) -> None:
     """Raises UserError for files that cannot be written, before anything is done."""
     for flag in ("jsonl", "strip"):
         path = getattr(args, flag)
-        if not path:
-            continue
-        if storage.absolute(path).is_dir():
+        if path and storage.absolute(path).is_dir():
             raise UserError(f"--{flag}={path} is a folder; name a file")
-        storage.check_writable(storage.absolute(path).parent)
     if args.strip and not args.strip.lower().endswith(".png"):
         raise UserError(f"--strip={args.strip}: the picture is a PNG; name it so")
 
@@ -222,8 +221,8 @@ def serve(args: argparse.Namespace) -> None:
     """The page for review, until Ctrl-C."""
     from reid_jax.search import web
 
-    storage.check_writable(args.marks)
     with galleries.existing(args.gallery, args.collection) as gallery:
+        storage.check_writable(args.marks)
         extractor = _network_of(gallery, args.model)
         web.serve(gallery, extractor, host=args.host, port=args.port, marks=args.marks)
 

@@ -105,7 +105,8 @@ def _put(
     there = gallery.contents([entry.id for entry in entries])
     chosen = [i for i, e in enumerate(entries) if there.get(e.id) != e.content]
     picked = {array: values[chosen] for array, values in embedding.items()}
-    rows.put(gallery, [entries[i] for i in chosen], picked)
+    new = rows.remembering(gallery, [entries[i] for i in chosen])
+    rows.put(gallery, new, picked)
     return len(chosen)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import experiment, storage
+from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
 from reid_jax.models.method import Method
@@ -242,10 +243,27 @@ def _checked_stages(
 ) -> tuple[Stage, ...]:
     """The stages, whose batches the mesh divides."""
     stages = experiment.build_stages(config, method)
+    groups = config.model.get("mining_groups", 1)
     for stage in stages:
         field = f"config.stages.{stage.name}.identities"
         experiment.check_split(stage, mesh, field=field)
+        if _leaves_one_alone(stage, groups):
+            raise UserError(
+                f"config.model.mining_groups={groups} cuts {stage.micro_batch_size} "
+                "images so that one of a person is alone in a group, and has no "
+                f"positive there: take a divisor of {field}"
+            )
     return stages
+
+
+def _leaves_one_alone(stage: Stage, groups: int) -> bool:
+    """Whether a border between groups of rows has one image of an identity beside it.
+
+    Groups that are not equal are the losses' to refuse.
+    """
+    size, of_one = stage.micro_batch_size // groups, stage.images_per_identity
+    borders = (group * size % of_one for group in range(1, groups))
+    return any(place in (1, of_one - 1) for place in borders)
 
 
 def _batches(

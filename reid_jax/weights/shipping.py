@@ -153,7 +153,7 @@ def _metrics(step: epath.Path, global_step: int) -> dict[str, dict[str, float]]:
         for state in (entry, entry.get("best", {}))
         if state.get("step") == global_step
         and "metrics" in state
-        and not (entry.get("changed") or entry.get("rerank"))
+        and not (entry.get("changed") or entry.get("rerank") or entry.get("run"))
     }
     if not found:
         raise UserError(

@@ -142,6 +142,9 @@ def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
     )
     for name in ("metrics", "metrics_before_pairs", "step", "valid_queries"):
         assert entry[name] == wanted[name]
+    assert entry["run"] == str(folder)  # not the run's own, which stays beside it
+    kept = json.loads((run / "results.json").read_text())
+    assert [one.get("run") for one in kept] == [None, str(folder)]
     # Pictures of another run do not take the place of those that live there.
     drawn = {p.parent.parent.name for p in tmp_path.rglob("ranking.png")}
     assert drawn == {"pictures", "of-moved"}

@@ -159,7 +159,7 @@ def test_squares_are_not_squared_again(extractor):
     mesh = sharding.make_mesh(jax.devices()[:1])
     vectors = np.random.default_rng(2).standard_normal((30, 6)).astype(np.float32)
     every = {"vector": vectors, "visibility": np.ones((30, 3), bool)}
-    options = {"k1": 4, "k2": 2}
+    options = {"k1": np.int64(4), "k2": 2}
     got, wanted = (
         made.rank(every, every, k=30, rerank={"k_reciprocal": options | more}).distance
         for made, more in (
@@ -168,6 +168,16 @@ def test_squares_are_not_squared_again(extractor):
         )
     )
     np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_embeddings_that_have_no_average_are_refused(extractor):
+    given = {
+        "vector": np.ones((3, 6)),
+        "visibility": np.ones((3, 3)),
+        "more": [1, 2, 3],
+    }
+    with pytest.raises(UserError, match="query_expansion averages unit vectors"):
+        extractor.rank(given, given, rerank=("query_expansion",))
 
 
 def test_neighbours_are_averaged_in(extractor):
@@ -189,7 +199,7 @@ def test_neighbours_are_averaged_in(extractor):
     ("rerank", "message"),
     [
         ("k_reciprocal", "rerank is 'k_reciprocal'; it is a tuple"),
-        (("kreciprocal",), "there is no 'kreciprocal'; .* k_reciprocal, such"),
+        (("kreciprocal",), r"no 'kreciprocal'; .* such as \('database_aug"),
         (("k_reciprocal", "query_expansion"), "k_reciprocal last"),
         (("flip",), r"embed\(images, flip=True\)"),
         ({"k_reciprocal": 20}, r'a dict of options, such as {"k_reciprocal"'),
@@ -197,6 +207,7 @@ def test_neighbours_are_averaged_in(extractor):
         ({"k_reciprocal": {"k1": 0}}, "k1 is 0; it must be at least 1"),
         ({"k_reciprocal": {"k1": 5}}, "k2 is 6; it is at most k1, which is 5"),
         ({"query_expansion": {"k": True}}, "k is True; it is of type int"),
+        ({"query_expansion": {"alpha": 10**400}}, "at least 0 and at most 1,000"),
     ],
 )
 def test_steps_of_reranking_that_are_none(extractor, rerank, message):
@@ -366,9 +377,15 @@ def test_an_export_of_a_run_that_knew_one_way_of_resizing(places, tmp_path):
     shutil.copytree(places.export, older)
     about = json.loads((older / "export.json").read_text())
     about["config"].pop("data.resize")
+    about.pop("squared_distances")
     (older / "export.json").write_text(json.dumps(about))
     digests.write(older)
-    assert reid_jax.load(older).network.resize == "bilinear"
+    network = reid_jax.load(older).network
+    assert (network.resize, network.squared_distances) == ("bilinear", False)
+    about["method"] = "reid_jax.models.cpacol"
+    (older / "export.json").write_text(json.dumps(about))
+    digests.write(older)
+    assert reid_jax.load(older).network.squared_distances
 
 
 _ALONE = """

@@ -103,8 +103,3 @@ def test_a_perfect_feature_costs_nothing_by_the_usual_margin_and_scale(kind, fie
     chosen = FeatureLosses(classifier=kind, **fields)
     _, metrics = chosen(outputs, np.arange(4), None, with_parts=False)
     assert 0 <= metrics["loss_id"] < 1e-5
-
-
-def test_circle_is_not_taken_with_the_scale_of_others():
-    with pytest.raises(UserError, match=r"margin=0\.25 and classifier_scale=256"):
-        FeatureLosses(classifier="circle")

@@ -127,7 +127,10 @@ def test_states_and_reranking_have_rows_and_pictures_of_their_own(tmp_path):
     narrow = reranked | {"rerank": steps, "metrics": {"rank1": 0.875, "mAP": 0.625}}
     other = best | {"step": 5, "metrics": {"rank1": 0.0, "mAP": 0.125}}
     other["checkpoint"] = str(tmp_path / "other" / "checkpoints" / "best" / "5")
-    entries = [last, best, reranked, narrow | {"verification": {}}, other]
+    namesake = str(tmp_path / "away" / "run")
+    away = other | {"run": namesake, "metrics": {"rank1": 0.25, "mAP": 0.0625}}
+    away["checkpoint"] = f"{namesake}/checkpoints/best/5"
+    entries = [last, best, reranked, narrow | {"verification": {}}, other, away]
     (run / "results.json").write_text(json.dumps(entries))
     # The evaluations that drew: of the best state, but not the one with other options.
     names = ("tiny", "reranked-flip-k_reciprocal")
@@ -151,6 +154,7 @@ def test_states_and_reranking_have_rows_and_pictures_of_their_own(tmp_path):
         ["run at step 9, best state, before re-ranking", "62.5%", "37.5%"],
         [both.replace("ocal)", "ocal k1=10)"), "87.5%", "62.5%"],
         ["run at step 5, best state of other", "0.0%", "12.5%"],
+        [f"run at step 5, best state of {namesake}", "25.0%", "6.2%"],
         [both, "0.001", "87.5%", "1.25"],
         [both, "0.0001", "0.0%", "none"],
     ):

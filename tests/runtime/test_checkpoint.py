@@ -150,3 +150,22 @@ def test_a_folder_that_moved_gets_no_second_checkpoint(tmp_path):
 def _save_and_wait(checkpoints, step):
     checkpoints.save(step, _state(step), _data(), meta(global_step=step))
     checkpoints.wait()
+
+
+def test_the_best_is_what_its_own_checkpoint_says(tmp_path, capsys):
+    """Also when it is saved again at its step, as the best of another protocol."""
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.best() is None
+    for step, score in ((4, 0.5), (4, 0.9), (2, 0.95)):
+        best = {"score": score, "entries": [], "stage": "train"}
+        about = meta(global_step=step) | {"best": best}
+        checkpoints.save_best(step, _state(step), about)
+        checkpoints.wait()
+        assert checkpoints.best() == best
+        assert checkpoint.find(str(tmp_path)).name == str(step)
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "best" / "2" / "meta" / "metadata").write_text("")
+    reopened = Checkpoints(str(tmp_path))
+    assert reopened.best() is None
+    reopened.close()
+    assert "note: the best is sought anew: the checkpoint" in capsys.readouterr().err

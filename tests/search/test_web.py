@@ -227,7 +227,9 @@ def test_serving(gallery, tmp_path, capsys, monkeypatch):  # noqa: F811
         web.uvicorn.Server, "run", lambda self, sockets: served.append(1)
     )
     web_args = ["serve", gallery, f"--marks={tmp_path}/m"]
-    assert "at http://127.0.0.1:" in said(capsys, *web_args, "--port=0")
+    printed = said(capsys, *web_args, "--port=0")
+    assert "at http://127.0.0.1:" in printed
+    assert ":0/" not in printed
     assert "?token=" in said(capsys, *web_args, "--port=0", "--host=0.0.0.0")
     with contextlib.suppress(SystemExit):  # a machine without IPv6
         assert "at http://[::1]:" in said(capsys, *web_args, "--port=0", "--host=::1")

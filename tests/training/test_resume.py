@@ -2,7 +2,9 @@
 
 import json
 import re
+import types
 
+import numpy as np
 import pytest
 
 from data_pipelines import records
@@ -130,6 +132,21 @@ def test_a_notice_saves_first_and_the_evaluation_is_made_up_for(
     assert checkpoint.find(str(tmp_path)).name == "3"  # the best
     assert _best_steps(toy_config, tmp_path) == [9]
     assert evaluated == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("identities", "images", "groups", "alone"),
+    [(16, 4, 2, False), (6, 4, 4, False), (4, 3, 3, True), (5, 4, 4, True)],
+)
+def test_groups_that_leave_an_image_alone(identities, images, groups, alone):
+    """Groups of 6 rows cut a person's four into twos; those of 3 and 5 do not."""
+    rows = np.repeat(np.arange(identities), images).reshape(groups, -1)
+    pieces = [np.unique(group, return_counts=True)[1].min() for group in rows]
+    assert (min(pieces) == 1) == alone
+    stage = types.SimpleNamespace(
+        micro_batch_size=identities * images, images_per_identity=images
+    )
+    assert run._leaves_one_alone(stage, groups) == alone
 
 
 def _best_steps(config, workdir):

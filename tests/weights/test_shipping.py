@@ -180,6 +180,7 @@ def test_figures_are_those_of_the_checkpoint(tmp_path):
         {"protocol": "c", "step": 5, "metrics": {"mAP": 0.3}},
         {"protocol": "d", "step": 5, "metrics": {"mAP": 0.4}, "rerank": ["flip"]},
         {"protocol": "e", "step": 5, "metrics": {"mAP": 0.5}, "changed": {"x": 1}},
+        {"protocol": "c", "step": 5, "metrics": {"mAP": 0.7}, "run": "runs/another"},
     ]
     entries[0]["best"] = {"step": 5, "metrics": {"mAP": 0.6}}
     (tmp_path / "results.json").write_text(json.dumps(entries))
