@@ -6,6 +6,10 @@ die() {
   exit 2
 }
 
+# `wait -n -p` and `${word@Q}` are not older.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) ||
+  die "bash $BASH_VERSION is too old; 5.1 is needed"
+
 # usage_of FILE: the comment at its head, which is its manual.
 usage_of() { sed -n '2,/^$/s/^# \{0,1\}//p' "$1"; }
 

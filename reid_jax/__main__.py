@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _config_verb(flags: Sequence[str]) -> None:
-    importlib.import_module("reid_jax.main").run(["reid-jax", *flags])
+    with errors.answered():  # until then; `run` answers for itself
+        main = importlib.import_module("reid_jax.main")
+    main.run(["reid-jax", *flags])
 
 
 def _run(verb: str, rest: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The one error that is shown to a user without a traceback."""
+"""What is shown to a user without a traceback, and with which exit code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ class UserError(Exception):
     """
 
 
+class Terminated(Exception):
+    """What a notice to stop (SIGTERM) ended, once all was saved; what to say of it.
+
+    Commands print it and exit with code 143, as whatever sent the notice expects of
+    what is not done yet: Kubernetes starts it again then.
+    """
+
+
 @contextlib.contextmanager
 def answered(*, interrupted: str = "interrupted") -> Iterator[None]:
     """Inside, a `UserError` ends the process with its message and exit code 2.
 
     Ctrl-C ends it with code 130 and the text of the KeyboardInterrupt, or
-    `interrupted` where it has none.
+    `interrupted` where it has none; `Terminated` with code 143.
     """
     try:
         yield
@@ -31,6 +39,9 @@ def answered(*, interrupted: str = "interrupted") -> Iterator[None]:
     except KeyboardInterrupt as error:
         print(str(error) or interrupted, file=sys.stderr)
         sys.exit(130)
+    except Terminated as notice:
+        print(notice, flush=True)
+        sys.exit(143)
 
 
 def check_choices(**fields: tuple[str, tuple[str, ...]]) -> None:

@@ -6,12 +6,16 @@ python -m data_pipelines.synthetic.contact_sheet --out=beds.png --beds
 
 import argparse
 import os
+import pathlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.synthetic import beds, plan, render, sets
+from reid_jax import errors, storage
+from reid_jax.errors import UserError
 
 _COLOURS = np.array(
     [
@@ -87,10 +91,13 @@ def _write(path: str | os.PathLike, blocks: list[np.ndarray]) -> None:
     """Blocks of rows below each other, with a gap between them."""
     gap = np.full((_GAP, blocks[0].shape[1], 3), 255, np.uint8)
     sheet = np.concatenate([part for block in blocks for part in (block, gap)][:-1])
-    path = os.fspath(path)
-    is_png = path.lower().endswith(".png")
-    quality = [] if is_png else [cv2.IMWRITE_JPEG_QUALITY, 82]
-    cv2.imwrite(path, sheet[..., ::-1], quality)
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--out={path}: name a file ending in .png or .jpg")
+    quality = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 82]
+    encoded = cv2.imencode(suffix, sheet[..., ::-1], quality)[1]
+    storage.check_writable(pathlib.Path(path).absolute().parent)
+    storage.write_bytes(path, encoded.tobytes())
 
 
 def _rows(shots: list[plan.Shot], identities: int) -> list[list[plan.Shot]]:
@@ -127,14 +134,18 @@ def _row(shots: list[plan.Shot], *, labels: bool) -> np.ndarray:
     return np.concatenate(pairs, axis=1).astype(np.uint8)
 
 
-def main() -> None:
-    """Command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line.
+
+    Raises:
+      UserError: for a file that cannot be written.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="PNG or JPEG file to write")
     parser.add_argument("--size", default="demo", choices=plan.SIZES)
     parser.add_argument("--identities", type=int, default=5, help="rows of people")
     parser.add_argument("--beds", action="store_true", help="the test beds instead")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if given.beds:
         bed_sheet(given.out)
         return
@@ -142,4 +153,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors.answered():
+        main()

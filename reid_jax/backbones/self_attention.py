@@ -28,6 +28,11 @@ def self_attention(implementation: str, *, train: bool) -> Attend:
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if kernel == "cudnn" and query.shape[1] % 2:
+            raise UserError(
+                f"attention_implementation='cudnn' trains on an even number of tokens; "
+                f"these are {query.shape[1]}: 'xla' takes any number"
+            )
         found = jax.nn.dot_product_attention(query, key, value, implementation=kernel)
         return found, {}
 

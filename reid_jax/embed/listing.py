@@ -269,6 +269,8 @@ def _time(table: pathlib.Path, row: Row) -> datetime.datetime | None:
         return None
     try:
         try:
+            if len(text) in (4, 6, 8) and text.isdecimal():
+                raise ValueError("a date, such as 20261129, and no second of 1970")
             return datetime.datetime.fromtimestamp(float(text), datetime.UTC)
         except ValueError:
             time = datetime.datetime.fromisoformat(text)

@@ -26,8 +26,8 @@ class Network:
       embed: (variables, images uint8 [B, H, W, 3], *inputs) -> Embedding. Rows do not
         depend on each other.
       distance: of two Embeddings, float32 [Q, G]; smaller is more alike.
-      squared_distances: whether these are squares already.
       variables: the first argument of `embed`.
+      squared_distances: whether distances are squares already.
     """
 
     method: str
@@ -38,5 +38,5 @@ class Network:
     inputs: tuple[str, ...]
     embed: Callable[..., Arrays]
     distance: Callable[[Arrays, Arrays], jax.Array]
-    squared_distances: bool
     variables: Any
+    squared_distances: bool = False

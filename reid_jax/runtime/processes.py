@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from reid_jax.errors import UserError
 
@@ -61,7 +62,10 @@ def join(
 
 
 def check_devices() -> None:
-    """Starts JAX's backend.
+    """Starts JAX's backend, and waits until all processes have.
+
+    Between CPUs the first thing that they do together has 30 seconds, however long one
+    of them has other work; what comes later waits.
 
     Raises:
       UserError: if there is none of the kind that JAX_PLATFORMS asks for, or it does
@@ -70,6 +74,8 @@ def check_devices() -> None:
     asked = os.environ.get("JAX_PLATFORMS")
     try:
         jax.devices()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("joined")
     except Exception as error:  # JAX raises several kinds, one of them without words.
         first = (str(error).splitlines() or ["none is found"])[0].partition(" (set")[0]
         wanted = f"JAX_PLATFORMS={asked}" if asked else "JAX"

@@ -9,6 +9,7 @@ import jax
 from tqdm import tqdm
 
 from reid_jax import checks, experiment
+from reid_jax.errors import Terminated
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
@@ -23,7 +24,11 @@ from reid_jax.training.step import StageProgram
 
 
 class _Stopped(Exception):
-    """The run has saved its state and ends before its last step."""
+    """The run has saved its state and ends before its last step; if it was told to."""
+
+    def __init__(self, text: str, *, told: bool):
+        super().__init__(text)
+        self.told = told
 
 
 def train_and_evaluate(
@@ -40,12 +45,12 @@ def train_and_evaluate(
         `extension.py`.
 
     Returns:
-      the entries of `results.json`; none if the run stopped before its end (a notice
-      to stop, or `config.max_steps`).
+      the entries of `results.json`; none if the run stopped at `config.max_steps`.
 
     Raises:
       UserError: anything that the user can mend, including a loss that is not finite.
       KeyboardInterrupt: after Ctrl-C, once all is saved.
+      Terminated: after another notice to stop, once all is saved.
     """
     checks.check_config(config)
     for remark in checks.remarks(config):
@@ -70,6 +75,8 @@ def _train(run: Run) -> list[dict[str, Any]]:
     except _Stopped as stop:
         if notice.interrupted:
             raise KeyboardInterrupt(str(stop)) from None
+        if stop.told:
+            raise Terminated(str(stop)) from None
         print(stop)
         return []
     finally:
@@ -163,6 +170,7 @@ class _StageLoop:
             self._stop(
                 max(self._start, self._end),
                 f"raise {limit} to go on, or evaluate it with --mode=evaluate",
+                told=False,
             )
         return state
 
@@ -185,11 +193,12 @@ class _StageLoop:
                 # Who gives notice may give seconds: a run that goes on evaluates then.
                 self._save(step, state, data, evaluation_due=evaluation and told)
         if told:
-            self._stop(step, "the same command goes on from there")
+            self._stop(step, "the same command goes on from there", told=True)
 
-    def _stop(self, step: int, how_on: str) -> None:
+    def _stop(self, step: int, how_on: str, *, told: bool) -> None:
         self._run.checkpoints.wait()
-        raise _Stopped(f"stopped at step {self._offset + step}, saved; {how_on}")
+        text = f"stopped at step {self._offset + step}, saved; {how_on}"
+        raise _Stopped(text, told=told)
 
     def _announced(self, step: int, bar: tqdm) -> AbstractContextManager[None]:
         if step > self._start:

@@ -203,7 +203,7 @@ def write_safetensors(
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {GRID: json.dumps(grid)} if grid else None
     # Not `save_file`, whose files nobody but their owner may read.
-    path.write_bytes(safetensors.numpy.save(contiguous, metadata))
+    storage.write_bytes(path, safetensors.numpy.save(contiguous, metadata))
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ GRID = "position_grid"
 _CUSTOM = "_CHECKPOINT_METADATA"
 """Orbax's file for it. A run's is not beside its arrays, and Orbax warns of that."""
 
-_WANTED = ("params", "batch_stats", "collections")
+_WANTED = ("params", "batch_stats", "collections", "average")
 
 
 def read(path: storage.PathLike) -> tuple[dict[str, Any], grids.Grid | None]:
@@ -56,8 +56,9 @@ def read(path: storage.PathLike) -> tuple[dict[str, Any], grids.Grid | None]:
                     partial_restore=True,
                 ),
             )
+        averages = tree.pop("average", {})  # of a run: what it is evaluated by
         variables = {"params": tree.get("params", {}), **tree.get("collections", tree)}
-        return variables, _grid(folder)
+        return variables | averages, _grid(folder)
 
 
 def _find(path: epath.Path) -> epath.Path:

@@ -131,6 +131,11 @@ def test_attention_is_the_kernel_s(monkeypatch):
         for train in (True, False):
             self_attention(name, train=train)(tokens, tokens, tokens)
     assert seen == ["xla", "xla", "cudnn", "xla"]
+    odd = jnp.ones((1, 3, 1, 4))
+    with pytest.raises(
+        UserError, match=r"an even number of tokens; these are 3: 'xla'"
+    ):
+        self_attention("cudnn", train=True)(odd, odd, odd)
 
 
 @pytest.mark.parametrize(

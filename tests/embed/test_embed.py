@@ -322,6 +322,20 @@ def test_mistakes_leave_nothing(args, message, photos, tmp_path, monkeypatch, ca
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("20261129", (2026, 11, 29)), ("1700000000.5", (2023, 11, 14)), ("2026", None)],
+)
+def test_a_date_in_figures_is_no_second(tmp_path, text, wanted):
+    (tmp_path / "t.csv").write_text(f"path,time\na.jpg,{text}\n")
+    if wanted is None:
+        with pytest.raises(UserError, match="column time: '2026' is neither"):
+            listing.of_images(str(tmp_path / "t.csv"))
+        return
+    (item,) = listing.of_images(str(tmp_path / "t.csv")).items(range(1))
+    assert item.time.date() == datetime.date(*wanted)
+
+
 def test_a_time_before_the_first_year(tmp_path):
     (tmp_path / "t.csv").write_text("path,time\na.jpg,0001-01-01T00:00:00+05:00\n")
     with pytest.raises(UserError, match="row 2, column time"):

@@ -53,7 +53,6 @@ _COMMON = {
     "resize": BILINEAR,
     "inputs": (),
     "variables": jnp.float32(0.5),
-    "squared_distances": False,
 }
 NETWORKS = {
     "toy": Network(

@@ -17,6 +17,7 @@ from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime.optimizer import OptimizerSpec
 from reid_jax.training import train
 from reid_jax.training.step import StageProgram, make_step, next_state
+from reid_jax.weights import folders
 from tests.training.test_resume import _stopped
 from tests.training.test_train import _assert_bitwise_equal, _state
 
@@ -101,6 +102,9 @@ def test_the_average_is_evaluated_and_exported_by_choice(averaging, tmp_path, ca
     mesh = sharding.make_mesh()
     _, variables = experiment.restore(averaging, folder, mesh)
     _assert_bitwise_equal(dict(variables["params"]), stored["average"]["params"])
+    # Another run that starts from this one starts from what it is evaluated by.
+    read, _ = folders.read(folder.parent.parent / "last" / "10")
+    _assert_bitwise_equal(read["params"], stored["average"]["params"])
     path, again = f"{tmp_path}/checkpoints/last/10", str(tmp_path / "again")
     (same,) = evaluate.evaluate_checkpoint(averaging, path, workdir=again)
     assert same["averaged"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import records
-from reid_jax.errors import UserError
+from reid_jax.errors import Terminated, UserError
 from reid_jax.evaluation import evaluate
 from reid_jax.runtime import checkpoint
 from reid_jax.training import run, sources, train
@@ -127,7 +127,8 @@ def test_a_notice_saves_first_and_the_evaluation_is_made_up_for(
     with monkeypatch.context() as told:
         notice = "received"
         told.setattr(train.PreemptionNotice, notice, lambda self, step: step == 6)
-        assert train.train_and_evaluate(toy_config, str(tmp_path)) == []
+        with pytest.raises(Terminated, match=r"stopped at step 6, saved"):
+            train.train_and_evaluate(toy_config, str(tmp_path))
     assert evaluated == [3]
     assert checkpoint.find(str(tmp_path)).name == "3"  # the best
     assert _best_steps(toy_config, tmp_path) == [9]

@@ -470,7 +470,7 @@ def test_a_notice_to_one_process_saves_on_both(tiny_data, tmp_path):
     _wait_for_step(both[0], tmp_path, 3)
     both[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in both] == [143, 143], "\n".join(outputs)
     step = int(checkpoint.find(str(tmp_path)).name)
     assert f"stopped at step {step}" in outputs[0]
 
