@@ -19,7 +19,7 @@ eight, as runs on occluded data sets and of `row=table8-8` do.
     python -m reid_jax.main --mode=evaluate --checkpoint=runs/drop-occluded_duke \\
         --config=configs/drop.py:dataset=occluded_duke,row=table6-g
 
-The demo, five parts on synthetic/holistic_demo, takes about four minutes of CPU time,
+The demo, five parts on synthetic/holistic_demo, takes a few minutes of CPU time,
 of which a good part is compilation; docs/results.md has what it reaches. It is the
 paper's system with a small network that starts from weights of rendered people, and no
 measure of the paper's settings, because it has to change more than its size:

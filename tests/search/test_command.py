@@ -465,6 +465,15 @@ def test_texts_are_quoted():
     assert milvus.quoted("a\n\r\tb\x1b") == '"a\\n\\r\\tb\x1b"'
 
 
+def test_files_of_embed_forget_nothing(gallery, photos, tmp_path, capsys, extractors):
+    """Person and camera were told of these paths, and are not told by the files."""
+    plain = tmp_path / "plain.parquet"
+    job.run(job.Job(listing.of_images(str(photos)), plain), extractors["toy"])
+    assert "18 images added or changed" in said(capsys, "add", gallery, plain)
+    hits = ask(gallery, tmp_path, "--top=17", photos / "2_c1.png")
+    assert all(hit["person"] == names([hit])[0][0] for hit in hits)
+
+
 def test_files_of_embed(tmp_path, photos, capsys, extractors):
     """Rows as `embed` writes them, without a network, again, and of another network."""
     table = tmp_path / "photos.csv"
