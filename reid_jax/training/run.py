@@ -259,11 +259,11 @@ def _checked_stages(
 def _leaves_one_alone(stage: Stage, groups: int) -> bool:
     """Whether a border between groups of rows has one image of an identity beside it.
 
-    Groups that are not equal are the losses' to refuse.
+    Groups that are not equal are the losses' to refuse. Borders lie symmetrically:
+    where one has a single image behind it, another has one before it.
     """
     size, of_one = stage.micro_batch_size // groups, stage.images_per_identity
-    borders = (group * size % of_one for group in range(1, groups))
-    return any(place in (1, of_one - 1) for place in borders)
+    return any(group * size % of_one == 1 for group in range(1, groups))
 
 
 def _batches(

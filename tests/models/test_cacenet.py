@@ -471,6 +471,7 @@ def test_pictures_of_pairs():
         ({"align": "topk"}, "align is one of"),
         ({"map_dtype": "int8"}, "map_dtype is one of"),
         ({"align": "none"}, "needs an alignment"),
+        ({"align": "semantic", "part_kind": "lip"}, "give both"),
         ({"graph": "individual", "align": "part"}, "no places of one image"),
         ({"start": "zeros"}, "start is one of"),
         ({"top_k": -1}, "top_k"),

@@ -140,7 +140,7 @@ def test_a_notice_saves_first_and_the_evaluation_is_made_up_for(
     [(16, 4, 2, False), (6, 4, 4, False), (4, 3, 3, True), (5, 4, 4, True)],
 )
 def test_groups_that_leave_an_image_alone(identities, images, groups, alone):
-    """Groups of 6 rows cut a person's four into twos; those of 3 and 5 do not."""
+    """Groups of 6 rows cut a person's four into twos; others cut ones off."""
     rows = np.repeat(np.arange(identities), images).reshape(groups, -1)
     pieces = [np.unique(group, return_counts=True)[1].min() for group in rows]
     assert (min(pieces) == 1) == alone
