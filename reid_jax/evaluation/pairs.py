@@ -20,14 +20,14 @@ class PairNetwork:
       scorer: of the method.
       pair_maps: (variables, images, inputs by name) -> maps.
       score: (variables, maps of Q queries, n, maps of K images) -> float32 [Q, K],
-        zeros but for the first n queries.
+        zeros but for the first n queries: `scores`, with n as an argument.
       fuse: as `PairScorer.fuse`.
     """
 
     def __init__(self, scorer: PairScorer):
         self.scorer = scorer
         self.pair_maps = jax.jit(self._pair_maps)
-        self.score = jax.jit(self._score)
+        self.score = jax.jit(self.scores)
         self.fuse = jax.jit(scorer.fuse)
 
     def _pair_maps(
@@ -35,9 +35,10 @@ class PairNetwork:
     ) -> Any:
         return self.scorer.pair_maps(variables, images, **rest)
 
-    def _score(
-        self, variables: Variables, query_maps: Any, count: jax.Array, maps: Any
+    def scores(
+        self, variables: Variables, query_maps: Any, count: jax.Array | int, maps: Any
     ) -> jax.Array:
+        """What `score` compiles; a `count` that is known is a loop of known length."""
         # One query after the other: no more than K pairs are in memory.
         candidate_maps = jax.tree.map(lambda m: m[None], maps)
 

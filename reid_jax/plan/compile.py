@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from reid_jax import experiment
 from reid_jax.benchmark import workloads
@@ -189,12 +188,13 @@ def _pairs(
     asked = jax.tree.map(
         lambda m: jax.ShapeDtypeStruct((queries, *m.shape[1:]), m.dtype), maps
     )
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    # A run tells the loop over queries its length; of one that knows it, all counts.
+    score = jax.jit(lambda v, asked, m: network.scores(v, asked, queries, m))
     for what, unit, items, function, arguments in (
         ("pair maps", "images", block, network.pair_maps, inputs),
         (
-            *("pair scores", "pairs", queries * block, network.score),
-            (variables, asked, count, maps),
+            *("pair scores", "pairs", queries * block, score),
+            (variables, asked, maps),
         ),
     ):
         arguments = tuple(place(x, here) for x in arguments)

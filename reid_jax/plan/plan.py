@@ -237,7 +237,7 @@ def _figures(made: Compiled, work: Work, topology: Topology) -> Line:
     theirs = cost.get("flops")
     return {
         **memory,
-        "fits": memory["total_bytes"] <= topology.chip.hbm_bytes,
+        "fits": memory["total_bytes"] <= topology.chip.usable_bytes,
         "donated": work.donated,
         "taken_over": program.aliased,
         "flops": flops,

@@ -19,6 +19,9 @@ from jax.experimental import topologies
 
 from reid_jax.errors import UserError
 
+# JAX's default; XLA_PYTHON_CLIENT_MEM_FRACTION changes it (JAX's documentation, "GPU
+# memory allocation").
+_SHARE_OF_GPU = 0.75
 _CLOUD = "Google Cloud documentation, TPU {} system architecture, per chip"
 
 
@@ -46,6 +49,12 @@ class Chip:
     most: int
     source: str
     gpu: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a run has of the memory: all of a TPU's, JAX's share of a GPU's."""
+        share = _SHARE_OF_GPU if self.platform == "cuda" else 1
+        return int(share * self.hbm_bytes)
 
 
 def _tpu(kind: str, name: str, gib: int, *rates: float, most: int) -> Chip:

@@ -1,6 +1,5 @@
 """The verb by the contract alone, with four devices of a CPU in a TPU's place."""
 
-import dataclasses
 import json
 
 import jax
@@ -80,6 +79,20 @@ def test_the_whole_contract_is_planned_once(toy_config, tmp_path, monkeypatch, c
     assert [line["what"] for line in again] == list(by_name)
 
 
+def test_each_query_of_a_block_is_counted(toy_config, tmp_path):
+    """Each of five queries meets a block of four images' maps: 3 channels a pair."""
+    toy_config.model.top_k = 0
+    request = Request(["v5e:2x2"], measures=["pairs"])
+    found = {}
+    for queries in (1, 5):
+        toy_config.evaluation.query_block = queries
+        _, line = plan(toy_config, str(tmp_path / str(queries)), request)
+        assert line["batch"] == 4 * queries
+        assert line["flops"] == queries * 2 * 4 * 3
+        found[queries] = line["hbm_traffic_bytes"]
+    assert 4 * found[1] < found[5] < 6 * found[1]
+
+
 def test_the_smallest_change_that_fits(toy_config, tmp_path, refused):
     """Splitting parameters does not help, and the toy has neither blocks nor dtypes."""
     toy_config.stages.first.identities = 8
@@ -95,8 +108,7 @@ def test_the_smallest_change_that_fits(toy_config, tmp_path, refused):
 
 
 def test_memory_that_does_not_suffice(toy_config, tmp_path, monkeypatch):
-    small = dataclasses.replace(topologies.CHIPS["v5e"], hbm_bytes=100)
-    monkeypatch.setitem(topologies.CHIPS, "v5e", small)
+    monkeypatch.setattr(topologies.Chip, "usable_bytes", 100)
     request = Request(["v5e:2x2"], measures=["embed"])
     (line,) = plan(toy_config, str(tmp_path), request)
     assert not line["fits"]

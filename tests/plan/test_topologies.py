@@ -28,6 +28,11 @@ def test_a_slice_larger_than_a_pod():
         topologies.find("v5e:16x32")
 
 
+def test_jax_takes_three_quarters_of_a_gpu():
+    assert topologies.CHIPS["h100"].usable_bytes == 60 * 10**9
+    assert topologies.CHIPS["v5e"].usable_bytes == 16 << 30
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [
