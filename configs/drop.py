@@ -43,6 +43,8 @@ from ml_collections import ConfigDict
 
 from configs import baseline, common
 from data_pipelines.part_labels import groupings
+from data_pipelines.part_labels.kinds import KINDS
+from reid_jax.errors import UserError
 from reid_jax.models.drop import Options
 
 OCCLUDED = ("occluded", "p_duke", "partial")
@@ -250,9 +252,20 @@ def _set_parts(model: ConfigDict, arguments: dict[str, Any]) -> None:
     dataset = arguments["dataset"]
     usual = "parts" if dataset.startswith("synthetic/") else "pifpaf"
     model.part_kind = arguments["part_kind"] or usual
+    _check_kind(model.part_kind)
     occluded = any(word in dataset for word in OCCLUDED)
     for field, value in _parts(8 if occluded else 5, model.part_kind).items():
         model[field.removeprefix("model.")] = value
+
+
+def _check_kind(kind: str) -> None:
+    wanted = set(PARTS_OF_TABLE_8.values())
+    able = [k for k in KINDS if wanted.issubset(groupings.known_groupings(k))]
+    if kind not in able:
+        raise UserError(
+            f"part_kind={kind}: DROP's parts, five or eight of them, are told apart by "
+            f"labels of kind {' or '.join(able)}"
+        )
 
 
 def _set_optimizer(optimizer: ConfigDict) -> None:

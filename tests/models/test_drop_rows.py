@@ -14,6 +14,7 @@ import pytest
 
 from configs import drop as configs
 from reid_jax import experiment
+from reid_jax.errors import UserError
 from reid_jax.models import drop
 from reid_jax.models.method import parameter_count
 
@@ -228,3 +229,9 @@ def test_labels_in_other_numbers():
     model = configs.get_config("dataset=mine,part_kind=parts").model
     assert model.part_kind == "parts"
     assert model.part_groups[0] == (1,)
+
+
+@pytest.mark.parametrize("kind", ["lip", "hpnet", "nose"])
+def test_labels_that_do_not_tell_the_parts_apart(kind):
+    with pytest.raises(UserError, match=f"part_kind={kind}: .* parts or pifpaf"):
+        configs.get_config(f"dataset=mine,part_kind={kind},row=table8-3")
