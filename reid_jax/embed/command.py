@@ -6,8 +6,9 @@ r"""Embeds many images into a file: Parquet, or .npz.
 
 --images is a folder (all image files below it), an image, a glob pattern, or a table
 (.csv, .parquet) with the columns path, relative to the folder of the table, and, where
-they are known, person, camera and time. Killed, the same command goes on where it was.
-Images whose size or time of modification has changed since count as others.
+they are known, person, camera and time. A network that reads cameras needs the training
+set's numbers of them, from 0 on. Killed, the same command goes on where it was. Images
+whose size or time of modification has changed since count as others.
 
 For more images than one machine can do, --shard=3/64 embeds the fourth of 64 shares
 into a file of its own, NAME-00003-of-00064.parquet; so do the processes of a JAX run,

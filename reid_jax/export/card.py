@@ -45,7 +45,7 @@ def describe(
     config = meta["config"] | changed
     kinds = {
         "images": f"uint8 RGB [b, {height}, {width}, 3], resized: {_resize(config)}",
-        "camera": "int32 [b], the training set's number of the camera",
+        "camera": "int32 [b], the training set's number of the camera, from 0 on",
         "parts": f"uint8 [b, {height}, {width}], part classes",
     }
     return {
