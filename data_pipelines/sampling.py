@@ -3,7 +3,7 @@
 Batch i is a pure function of (seed, i), so that any number of workers and hosts, and
 a run that was interrupted, see the same batches. An epoch follows the recipe of BoT
 (Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification",
-2019): every identity contributes its images in chunks of K.
+2019): every identity contributes its images in chunks of K, and meets others at random.
 """
 
 import numpy as np
@@ -87,24 +87,28 @@ class PKPlan:
         batches = self._deal(rng)
         for batch in batches:
             self._fill(batch, rng)
-        order = rng.permutation(len(batches))
-        return np.stack([self._flatten(batches[i], rng) for i in order])
+        return np.stack([self._flatten(batch, rng) for batch in batches])
 
     def _deal(self, rng: np.random.Generator) -> list[dict[int, np.ndarray]]:
-        """Deals each identity's chunks to consecutive batches, round and round.
+        """Deals each identity's chunks to as many batches, in rounds of all batches.
 
-        An identity has at most as many chunks as there are batches, so no batch gets
-        two of them. Each batch maps identity -> record indices [K].
+        Each round has an order of its own: in one order for all, identities whose
+        chunks lie side by side would meet each other again and again, and few others.
+        Each batch maps identity -> record indices [K].
         """
-        total = self.steps_per_epoch
-        batches: list[dict[int, np.ndarray]] = [{} for _ in range(total)]
-        position = 0
+        batches: list[dict[int, np.ndarray]] = [{} for _ in range(self.steps_per_epoch)]
+        waiting, rounds = np.empty(0, np.int64), self._identities
         for identity in rng.permutation(self.num_classes):
             count = self._chunks[identity]
-            for chunk in self._draw_chunks(identity, count, rng):
-                if position < total * self._identities:
-                    batches[position % total][identity] = chunk
-                position += 1
+            places, waiting = np.split(waiting, [count])
+            if len(places) < count and rounds:
+                order, rounds = rng.permutation(len(batches)), rounds - 1
+                others = order[~np.isin(order, places)][: count - len(places)]
+                waiting = order[~np.isin(order, others)]
+                places = np.concatenate([places, others])
+            chunks = self._draw_chunks(identity, count, rng)
+            for place, chunk in zip(places, chunks, strict=False):
+                batches[place][identity] = chunk
         return batches
 
     def _fill(self, batch: dict[int, np.ndarray], rng: np.random.Generator) -> None:

@@ -103,6 +103,33 @@ def test_the_order_of_identities_varies_within_an_epoch():
     assert len(orders) == 8
 
 
+def _bots_epoch(counts, p, k):
+    """Each batch's identities: P at random of those with chunks left."""
+    rng = np.random.default_rng(0)
+    left = {i: max(1, count // k) for i, count in enumerate(counts)}
+    while len(left) >= p:
+        batch = set(rng.choice(list(left), p, replace=False).tolist())
+        left = {i: n - (i in batch) for i, n in left.items() if n > (i in batch)}
+        yield batch
+
+
+def _others_met(batches):
+    """How many other identities one meets in an epoch, on average."""
+    met = {}
+    for batch in batches:
+        for identity in batch:
+            met.setdefault(identity, set()).update(batch - {identity})
+    return np.mean([len(others) for others in met.values()])
+
+
+def test_identities_meet_as_many_others_as_in_bots_batches():
+    counts = np.random.default_rng(1).integers(4, 40, 300)
+    person, plan = plan_of(counts, 16, 4)
+    steps = range(plan.steps_per_epoch)
+    ours = _others_met(set(person[plan.batch(step)].tolist()) for step in steps)
+    assert ours > 0.98 * _others_met(_bots_epoch(counts, 16, 4))
+
+
 def test_labels_are_contiguous_and_leave_out_no_identities():
     person = np.array([7, 0, 3, -1, 7, 12, 0, 3])
     plan = PKPlan(person, identities=2, images_per_identity=2, seed=0)
