@@ -143,8 +143,7 @@ class BadFile(UserError):
 
 def bad_file(path: object, problem: str, remedy: str) -> BadFile:
     """A mistake in one file, named so that any terminal can show it."""
-    text = str(path).encode("unicode_escape").decode()
-    return BadFile(f"{text}: {problem}. {remedy}.")
+    return BadFile(f"{printable(path)}: {problem}. {remedy}.")
 
 
 def bad_files(found: Sequence[BadFile], hint: str = "") -> UserError:
@@ -206,9 +205,14 @@ def fingerprint(
     }
 
 
+def printable(path: object) -> str:
+    """A path or name as any terminal can show it."""
+    return str(path).encode("unicode_escape").decode()
+
+
 def shown(names: Sequence[str], *, most: int = 6) -> str:
     """The first few names and how many more there are; "nothing" for none."""
     if not names:
         return "nothing"
-    some = ", ".join(n.encode("unicode_escape").decode() for n in names[:most])
+    some = ", ".join(map(printable, names[:most]))
     return some + (f" and {len(names) - most} more" if len(names) > most else "")

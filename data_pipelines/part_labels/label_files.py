@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from data_pipelines.entries import Entry, Split, bad_file, shown
+from data_pipelines.entries import Entry, Split, bad_file, printable, shown
 from data_pipelines.part_labels.kinds import CLASS_NAMES, KINDS, UNLABELLED, check_kind
 from reid_jax import storage
 from reid_jax.errors import UserError
@@ -132,7 +132,7 @@ def attach(
         example = next(e.path for s in splits.values() for e in s.entries)
         raise UserError(
             f"None of the {sum(map(len, found.values()))} files in --parts={folder} "
-            f"belongs to an image, such as {_printable(example)}. A label file has "
+            f"belongs to an image, such as {printable(example)}. A label file has "
             "the image's name with another suffix, and its folder, if any, the name "
             "of the image's folder."
         )
@@ -212,15 +212,15 @@ class _Matcher:
             return entry
         if len(fitting) > 1:
             raise UserError(
-                f"{_printable(entry.path)} has several label files: "
+                f"{printable(entry.path)} has several label files: "
                 f"{shown(list(map(str, fitting)))}. Keep one."
             )
         (path,) = fitting
         other = self.used.setdefault(path, entry.path)
         if other is not entry.path:
             raise UserError(
-                f"{_printable(path)} belongs to two images: {_printable(other)} and "
-                f"{_printable(entry.path)}. Put the labels into folders named like "
+                f"{printable(path)} belongs to two images: {printable(other)} and "
+                f"{printable(entry.path)}. Put the labels into folders named like "
                 "those of the images."
             )
         return dataclasses.replace(entry, parts=Label(path, self._kind))
@@ -322,10 +322,6 @@ def _read_map(path: pathlib.Path, data: bytes, kind: str) -> np.ndarray:
 def _short(error: Exception) -> str:
     unknown = isinstance(error, PIL.UnidentifiedImageError)
     return "it is no PNG" if unknown else str(error).split("\n")[0][:120]
-
-
-def _printable(path: object) -> str:
-    return str(path).encode("unicode_escape").decode()
 
 
 def _bad(path: pathlib.Path, problem: str) -> UserError:

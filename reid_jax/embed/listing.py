@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines import images as encoded
 from data_pipelines import prepared
+from data_pipelines.entries import printable
 from data_pipelines.readers import table_rows
 from data_pipelines.readers.table_rows import MISSING, Row
 from data_pipelines.records import Records
@@ -185,8 +186,9 @@ def _matches(pattern: str) -> list[str]:
 def _of_files(names: list[str]) -> Listing:
     for name in names:
         if not name.isprintable():  # nor could a table hold what is no UTF-8
-            shown = name.encode("unicode_escape").decode()
-            raise UserError(f"the name {shown} has unprintable characters: rename it")
+            raise UserError(
+                f"the name {printable(name)} has unprintable characters: rename it"
+            )
 
     def make(i: int) -> Item:
         read = functools.partial(images.read_file, names[i])
