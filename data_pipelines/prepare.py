@@ -22,8 +22,9 @@ One that is listed in a CSV or Parquet table (`readers.table`):
 Part-label files that lie beside any of them (`part_labels.label_files`) are stored with
 the images by adding `--parts=<folder> --parts_kind=pifpaf`.
 
-Images that cannot be used are named, and nothing is stored; `--skip_bad_images` leaves
-them out, says which they are, and needs a `--name`.
+Images and label files that cannot be used are named, and nothing is stored;
+`--skip_bad_images` leaves them out, says which they are, and needs a `--name`. An image
+whose label file is left out is unlabelled.
 
 An interrupted or failed run leaves nothing that could be taken for a data set; start
 it again.
@@ -71,7 +72,7 @@ def prepare(
       parts: folder of part-label files; see `part_labels.label_files`.
       parts_kind: what they are, one of `part_labels.kinds.KINDS`.
       allow_other_counts: accepts a source whose counts are not the published ones.
-      skip_bad_images: leaves out images that cannot be used.
+      skip_bad_images: leaves out images and label files that cannot be used.
       name: stores under this name instead of that of the data set.
       overwrite: prepares again, and replaces the old one once the new one is whole.
       progress: shows progress bars.
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip_bad_images",
         action="store_true",
-        help="leave out images that cannot be used",
+        help="leave out images and label files that cannot be used",
     )
     parser.add_argument("--name", help="store under this name")
     parser.add_argument(

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import features
 from data_pipelines.entries import BadFile, Entry, Split, bad_files, problems
-from data_pipelines.images import read_image
+from data_pipelines.images import Encoded, read_image
 from data_pipelines.part_labels import label_files
 
 VERSION = tfds.core.Version("1.0.0")
@@ -19,7 +19,10 @@ VERSION = tfds.core.Version("1.0.0")
 
 Track = Callable[[Sequence[Entry], str], Iterable[Entry]]
 
-_SKIP = "Or add --skip_bad_images, with a --name of your own, to leave such images out."
+_SKIP = (
+    "Or add --skip_bad_images, with a --name of your own, to leave such images and "
+    "label files out."
+)
 
 
 def builder(
@@ -40,8 +43,8 @@ def builder(
       title: what the data set is, for its description.
       data_dir: where TFDS writes.
       track: wraps the images of a split as they are read, to show progress.
-      skip_bad: leaves out images that cannot be used; otherwise building raises a
-        UserError that names them all.
+      skip_bad: leaves out images that cannot be used, and label files, whose images
+        stay unlabelled; otherwise building raises a UserError that names them all.
       made_from: what was asked for, as JSON; stored with the data set.
     """
 
@@ -80,6 +83,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._skip_bad = skip_bad
         self._made_from = made_from
         self._bad: list[BadFile] = []
+        self._bad_labels: list[BadFile] = []
         self._with_parts = any(e.parts for s in splits.values() for e in s.entries)
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -99,6 +103,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if self._bad:
             head = f"{len(self._bad)} images that cannot be used were left out:"
             found["remarks"] += [head, *problems(self._bad)]
+        if self._bad_labels:
+            count = len(self._bad_labels)
+            head = f"Label files that were left out, their images unlabelled: {count}."
+            found["remarks"] += [head, *problems(self._bad_labels)]
         return found
 
     def _split_generators(self, _: Any) -> dict[str, Iterator]:
@@ -109,37 +117,51 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         kept = []
         for entry in self._track(entries, split):
             try:
-                record = self._record(entry)
+                image = read_image(entry.path)
             except BadFile as error:
                 self._bad.append(error)
                 continue
-            yield len(kept), record
+            entry, labels = self._labelled(entry, image)
+            yield len(kept), _record(entry, image, labels)
             kept.append(entry)
         self._finish(split, tuple(kept))
 
     def _finish(self, split: str, kept: tuple[Entry, ...]) -> None:
-        """Refuses bad images once all were seen, or leaves them out of the account."""
+        """Refuses bad files once all were seen, or leaves them out of the account."""
         last = split == list(self._splits)[-1]
         if self._bad and not kept:
             raise bad_files(self._bad, f"No image of {split} is left.")
-        if self._bad and last and not self._skip_bad:
-            raise bad_files(self._bad, _SKIP)
         self._splits[split] = dataclasses.replace(self._splits[split], entries=kept)
-        if last:
-            self.info.metadata.update(self._metadata())
+        if not last:
+            return
+        bad = [*self._bad, *self._bad_labels]
+        if bad and not self._skip_bad:
+            raise bad_files(bad, _SKIP)
+        if self._bad_labels and not label_files.metadata(self._splits):
+            raise bad_files(self._bad_labels, "No label file is left.")
+        self.info.metadata.update(self._metadata())
 
-    def _record(self, entry: Entry) -> dict[str, Any]:
-        image = read_image(entry.path)
-        record = {
-            "image": io.BytesIO(image.data),
-            "person": np.int32(entry.person),
-            "camera": np.int32(entry.camera),
-            "filename": entry.path.name,
-        }
-        if self._with_parts:
-            make = entry.parts or label_files.unlabelled
-            record["parts"] = io.BytesIO(image.labels(make))
-        return record
+    def _labelled(self, entry: Entry, image: Encoded) -> tuple[Entry, bytes | None]:
+        """The entry, without labels that cannot be used, and what is stored of them."""
+        if not self._with_parts:
+            return entry, None
+        if entry.parts is not None:
+            try:
+                return entry, image.labels(entry.parts)
+            except BadFile as error:
+                self._bad_labels.append(error)
+                entry = dataclasses.replace(entry, parts=None)
+        return entry, image.labels(label_files.unlabelled)
+
+
+def _record(entry: Entry, image: Encoded, labels: bytes | None) -> dict[str, Any]:
+    record = {
+        "image": io.BytesIO(image.data),
+        "person": np.int32(entry.person),
+        "camera": np.int32(entry.camera),
+        "filename": entry.path.name,
+    }
+    return record if labels is None else record | {"parts": io.BytesIO(labels)}
 
 
 def _metadata(splits: Mapping[str, Split]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ Label maps (all other kinds) are PNG files of one 8-bit channel.
 """
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 import pathlib
@@ -40,6 +42,7 @@ _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 # lie far outside.
 _LEAST, _GREATEST = -1.0, 2.0
 _MAX_PIXELS = 1 << 26
+_DEPTH = 24  # where a PNG says how many bits a channel has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +155,28 @@ def metadata(splits: Mapping[str, Split]) -> dict[str, Any]:
         "parts_kind": kind,
         "labelled": {n: _labelled(s) for n, s in splits.items()},
     }
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """What tells the labels of a split from others.
+
+    Returns:
+      `labelled`, the images with labels; and `labels`, where there are any, 16
+      hexadecimal digits of the SHA-256 of their files in the order of the images.
+      JSON can hold it.
+    """
+    found: dict[str, Any] = {"labelled": _labelled(split)}
+    if found["labelled"]:
+        digest = hashlib.sha256()
+        for entry in split.entries:
+            data = b""
+            # What cannot be read is named when it is to be stored.
+            if entry.parts is not None:
+                with contextlib.suppress(OSError):
+                    data = entry.parts.path.read_bytes()
+            digest.update(hashlib.sha256(data).digest())
+        found["labels"] = digest.hexdigest()[:16]
+    return found
 
 
 def report(splits: Mapping[str, Split]) -> list[str]:
@@ -298,6 +323,9 @@ def _read_map(path: pathlib.Path, data: bytes, kind: str) -> np.ndarray:
                     f"it is no label map of one 8-bit channel but has mode "
                     f"{image.mode}",
                 )
+            # Pillow would stretch them: 0, 17, 34, ... of four bits.
+            if image.mode == "L" and data[_DEPTH] != 8:
+                raise _bad(path, f"its channel has {data[_DEPTH]} bits instead of 8")
             if image.width * image.height > _MAX_PIXELS:
                 raise _bad(path, f"it is {image.width} x {image.height} pixels large")
             labels = np.asarray(image, np.uint8)

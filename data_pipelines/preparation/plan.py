@@ -122,9 +122,10 @@ class _FromSource:
         requests.compare(stored, asked, name=self.name, path=path)
         if not there:
             return "Its source is not there any more and was not compared."
+        labels = "" if requests.knows_labels(stored) else _LABELS_UNKNOWN
         return (
             "Its source has the same names, persons and cameras; no image was read "
-            "again."
+            f"again.{labels}"
         )
 
     @property
@@ -147,6 +148,10 @@ class _FromSource:
     def _track(self, entries: Sequence, split: str) -> Iterable:
         return tqdm.tqdm(entries, desc=split, unit=" images", disable=not self.progress)
 
+
+_LABELS_UNKNOWN = (
+    " Its part labels were not noted down and not compared; --overwrite prepares it."
+)
 
 _BEDS = "synthetic/bed_"
 """What names begin with that a message has no place for: there are two dozen."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.entries import Split
+from data_pipelines.part_labels import label_files
 from reid_jax import storage
 from reid_jax.errors import UserError
 
@@ -50,15 +51,25 @@ class Request:
 def content(splits: Mapping[str, Split]) -> dict[str, Any]:
     """What was found in a source, split by split, as JSON."""
     return {
-        name: split.fingerprint
-        | {"labelled": sum(e.parts is not None for e in split.entries)}
+        name: split.fingerprint | label_files.fingerprint(split)
         for name, split in splits.items()
     }
 
 
+def knows_labels(stored: Mapping[str, Any]) -> bool:
+    """Whether the part labels of a prepared data set, if any, can be compared.
+
+    Not those of one that was prepared before they were noted down.
+    """
+    return all(
+        "labels" in found or not found["labelled"]
+        for found in stored["content"].values()
+    )
+
+
 def compare(
     stored: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    asked: dict[str, Any],
     *,
     name: str,
     path: pathlib.Path,
@@ -76,6 +87,8 @@ def compare(
     """
     # Where both contents are known, the same data may lie elsewhere by now.
     ignored = _PATHS if asked["content"] else ("content",)
+    if asked["content"] and not knows_labels(stored):
+        asked = asked | {"content": _without_labels(asked["content"])}
     if all(stored[key] == asked[key] for key in asked if key not in ignored):
         return
     raise UserError(
@@ -84,6 +97,13 @@ def compare(
         f"Asked: {_described(asked)}\n"
         "--overwrite replaces it; another --name keeps both. Nothing was done."
     )
+
+
+def _without_labels(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        split: {key: value for key, value in found.items() if key != "labels"}
+        for split, found in content.items()
+    }
 
 
 def _described(origin: Mapping[str, Any]) -> str:
@@ -103,8 +123,9 @@ def _described(origin: Mapping[str, Any]) -> str:
 
 
 def _counted(found: Mapping[str, Any]) -> str:
-    labelled = f", {found['labelled']} labelled" if found["labelled"] else ""
-    return (
-        f"{found['images']} images of {found['identities']} identities{labelled}, "
-        f"digest {found['digest']}"
-    )
+    counted = f"{found['images']} images of {found['identities']} identities"
+    counted += f", digest {found['digest']}"
+    if found["labelled"]:
+        labels = found.get("labels", "not noted down")
+        counted += f", {found['labelled']} labelled, digest {labels}"
+    return counted

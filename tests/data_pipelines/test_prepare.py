@@ -180,20 +180,29 @@ def test_all_names_that_do_not_fit_are_named(folder, data_dir):
 
 
 def test_unusable_images_are_left_out_where_that_is_asked_for(folder, data_dir, capsys):
-    np.save(folder / "0001_c1s1_001051_00.npy", np.full((36, 2, 1), 7.0, np.float32))
+    good, wrong = np.full((2, 36, 2, 1), 0.9, np.float32)
+    wrong += 7
+    np.save(folder / "0001_c1s1_001051_00.npy", wrong)
+    np.save(folder / "0002_c1s1_000451_03.npy", good)
     bad = {"bounding_box_train/0002_c4.jpg": b"", "query/0003_c4.jpg": b"no image"}
     write(folder, bad)
     arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
     labels = [f"--parts={folder}", "--parts_kind=pifpaf"]
     assert commands.ended(prepare.main, [*arguments, *labels, "--skip_bad_images"]) == 0
     out = capsys.readouterr().out
-    assert "3 images that cannot be used were left out:" in out
+    assert "2 images that cannot be used were left out:" in out
+    assert "Label files that were left out, their images unlabelled: 1.\n" in out
     for name in (*bad, "0001_c1s1_001051_00.npy"):
         assert name in out
     stored = prepared.open_records("own", "query", data_dir)
     assert [stored.filename(i) for i in range(len(stored))] == [
-        "0003_c2s1_001051_00.jpg"
+        "0001_c1s1_001051_00.jpg",
+        "0003_c2s1_001051_00.jpg",
     ]
+    assert all(
+        (cv2.imdecode(np.frombuffer(r["parts"], "u1"), 0) == 255).all() for r in stored
+    )
+    assert "query: 0 of 2 images have part labels." in out
     assert image_count(data_dir) == 3
 
 

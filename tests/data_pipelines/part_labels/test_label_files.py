@@ -1,7 +1,11 @@
 """Part-label files: matching, checks, what is stored and what is served."""
 
 import io
+import json
 import pathlib
+import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -32,6 +36,20 @@ def png(array, mode=None):
     buffer = io.BytesIO()
     PIL.Image.fromarray(array, mode).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def grey(bits):
+    """A PNG of one grey pixel of 1; no writer at hand makes one of so few bits."""
+    header = struct.pack(">IIBBBBB", 1, 1, bits, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes([0, 1 << 8 - bits]))
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
 
 
 def fields(seed=0, shape=(36, 17, 9), dtype=np.float32):
@@ -120,6 +138,8 @@ BAD = [
     ("parts", png(np.zeros((4, 2, 3), np.uint8)), "mode RGB"),
     ("parts", png(np.zeros((4, 2), np.uint16)), "mode I;16"),
     ("parts", png(np.zeros((4, 2), bool)), "mode 1"),
+    ("parts", grey(2), "its channel has 2 bits instead of 8"),
+    ("parts", grey(4), "its channel has 4 bits instead of 8"),
     ("parts", b"", "no whole PNG"),
     ("parts", png(np.eye(64, dtype=np.uint8))[:70], "no whole PNG"),
     ("parts", npy(fields()), "no whole PNG"),
@@ -354,30 +374,57 @@ def test_labels_are_served_in_training_and_evaluation(prepared):
         assert (with_steps["all"]["parts"][row] == 255).all() == (not labelled[index])
 
 
-def test_the_report_counts_labelled_images(prepared, capsys):
-    folder, kind, _ = prepared
-    code = commands.ended(
+def prepare_again(folder, kind, labels, data_dir):
+    return commands.ended(
         prepare.main,
         [
             "--dataset=market1501",
             f"--source={folder / 'source'}",
-            f"--data_dir={folder}",
+            f"--data_dir={data_dir}",
             "--name=own",
             "--allow_other_counts",
-            f"--parts={folder / 'labels'}",
+            f"--parts={labels}",
             f"--parts_kind={kind}",
         ],
     )
-    out = capsys.readouterr().out
-    assert code == 0
-    assert "images have part labels" in out
 
 
-def test_a_bad_label_file_stops_the_preparation(tmp_path):
+def test_the_report_counts_labelled_images(prepared, capsys):
+    folder, kind, _ = prepared
+    assert prepare_again(folder, kind, folder / "labels", folder) == 0
+    assert "images have part labels" in capsys.readouterr().out
+
+
+def test_other_labels_under_the_same_name_are_an_error(prepared, tmp_path, capsys):
+    folder, kind, _ = prepared
+    other = shutil.copytree(folder / "labels", tmp_path / "other")
+    assert prepare_again(folder, kind, other, folder) == 0  # the same elsewhere
+    first, second = sorted(p for p in other.rglob("*") if p.is_file())[:2]
+    swapped = first.read_bytes(), second.read_bytes()
+    second.write_bytes(swapped[0])
+    first.write_bytes(swapped[1])
+    assert prepare_again(folder, kind, other, folder) == 2
+    assert "from something else" in capsys.readouterr().err
+    # One that was prepared before labels were noted down is taken as it is.
+    (version,) = (folder / "own").iterdir()
+    older = tmp_path / "data" / "own" / version.name
+    shutil.copytree(version, older)
+    stored = json.loads((older / "metadata.json").read_text())
+    for found in stored["made_from"]["content"].values():
+        found.pop("labels", None)
+    (older / "metadata.json").write_text(json.dumps(stored))
+    assert prepare_again(folder, kind, other, tmp_path / "data") == 0
+    assert "part labels were not noted down" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("skip", "words"), [(False, "label files out"), (True, "No label file is left")]
+)
+def test_a_bad_label_file_stops_the_preparation(tmp_path, skip, words):
     write(tmp_path / "source", small_files())
     name = "query/0001_c1s1_001051_00.jpg"
     saved(tmp_path / "labels" / pathlib.Path(name).with_suffix(".npy"), b"x")
-    with pytest.raises(UserError, match=r"\.npy: it is no whole NumPy array"):
+    with pytest.raises(UserError, match=rf"\.npy: it is no whole NumPy .*{words}"):
         prepare.prepare(
             "market1501",
             source=tmp_path / "source",
@@ -386,6 +433,7 @@ def test_a_bad_label_file_stops_the_preparation(tmp_path):
             allow_other_counts=True,
             parts=tmp_path / "labels",
             parts_kind="pifpaf",
+            skip_bad_images=skip,
             progress=False,
         )
     assert not list((tmp_path / "data").iterdir())
