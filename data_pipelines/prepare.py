@@ -169,11 +169,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = vars(_parser().parse_args(argv))
     data_dir, overwrite = args.pop("data_dir"), args.pop("overwrite")
-    if args["allow_other_counts"] and not args["name"]:
-        raise UserError(
-            "--allow_other_counts needs --name=<its_name>: other images must not be "
-            f"taken for {args['dataset']}."
-        )
     try:
         plan = make_plan(Request(**args), progress=True)
         path, done = _install(plan, _on_disk(data_dir), overwrite)

@@ -187,6 +187,11 @@ def _checked_name(data_set: DataSet, request: Request) -> str:
             f"--name={name!r} cannot be used. A name has at most 64 small letters, "
             "digits and _, starts with a letter, and is not 'synthetic'."
         )
+    if request.allow_other_counts and not own:
+        raise UserError(
+            "--allow_other_counts needs --name=<its_name>: other images must not be "
+            f"taken for {data_set.name}."
+        )
     if request.skip_bad_images and not own:
         raise UserError(
             "--skip_bad_images needs --name=<its_name>: what is left must not be taken "

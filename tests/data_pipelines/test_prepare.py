@@ -457,6 +457,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(folder, tmp_path):
         ("market1501", {"name": "../up", "source": "x"}, ["'../up'", "small letters"]),
         ("market1501", {"name": "synthetic", "source": "x"}, ["'synthetic'"]),
         ("market1501", {"name": "Mine", "source": "x"}, ["'Mine'"]),
+        ("market1501", {"allow_other_counts": True, "source": "x"}, ["needs --name"]),
         ("market1501", {"data_dir": "a\0b", "source": "x"}, ["NUL"]),
     ],
 )

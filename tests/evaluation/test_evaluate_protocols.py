@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import loader, prepare, prepared, protocols
+from data_pipelines.preparation import plan
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, results
@@ -22,8 +23,9 @@ SINGLE_SHOT = "occluded_reid:single_shot,repeats=4,seed=3"
 
 
 @pytest.fixture
-def config(toy_config, tiny_data, tmp_path):
+def config(toy_config, tiny_data, tmp_path, monkeypatch):
     """The toy's config, with a small Occluded-REID beside its training set."""
+    monkeypatch.setattr(plan, "check_published", lambda *_: None)
     names = trees.occluded_reid(persons=range(1, 7), each=3)
     data_dir = tmp_path / "data"
     shutil.copytree(tiny_data / "tiny", data_dir / "tiny")
@@ -31,7 +33,6 @@ def config(toy_config, tiny_data, tmp_path):
         "occluded_reid",
         source=trees.write(tmp_path / "Occluded_REID", names, trees.noise("TIFF")),
         data_dir=data_dir,
-        allow_other_counts=True,
         progress=False,
     )
     toy_config.data.data_dir = str(data_dir)

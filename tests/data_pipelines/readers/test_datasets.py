@@ -70,11 +70,16 @@ def test_what_is_stored_is_what_the_names_say(case, tmp_path):
     name, files, expected = case
     source, data_dir = trees.write(tmp_path / "source", files), tmp_path / "data"
     prepare.prepare(
-        name, source=source, data_dir=data_dir, allow_other_counts=True, progress=False
+        name,
+        source=source,
+        data_dir=data_dir,
+        allow_other_counts=True,
+        name="own",
+        progress=False,
     )
     whole = set(files.values())
     for split, rows in expected.items():
-        stored = prepared.open_records(name, split, data_dir)
+        stored = prepared.open_records("own", split, data_dir)
         assert [stored.filename(i) for i in range(len(stored))] == [r[0] for r in rows]
         np.testing.assert_array_equal(stored.person, [r[1] for r in rows])
         np.testing.assert_array_equal(stored.camera, [r[2] for r in rows])
@@ -136,6 +141,7 @@ def test_a_damaged_image_is_named_and_nothing_is_stored(case, tmp_path, data):
             source=source,
             data_dir=tmp_path / "data",
             allow_other_counts=True,
+            name="own",
             progress=False,
         )
     assert f"{bad}: it cannot be read" in str(error.value)
