@@ -7,6 +7,7 @@ is being replaced. So what lies in a folder that nobody has locked is a leftover
 
 import contextlib
 import io
+import multiprocessing
 import pathlib
 import shutil
 import sys
@@ -16,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import prepared
 from data_pipelines.preparation.plan import Plan
+from data_pipelines.synthetic.builder import GUARD
 from reid_jax import staging as folders
 from reid_jax import storage
 from reid_jax.errors import UserError
@@ -36,6 +38,7 @@ def install(
         clear_dead(data_dir)
         if target.exists() and not overwrite:
             return target, False
+        _check_guarded()
         with _locked(data_dir, plan.name) as staging:
             if target.exists() and not overwrite:
                 return target, False
@@ -49,6 +52,18 @@ def install(
             f"Cannot write to {data_dir} ({error}). Make room or choose another "
             "--data_dir. Nothing was stored."
         ) from error
+
+
+def _check_guarded() -> None:
+    """Refuses to build in a process that has come here by running its parent's script.
+
+    The parent builds already, and waits for it: it would wait for the parent's lock.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "Preparing a data set starts processes, which run the script that does so "
+            f"again: put what it does below {GUARD}."
+        )
 
 
 def clear_dead(data_dir: pathlib.Path) -> None:

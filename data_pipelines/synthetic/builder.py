@@ -1,11 +1,14 @@
 """TFDS builder `synthetic`: renders the embedded data set into ArrayRecord."""
 
-import functools
+import collections
+import concurrent.futures
 import io
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -13,9 +16,18 @@ import tqdm
 
 from data_pipelines import features
 from data_pipelines.synthetic import plan, render, sets
+from reid_jax.errors import UserError
+
+GUARD = "`if __name__ == '__main__':`"
+"""What keeps the processes of a script from running the script."""
 
 _ALONE = 300
 """Below so many pictures, starting processes takes longer than rendering."""
+
+_SHARE = 16
+"""Pictures that a process renders before it hands them over."""
+
+_Encoded = tuple[bytes, bytes]
 
 
 class Synthetic(tfds.core.GeneratorBasedBuilder):
@@ -81,7 +93,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, shots: list[plan.Shot]) -> Iterator[tuple[int, dict]]:
-        pictures = rendered(shots, processes=os.cpu_count() or 1)
+        pictures = rendered(shots, processes=_cores())
         # Not TFDS' own bar, which is switched off with the others of TFDS.
         shown = tqdm.tqdm(
             pictures,
@@ -103,19 +115,55 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def rendered(
-    shots: list[plan.Shot], *, processes: int
-) -> Iterator[tuple[bytes, bytes]]:
+def rendered(shots: list[plan.Shot], *, processes: int) -> Iterator[_Encoded]:
     """Renders pictures in order; the bytes do not depend on `processes`.
 
     Returns:
       JPEG picture and PNG part map of each shot.
+
+    Raises:
+      UserError: a process has died.
     """
     if processes == 1 or len(shots) < _ALONE:
         yield from map(render.encoded, shots)
         return
     # Spawned, not forked: the caller may hold threads, as JAX does.
-    # Ctrl-C is the parent's to handle: it ends them.
-    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with multiprocessing.get_context("spawn").Pool(processes, ignore) as pool:
-        yield from pool.imap(render.encoded, shots, chunksize=16)
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(processes, context, _obey)
+    begun: collections.deque = collections.deque()
+    try:
+        for first in range(0, len(shots), _SHARE):
+            begun.append(pool.submit(_share, shots[first : first + _SHARE]))
+            if len(begun) > 2 * processes:  # enough for all, and few to keep
+                yield from begun.popleft().result()
+        while begun:
+            yield from begun.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process that renders has died. If memory has run out, free some and "
+            f"prepare again; if a script prepares, put what it does below {GUARD}."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _share(shots: list[plan.Shot]) -> list[_Encoded]:
+    return list(map(render.encoded, shots))
+
+
+def _obey() -> None:
+    """Leaves it to the parent to end this process: by Ctrl-C, and by a kill, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

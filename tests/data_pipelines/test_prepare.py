@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -433,6 +434,19 @@ def test_of_two_at_once_one_waits_for_the_other(folder, data_dir, monkeypatch, c
     own(folder, data_dir)
     assert image_count(data_dir) == 3
     assert capsys.readouterr().err.count("Waiting for it.") == 1
+
+
+def test_a_process_that_runs_its_parents_script_builds_nothing(
+    folder, data_dir, monkeypatch
+):
+    """As one does that is spawned by a script without a guard."""
+    path = own(folder, data_dir)
+    me = multiprocessing.current_process()
+    monkeypatch.setattr(me, "_inheriting", True, raising=False)
+    assert own(folder, data_dir) == path
+    with pytest.raises(UserError, match="below `if __name__ == '__main__':`"):
+        own(folder, data_dir, name="other")
+    assert os.listdir(data_dir) == ["own"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(folder, tmp_path):

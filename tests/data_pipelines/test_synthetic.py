@@ -1,6 +1,8 @@
 """The rendered data set: its plan, its pictures, its part maps, its builder."""
 
 import dataclasses
+import itertools
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -26,6 +28,7 @@ from data_pipelines.synthetic import (
     sets,
 )
 from data_pipelines.synthetic.raster import View, draw
+from reid_jax.errors import UserError
 
 LEFT = [i for i, name in enumerate(PART_NAMES) if name.startswith("left")]
 RIGHT = [i for i, name in enumerate(PART_NAMES) if name.startswith("right")]
@@ -184,11 +187,17 @@ def test_all_of_a_shot_changes_the_picture():
     assert len(set(pictures)) == len(changes) + 1
 
 
-def test_processes_do_not_change_the_bytes(monkeypatch):
+def test_processes_do_not_change_the_bytes_and_one_that_dies_is_missed(monkeypatch):
     monkeypatch.setattr(builder, "_ALONE", 0)
-    shots = plan.shots("occluded", "demo", "query")[:6]
-    alone = list(builder.rendered(shots, processes=1))
-    assert list(builder.rendered(shots, processes=2)) == alone
+    monkeypatch.setattr(builder, "_SHARE", 1)
+    shots = plan.shots("occluded", "demo", "query")
+    alone = list(builder.rendered(shots[:6], processes=1))
+    made = builder.rendered(shots, processes=2)
+    assert list(itertools.islice(made, 6)) == alone
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(UserError, match="process that renders has died"):
+        list(made)
+    assert not multiprocessing.active_children()
 
 
 def test_two_seeds_give_two_plans_and_other_people_and_cameras():
