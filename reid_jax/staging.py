@@ -40,7 +40,7 @@ def built(target: pathlib.Path, *, doing: str) -> Iterator[pathlib.Path]:
         new = beside / "new"
         new.mkdir()
         yield new
-        put(new, target, beside)
+        put(new, target, beside / _REPLACED)
 
 
 @contextlib.contextmanager
@@ -112,17 +112,23 @@ def try_lock(staging: pathlib.Path, *, certain: bool = False) -> IO | None:
         return lock if own else None
 
 
-def put(built: pathlib.Path, target: pathlib.Path, staging: pathlib.Path) -> None:
-    """Puts a folder of `staging` in its place; what is there goes to `staging`.
+def put(built: pathlib.Path, target: pathlib.Path, aside: pathlib.Path) -> None:
+    """Puts a folder in its place.
 
     Where the system can swap folders there is always one or the other. Elsewhere a
-    kill at the wrong moment leaves none, until `held` puts the old one back.
+    kill at the wrong moment leaves none, until the next start puts the old one back.
+
+    Args:
+      built: the folder; where the old one is after a swap.
+      target: its place.
+      aside: where the old one goes elsewhere.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         built.rename(target)
     elif not swap(built, target):
-        target.rename(staging / _REPLACED)
+        aside.parent.mkdir(exist_ok=True)
+        target.rename(aside)
         built.rename(target)
 
 

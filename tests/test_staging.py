@@ -25,7 +25,7 @@ with staging.held(beside, target, doing="building"):
             rename(self, to)
             os.kill(os.getpid(), signal.SIGKILL)
         pathlib.Path.rename = once
-        staging.put(beside / "new", target, beside)
+        staging.put(beside / "new", target, beside / "replaced")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -65,7 +65,7 @@ def test_a_folder_is_replaced_in_one_step(places, monkeypatch):
         with monkeypatch.context() as patch:
             # Two renames would leave a moment without either.
             patch.delattr(staging.pathlib.Path, "rename")
-            staging.put(beside / "new", target, beside)
+            staging.put(beside / "new", target, beside / "replaced")
     assert [path.name for path in target.iterdir()] == ["content"]
     assert not beside.exists()
 

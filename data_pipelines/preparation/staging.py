@@ -42,7 +42,8 @@ def install(
         with _locked(data_dir, plan.name) as staging:
             if target.exists() and not overwrite:
                 return target, False
-            _put_in_place(_build(plan, staging), target, staging)
+            aside = staging / "replaced" / target.name
+            folders.put(_build(plan, staging), target, aside)
             return target, True
     except (OSError, ValueError, RuntimeError) as error:
         # ArrayRecord reports a disk's fault as a RuntimeError.
@@ -111,15 +112,3 @@ def _build(plan: Plan, staging: pathlib.Path) -> pathlib.Path:
     for split in builder.info.splits:
         prepared.open_records(plan.name, split, staging)
     return pathlib.Path(builder.data_path)
-
-
-def _put_in_place(
-    built: pathlib.Path, target: pathlib.Path, staging: pathlib.Path
-) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if folders.swap(built, target):
-            return
-        (staging / "replaced").mkdir()
-        target.rename(staging / "replaced" / target.name)
-    built.rename(target)
