@@ -38,6 +38,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from data_pipelines import prepared
 from data_pipelines.part_labels.kinds import KINDS
 from data_pipelines.preparation import staging
 from data_pipelines.preparation.plan import Plan, known_datasets, make_plan
@@ -171,12 +172,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_dir, overwrite = args.pop("data_dir"), args.pop("overwrite")
     try:
         plan = make_plan(Request(**args), progress=True)
-        path, done = _install(plan, _on_disk(data_dir), overwrite)
-        text = report(plan.name, path)
+        place = _on_disk(data_dir)
+        _, done = _install(plan, place, overwrite)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was stored.") from None
+    opened = prepared.open_splits(plan.name, place)
+    text = report(plan.name, opened, prepared.metadata(plan.name, place))
     notes = [DATASETS[args["dataset"]].note] if args["dataset"] in DATASETS else []
-    print(done, text, *filter(None, notes), next_command(plan.name, path), sep="\n")
+    following = next_command(plan.name, opened, place)
+    print(done, text, *filter(None, notes), following, sep="\n")
 
 
 def run() -> None:

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import shlex
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -80,6 +81,25 @@ def split_names(dataset: str, data_dir: str | os.PathLike) -> list[str]:
       UserError: the data set is not there or is damaged.
     """
     return list(_builder(dataset, data_dir)[0].info.splits)
+
+
+def open_splits(dataset: str, data_dir: str | os.PathLike) -> dict[str, Records]:
+    """Opens all splits of a prepared data set.
+
+    Raises:
+      UserError: the data set is not there or is damaged.
+    """
+    splits = split_names(dataset, data_dir)
+    return {split: _open_one(dataset, split, data_dir) for split in splits}
+
+
+def metadata(dataset: str, data_dir: str | os.PathLike) -> dict[str, Any]:
+    """What is stored beside the records of a prepared data set, as JSON.
+
+    Raises:
+      UserError: the data set is not there or is damaged.
+    """
+    return _builder(dataset, data_dir)[0].info.metadata or {}
 
 
 def _builder(

@@ -5,6 +5,7 @@ features, whatever its source.
 """
 
 import bisect
+import collections
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,6 +195,17 @@ def _disjoint(members: Sequence[Records]) -> tuple[np.ndarray, np.ndarray]:
         np.concatenate(persons).astype(np.int32),
         np.concatenate(cameras).astype(np.int32),
     )
+
+
+def cameras_by_person(stored: Records) -> dict[int, set[int]]:
+    """The cameras that have seen each person above 0."""
+    cameras = collections.defaultdict(set)
+    for person, camera in zip(
+        stored.person.tolist(), stored.camera.tolist(), strict=True
+    ):
+        if person > 0:
+            cameras[person].add(camera)
+    return dict(cameras)
 
 
 def _text(value: bytes | str) -> str:

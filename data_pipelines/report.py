@@ -1,14 +1,14 @@
 """What a prepared data set holds, in words, and what to do with it next."""
 
-import collections
 import os
-import pathlib
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from data_pipelines import prepared, protocols, records
+from data_pipelines import protocols
+from data_pipelines.records import Records, cameras_by_person
 
 USUAL_BATCH = 16
 """Identities of a batch in most configs."""
@@ -16,26 +16,22 @@ USUAL_BATCH = 16
 _NO_FILTER = "--config.evaluation.camera_filter=False"
 
 
-def report(dataset: str, path: str | os.PathLike) -> str:
+def report(
+    dataset: str, opened: Mapping[str, Records], metadata: Mapping[str, Any]
+) -> str:
     """Describes a prepared data set: images, identities, cameras, remarks.
 
     Args:
       dataset: its name, as in `synthetic/holistic_demo`.
-      path: its folder, as `data_pipelines.prepare.prepare` returns it.
-
-    Raises:
-      UserError: the data set is not there or is damaged.
+      opened: its splits.
+      metadata: what is stored beside them.
     """
-    info = tfds.builder_from_directory(path).info
-    data_dir = _data_dir(dataset, path)
-    opened = {s: prepared.open_records(dataset, s, data_dir) for s in info.splits}
     lines = [f"{'':8}{'images':>8}{'identities':>12}{'cameras':>9}"]
     for split, stored in opened.items():
         cameras = np.unique(stored.camera).size
         lines.append(
             f"{split:8}{len(stored):>8}{len(_identities(stored)):>12}{cameras:>9}"
         )
-    metadata = info.metadata or {}
     if junk := sum(metadata.get("junk_dropped", {}).values()):
         lines.append(f"Junk images (person -1) that were left out: {junk}.")
     lines += [*metadata.get("remarks", []), *_remarks(opened)]
@@ -47,16 +43,23 @@ def report(dataset: str, path: str | os.PathLike) -> str:
     return "\n".join(lines)
 
 
-def next_command(dataset: str, path: str | os.PathLike) -> str:
-    """The command that trains on a prepared data set or, lacking that, evaluates."""
-    data_dir = _data_dir(dataset, path)
-    splits = prepared.split_names(dataset, data_dir)
-    opened = {s: prepared.open_records(dataset, s, data_dir) for s in splits}
-    command = _command(dataset, opened, shlex.quote(str(data_dir)))
+def next_command(
+    dataset: str, opened: Mapping[str, Records], data_dir: str | os.PathLike
+) -> str:
+    """The command that trains on a prepared data set or, lacking that, evaluates.
+
+    Args:
+      dataset: its name.
+      opened: its splits.
+      data_dir: where it lies.
+    """
+    if "train" in opened and len(_identities(opened["train"])) == 1:
+        return "Training needs images of two identities or more: these are of one."
+    command = _command(dataset, opened, shlex.quote(os.fspath(data_dir)))
     return f"{command} {_NO_FILTER}" if _own_camera_only(dataset, opened) else command
 
 
-def _command(dataset: str, opened: dict[str, records.Records], data_dir: str) -> str:
+def _command(dataset: str, opened: Mapping[str, Records], data_dir: str) -> str:
     train = protocols.protocol(dataset).train_dataset
     if train == dataset and "train" not in opened:
         return (
@@ -81,36 +84,28 @@ def _command(dataset: str, opened: dict[str, records.Records], data_dir: str) ->
     return f"{command} --config.evaluate_on=\"('{dataset}',)\""
 
 
-def _smaller_batch(stored: records.Records) -> str:
+def _smaller_batch(stored: Records) -> str:
     """What a training set of fewer identities than a usual batch needs beside."""
     count = len(_identities(stored))
     return f" --config.stages.train.identities={count}" if count < USUAL_BATCH else ""
 
 
-def _own_camera_only(dataset: str, opened: dict[str, records.Records]) -> bool:
+def _own_camera_only(dataset: str, opened: Mapping[str, Records]) -> bool:
     """Whether the protocol's camera filter leaves out every match of every query."""
     if not {"query", "gallery"} <= opened.keys():
         return False
-    query, gallery = opened["query"], opened["gallery"]
-    seen = collections.defaultdict(set)
-    for person, camera in zip(gallery.person, gallery.camera, strict=True):
-        seen[person].add(camera)
-    images = [x for x in zip(query.person, query.camera, strict=True) if x[0] > 0]
-    matched = any(seen[person] for person, _ in images)
-    elsewhere = any(seen[person] - {camera} for person, camera in images)
-    return protocols.protocol(dataset).camera_filter and matched and not elsewhere
+    asked, seen = map(cameras_by_person, (opened["query"], opened["gallery"]))
+    both = asked.keys() & seen.keys()
+    elsewhere = any(seen[p] - {camera} for p in both for camera in asked[p])
+    camera_filter = protocols.protocol(dataset).camera_filter
+    return camera_filter and bool(both) and not elsewhere
 
 
-def _data_dir(dataset: str, path: str | os.PathLike) -> pathlib.Path:
-    """`path` is `<data_dir>/<dataset>/<version>`."""
-    return pathlib.Path(path).parents[dataset.count("/") + 1]
-
-
-def _identities(stored: records.Records) -> set[int]:
+def _identities(stored: Records) -> set[int]:
     return set(stored.person[stored.person > 0].tolist())
 
 
-def _remarks(opened: dict[str, records.Records]) -> list[str]:
+def _remarks(opened: Mapping[str, Records]) -> list[str]:
     train, query, gallery = (
         _identities(opened[s]) if s in opened else set()
         for s in ("train", "query", "gallery")

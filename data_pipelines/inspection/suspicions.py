@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipelines.entries import shown
 from data_pipelines.inspection.reading import Image, Inspected
-from data_pipelines.records import Records
+from data_pipelines.records import Records, cameras_by_person
 
 
 def suspicions(found: Mapping[str, Inspected]) -> Iterator[str]:
@@ -59,31 +59,19 @@ def _duplicates(found: Mapping[str, Inspected]) -> Iterator[str]:
 
 
 def _unmatched(query: Records, gallery: Records) -> Iterator[str]:
-    """Identities that the camera filter leaves without a match, and the reverse."""
-    seen = _cameras_by_person(gallery)
-    asked = _cameras_by_person(query)
+    """Identities with queries that have no match, or none by another camera."""
+    asked, seen = map(cameras_by_person, (query, gallery))
     absent = [p for p in asked if p not in seen]
     if absent:
         count = _identities(absent, "is", "are", kind="query ")
         yield f"{count} not in the gallery: {_ids(absent, query)}"
-    alone = [
-        p for p, cameras in asked.items() if p in seen and len(cameras | seen[p]) == 1
-    ]
+    alone = [p for p in asked if any(seen.get(p) == {c} for c in asked[p])]
     if alone:
         yield (
-            f"{_identities(alone, 'was', 'were')} seen by one camera only in query "
-            f"and gallery, so that their queries have no match: {_ids(alone, query)}"
+            f"{_identities(alone, 'was', 'were')} seen by one camera only in the "
+            "gallery, so that queries of that camera have no match: "
+            f"{_ids(alone, query)}"
         )
-
-
-def _cameras_by_person(stored: Records) -> dict[int, set[int]]:
-    cameras = collections.defaultdict(set)
-    for person, camera in zip(
-        stored.person.tolist(), stored.camera.tolist(), strict=True
-    ):
-        if person > 0:
-            cameras[person].add(camera)
-    return cameras
 
 
 def _images(items: Sequence[object]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import store
+from data_pipelines import prepared, store
 from data_pipelines.entries import Split
 from data_pipelines.part_labels import label_files
 from data_pipelines.preparation import request as requests
@@ -112,8 +112,7 @@ class _FromSource:
         )
 
     def check(self, path: pathlib.Path) -> str:
-        metadata = tfds.builder_from_directory(path).info.metadata or {}
-        stored = metadata.get("made_from")
+        stored = prepared.metadata(self.name, path.parents[1]).get("made_from")
         if stored is None:
             return "What it was made from was not noted down; --overwrite prepares it."
         there = self.request.source and os.path.exists(self.request.origin["source"])

@@ -81,6 +81,10 @@ def test_figures_of_a_clean_data_set(tmp_path):
             {"query": [(7, 1, 4), (8, 0, 5)]},
             ["1 identity was seen by one camera only", "no match: 7"],
         ),
+        (  # seen by another camera in the query, which helps the other query only
+            {"query": [(7, 0, 4), (7, 1, 10), (8, 0, 5)]},
+            ["1 identity was seen by one camera only in the gallery", "no match: 7"],
+        ),
         (
             {"query": [(7, 0, 4), (9, 0, 5)]},
             ["1 query identity is not", "gallery: 9"],

@@ -302,6 +302,29 @@ def test_a_data_set_that_does_not_know_its_source_is_left_alone(
     assert "What it was made from was not noted down" in capsys.readouterr().out
 
 
+def test_a_damaged_data_set_is_a_user_error(folder, data_dir, capsys):
+    for name in ("own", "synthetic/holistic_demo"):
+        (data_dir / name / "1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match="is damaged or incomplete"):
+        own(folder, data_dir)
+    arguments = ["--dataset=synthetic/holistic_demo", f"--data_dir={data_dir}"]
+    assert commands.ended(prepare.main, arguments) == 2
+    assert "is damaged or incomplete" in capsys.readouterr().err
+
+
+def test_an_interrupted_report_does_not_deny_what_is_stored(
+    folder, data_dir, monkeypatch, capsys
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "report", interrupt)
+    arguments = [*OWN, f"--source={folder}", f"--data_dir={data_dir}"]
+    assert commands.ended(prepare.main, arguments) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert image_count(data_dir) == 3
+
+
 def test_overwrite_replaces_only_by_a_whole_data_set(folder, data_dir):
     own(folder, data_dir)
     bad = folder / "bounding_box_test" / "0003_c6.jpg"
@@ -599,10 +622,10 @@ def test_a_killed_run_leaves_nothing_to_open_and_can_be_restarted(
 
 
 def test_real_photographs_go_through(shared_data, data_dir):
-    path = own(shared_data / "grocery_photos", data_dir, name="grocery")
-    counts = [len(prepared.open_records("grocery", s, data_dir)) for s in SPLITS]
-    assert counts == [4572, 220, 472]
-    lines = report.report("grocery", path).splitlines()
+    own(shared_data / "grocery_photos", data_dir, name="grocery")
+    stored = prepared.open_splits("grocery", data_dir)
+    assert [len(stored[s]) for s in SPLITS] == [4572, 220, 472]
+    lines = report.report("grocery", stored, {}).splitlines()
     assert ["query", "220", "15", "1"] in [x.split() for x in lines]
 
 
@@ -625,10 +648,12 @@ def test_other_images_cannot_take_a_published_name(tmp_path, capsys):
 def test_the_next_command_can_be_pasted(tiny_data, tmp_path):
     place = tmp_path / "data 3 ü"
     shutil.copytree(tiny_data / "tiny", place / "tiny")
-    (version,) = (place / "tiny").iterdir()
-    said = report.next_command("tiny", version)
+    opened = prepared.open_splits("tiny", place)
+    said = report.next_command("tiny", opened, place)
     words = shlex.split(said.removeprefix("Next: "))
     assert f"--config.data.data_dir={place}" in words
+    opened["train"].person[:] = 1
+    assert "needs images of two" in report.next_command("tiny", opened, place)
     with pytest.raises(UserError) as error:
         prepared.open_records("none", "train", place)
     assert f"--data_dir={shlex.quote(str(place))}" in str(error.value)
