@@ -148,7 +148,7 @@ class PasteOccluder:
           RGB times alpha, and alpha, uint8 [h, w, 4] for each patch.
 
         Raises:
-          UserError: if `bank` is no folder of images.
+          UserError: if `bank` is no folder of images that can be read.
         """
         return _read_bank(str(self.bank))
 
@@ -201,7 +201,10 @@ def _read_bank(bank: str) -> tuple[np.ndarray, ...]:
 
 
 def _read_patch(file: pathlib.Path) -> np.ndarray:
-    data = np.frombuffer(file.read_bytes(), np.uint8)
+    try:
+        data = np.frombuffer(file.read_bytes(), np.uint8)
+    except OSError as error:  # or a folder
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     patch = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if patch is None or patch.dtype != np.uint8:
         raise UserError(f"{file}: not a whole image of 8 bits per channel")

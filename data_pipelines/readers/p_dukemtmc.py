@@ -16,6 +16,7 @@ from data_pipelines.readers.bodies import (
     scan_folder,
     split,
 )
+from data_pipelines.readers.dukemtmc import WITHDRAWN
 from data_pipelines.readers.sources import DataSet, find_root
 
 EXPECTED = (
@@ -56,7 +57,5 @@ P_DUKEMTMC = DataSet(
         "query": Counts(images=2163, identities=634),
         "gallery": Counts(images=9053, identities=634),
     },
-    note=(
-        "DukeMTMC was withdrawn by its authors in 2019, and so is what derives from it."
-    ),
+    note=WITHDRAWN,
 )

@@ -133,7 +133,7 @@ def _remarks(
         yield f"Columns that were not used: {shown(unused)}."
     splits_of = collections.defaultdict(set)
     for row in rows:
-        splits_of[row["path"]].add(row["split"])
+        splits_of[os.path.normpath(row["path"])].add(row["split"])
     if several := [path for path, splits in splits_of.items() if len(splits) > 1]:
         yield f"Images in more than one split: {shown(several)}."
 

@@ -62,7 +62,8 @@ def cell_problems(rows: Sequence[Row]) -> Iterator[tuple[Row, str, str]]:
         for column in ("path", "parts"):
             if not row.cells.get(column, "").isprintable():
                 yield row, column, f"{row[column]!r} has unprintable characters"
-        first = seen.setdefault((row["split"], row["path"]), row.number)
+        place = os.path.normpath(row["path"])
+        first = seen.setdefault((row["split"], place), row.number)
         if first != row.number and row["path"]:
             yield row, "path", f"{row['path']} is in row {first} already"
 

@@ -132,6 +132,8 @@ def _check_declared(
     table: pathlib.Path, opened: "pyarrow.parquet.ParquetFile", used: Sequence[str]
 ) -> None:
     """Refuses, by what it declares, a small file that would unpack to a huge one."""
+    if len(set(used)) < len(used):
+        raise UserError(f"{table} has a column twice: {', '.join(used)}. Keep one.")
     size, declared = table.stat().st_size, opened.metadata
     nested = [n for n in used if opened.schema_arrow.field(n).type.num_fields]
     if nested:

@@ -191,10 +191,13 @@ def test_a_missing_bank_is_a_user_error(tmp_path):
         with pytest.raises(UserError, match=f"{field}=.*{words}"):
             transforms.build(["paste_occluder"], values)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match=r"broken\.png"):
-        transforms.build(
-            ["paste_occluder"], {"paste_occluder": {"bank": str(tmp_path)}}
-        )
+    values = {"paste_occluder": {"bank": str(tmp_path)}}
+    with pytest.raises(UserError, match=r"broken\.png: not a whole image"):
+        transforms.build(["paste_occluder"], values)
+    (tmp_path / "broken.png").unlink()
+    (tmp_path / "broken.png").mkdir()
+    with pytest.raises(UserError, match=r"broken\.png: cannot be read"):
+        transforms.build(["paste_occluder"], values)
     # A step that is switched off needs no bank.
     transforms.build(["flip"], {"paste_occluder": {"bank": "nowhere"}})
 

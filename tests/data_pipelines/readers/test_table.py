@@ -164,6 +164,7 @@ def changed(row, column, value):
         (changed(0, "path", "a/\x001.jpg"), r"'a/\x001.jpg' has unprintable"),
         (changed(0, "path", "x" * 5000), "row 2, column path: there is no file"),
         (changed(2, "path", "a/1.jpg"), "row 4, column path: a/1.jpg is in row 2"),
+        (changed(2, "path", "./a//1.jpg"), "column path: ./a//1.jpg is in row 2"),
         (changed(0, "person", "0"), "row 2, column person: 0, a distractor"),
         (changed(3, "person", "0"), "row 5, column person: 0, a distractor"),
         (ROWS[:4], "identities in query but none in gallery"),
@@ -393,6 +394,13 @@ def test_persons_are_equal_as_numbers(folder):
     one, other, _ = splits["train"].entries
     assert one.person == other.person
     assert splits["query"].entries[0].person == splits["gallery"].entries[0].person
+
+
+def test_a_column_of_parquet_that_is_there_twice(folder):
+    stored = pyarrow.table([["1"]] * 4, names=["path", "person", "split", "path"])
+    pyarrow.parquet.write_table(stored, folder / "my.parquet")
+    with pytest.raises(UserError, match="has a column twice: path, person, split, p"):
+        table.scan(folder / "my.parquet")
 
 
 def test_a_float_column_of_parquet_is_one_camera_each(folder):
