@@ -20,8 +20,15 @@ from reid_jax import errors, storage
 from reid_jax.errors import UserError
 
 
+def _out(given: argparse.Namespace) -> str | pathlib.Path:
+    """Where the contact sheet is written: what `--out` says, or beside the data set."""
+    if given.out and not given.out.lower().endswith(".png"):
+        raise UserError(f"--out={given.out}: name a file ending in .png")
+    return given.out or _beside(given.dataset, given.data_dir)
+
+
 def _beside(dataset: str, data_dir: str) -> pathlib.Path:
-    """Where the contact sheet lies unless `--out` says; not in a bucket."""
+    """A place in the folder of the data sets, which is not in a bucket."""
     if storage.in_bucket(data_dir):
         raise UserError(
             "Name the contact sheet, since the data set is in a bucket: --out"
@@ -43,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("dataset", help="name or name/config of a prepared data set")
     parser.add_argument("--data_dir", default="data", help="default: %(default)s")
-    parser.add_argument("--out", help="contact sheet; default: beside the data set")
+    parser.add_argument(
+        "--out", help="contact sheet, PNG; default: beside the data set"
+    )
     given = parser.parse_args(argv)
     try:
-        out = given.out or _beside(given.dataset, given.data_dir)
+        out = _out(given)
         found = inspect(given.dataset, given.data_dir)
         print(report(found))
         contact_sheet(found, out)

@@ -47,7 +47,12 @@ def contact_sheet(
       path: PNG or JPEG file to write.
       size: of the data set.
       identities: rows of the first block; each shows one person in all cameras.
+
+    Raises:
+      UserError: there are no rows, or the file cannot be written.
     """
+    if identities < 1:
+        raise UserError(f"--identities={identities}: draw one row or more")
     shots = plan.shots("holistic", size, "train")
     people = [
         _named(f"identity\n{row[0].person}", _row(row, labels=False))
@@ -96,7 +101,7 @@ def _write(path: str | os.PathLike, blocks: list[np.ndarray]) -> None:
         raise UserError(f"--out={path}: name a file ending in .png or .jpg")
     quality = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 82]
     encoded = cv2.imencode(suffix, sheet[..., ::-1], quality)[1]
-    storage.check_writable(pathlib.Path(path).absolute().parent)
+    storage.check_writable(storage.absolute(path).parent)
     storage.write_bytes(path, encoded.tobytes())
 
 
@@ -138,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line.
 
     Raises:
-      UserError: for a file that cannot be written.
+      UserError: for no rows, or a file that cannot be written.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="PNG or JPEG file to write")

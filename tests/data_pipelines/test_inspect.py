@@ -157,6 +157,9 @@ def test_command_line(tmp_path, capsys):
     arguments[1] = f"--out={out / 'sheet.png'}"
     assert commands.ended(inspect.main, ["own", *arguments]) == 2
     assert "Cannot write --out" in capsys.readouterr().err
+    arguments[1] = f"--out={tmp_path / 'sheet.jpg'}"
+    assert commands.ended(inspect.main, ["own", *arguments]) == 2
+    assert "ending in .png" in capsys.readouterr().err
 
 
 def test_a_data_set_without_identities_in_a_split(tmp_path):

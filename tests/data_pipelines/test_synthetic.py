@@ -419,10 +419,14 @@ def test_configs_are_all_variants_and_sizes():
 
 
 def test_contact_sheet_command(tmp_path, monkeypatch):
-    path = tmp_path / "sheet.png"
-    arguments = ["contact_sheet", f"--out={path}", "--identities=1"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    contact_sheet.main()
+    here, path = tmp_path / "here", tmp_path / "sheet.png"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    contact_sheet.main(["--out=~/sheet.png", "--identities=1"])
+    assert not list(here.iterdir())
+    with pytest.raises(UserError, match="--identities=0"):
+        contact_sheet.main(["--out=~/sheet.png", "--identities=0"])
     sheet = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     margin = sheet.shape[1] - 14 * 64
     assert margin > 40
