@@ -262,9 +262,11 @@ def parse(
         always are.
 
     Raises:
-      UserError: for an argument that the config does not know, or `scratch` alone.
+      UserError: for an argument that the config does not know or that is there twice,
+        or `scratch` alone.
     """
     values = {"demo": False, "scratch": False, "dataset": "market1501", **defaults}
+    given = set()
     for item in filter(None, (arg or "").split(",")):
         key, has_value, value = item.partition("=")
         if key not in values or isinstance(values[key], bool) == bool(has_value):
@@ -273,13 +275,16 @@ def parse(
                 for k, v in values.items()
             )
             raise UserError(f"unknown config argument ':{item}'; known: {known}")
+        if key in given:
+            raise UserError(f"config argument :{key} is there twice; keep one")
+        given.add(key)
         values[key] = value if has_value else True
     if values["scratch"] and not values["demo"]:
         raise UserError(
             ":scratch goes with :demo; a full network starts from nothing with "
             "--config.pretrained=none"
         )
-    if "dataset=" in (arg or ""):
+    if "dataset" in given:
         return values
     for beginning, dataset in (measured_on or {}).items():
         if values["row"].startswith(beginning):

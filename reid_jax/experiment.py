@@ -257,8 +257,18 @@ def _options_of_step(evaluation: Any, step: str) -> Any:
 
 
 def build_protocols(config: Any) -> tuple[protocols.Protocol, ...]:
-    """The protocols to evaluate on: `evaluate_on`, or the first training set's own."""
+    """The protocols to evaluate on: `evaluate_on`, or the first training set's own.
+
+    Raises:
+      UserError: if one is unknown, or of joined training sets.
+    """
     chosen = config.evaluation
+    for name in config.evaluate_on:
+        if prepared.JOINT in name:
+            raise UserError(
+                f"config.evaluate_on: {name} joins training sets; name those that are "
+                "evaluated on one by one"
+            )
     first = prepared.joined_names(config.data.dataset)[0]
     named = map(protocols.protocol, config.evaluate_on or (first,))
     return tuple(

@@ -258,6 +258,11 @@ class TestArguments:
         with pytest.raises(UserError, match=r"known: :demo, :scratch, :dataset=\.\.\."):
             common.parse(arg)
 
+    @pytest.mark.parametrize("arg", ["demo,demo", "dataset=a,demo,dataset=b"])
+    def test_twice(self, arg):
+        with pytest.raises(UserError, match=r"argument :(demo|dataset) is there twice"):
+            common.parse(arg)
+
 
 def test_unknown_method():
     config = aaformer.get_config("demo")

@@ -137,6 +137,9 @@ def test_a_config_trains_on_all_and_evaluates_on_the_first(data_dir):
     assert [p.dataset for p in experiment.build_protocols(config)] == ["a"]
     config.evaluate_on = ("b", "c")
     assert [p.dataset for p in experiment.build_protocols(config)] == ["b", "c"]
+    config.evaluate_on = ("a+b",)
+    with pytest.raises(UserError, match=r"evaluate_on: a\+b joins training sets"):
+        sources.open_data(config)
 
 
 def test_what_a_run_is_evaluated_on_is_looked_for_before_it_begins(tmp_path):
