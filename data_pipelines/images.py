@@ -132,7 +132,10 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray:
 
 
 def read_image(path: File) -> Encoded:
-    """An image that decodes in full to three channels.
+    """An image that decodes to three channels.
+
+    In full, but for a JPEG whose data are damaged in the middle: of it the decoder
+    makes what it can, and its warning names no file.
 
     A TIFF becomes a PNG of the same pixels, since `decode` cannot be relied on to read
     every TIFF; other formats stay as they are.

@@ -43,6 +43,9 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
       every query is (25 to 60 %), the gallery is whole.
     - `partial`: trained like `holistic`; every query shows the upper part, the lower
       part or one side, stretched to the frame; the gallery is whole.
+    - `varied`: three of five training images and queries have a difficulty of the test
+      beds (something or somebody in front, cut off, box off or too large); the gallery
+      is whole.
 
     Sizes are `demo` (100 training identities, 1,200 images), `small` (300, 4,000) and
     `market` (the counts of Market-1501); see `plan.SIZES`. The variants of one size
