@@ -42,9 +42,15 @@ BACKBONES = {
 def measure(
     system: str, *, batch: int, repetitions: int, scripts: ModuleType
 ) -> Iterator[dict[str, Any]]:
-    """The lines of one system, one a stage."""
+    """The lines of one system, one a stage.
+
+    Raises:
+      UserError: for a batch that is not of whole identities.
+    """
     config = importlib.import_module(f"configs.{system}").get_config()
     point = next(sweep.points(config, sweeps=["model.dtype=float32"], batches=[batch]))
+    for stage in workloads.build(point, trained=True)[1]:
+        sweep.check_training(point, stage)
     size = config.data.height, config.data.width
     stride = config.model.get("stride", (16, 16))[0]
     name = BACKBONES[system]

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import difflib
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,7 +69,8 @@ def points(
       per_device: whether `batches` count for each device.
 
     Raises:
-      UserError: no such field or value, or more devices than there are.
+      UserError: no such field or value, a field twice, or more devices than there
+        are.
     """
     chosen = [choose_devices(n) for n in devices or [jax.device_count()]]
     yield from points_over(
@@ -87,7 +87,13 @@ def points_over(
     per_device: bool = False,
 ) -> Iterator[Point]:
     """As `points`, with each of the tuples of devices."""
-    parsed = dict(parse_sweep(text, config) for text in sweeps)
+    parsed = {}
+    for name, values in (parse_sweep(text, config) for text in sweeps):
+        if name in parsed:
+            raise UserError(
+                f"--sweep={name} is given twice; write --sweep={name}=VALUE,VALUE"
+            )
+        parsed[name] = values
     for values in itertools.product(*parsed.values()):
         fields = dict(zip(parsed, values, strict=True))
         changed = with_fields(config, fields)
@@ -180,9 +186,20 @@ def parse_sweep(text: str, config: Any) -> tuple[str, tuple[Any, ...]]:
     if not given or not values:
         raise UserError(f"--sweep={text}: write --sweep={name}=VALUE,VALUE")
     place, field = _place(config, name)
-    pieces = re.split(r",(?![^(\[]*[)\]])", values)
     kind = place.get_type(field)
-    return name, tuple(_value(piece, kind, name) for piece in pieces)
+    return name, tuple(_value(piece, kind, name) for piece in _pieces(values))
+
+
+def _pieces(text: str) -> list[str]:
+    """What lies between the commas that are in no brackets."""
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces
 
 
 def _value(text: str, kind: type, name: str) -> Any:

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from benchmarks import whole_systems
 from configs import aaformer
 from reid_jax import experiment
 from reid_jax.benchmark.sweep import (
@@ -27,6 +28,7 @@ def config():
         ("config.model.depth=1,2", (1, 2)),
         ("model.drop_path=0,0.1", (0.0, 0.1)),
         ("model.stride=(16,16),(12,12)", ((16, 16), (12, 12))),
+        ("model.stride=((1,2),3),(4,(5,6))", (((1, 2), 3), (4, (5, 6)))),
         ("model.parts_visible=True,False", (True, False)),
         ("stages.train.optimizer.name=sgd", ("sgd",)),
         ("pretrained_grid=None,(14,14)", (None, (14, 14))),
@@ -49,11 +51,13 @@ def test_values_have_the_type_of_their_field(config, text, values):
         ("model.depth=1.5", "'1.5' is no int"),
         ("model.depth=True", "is no int"),
         ("model.drop_path=none", "is no float"),
+        ("model.stride=(16,16", "is no tuple"),
+        ("config.model.depth=1", "given twice; write --sweep=model.depth=VALUE"),
     ],
 )
 def test_mistakes_in_a_sweep(config, text, message):
     with pytest.raises(UserError, match=message):
-        parse_sweep(text, config)
+        list(points(config, sweeps=["model.depth=3", text]))
 
 
 def test_every_combination_is_a_point(config):
@@ -113,6 +117,12 @@ def test_batches_that_cannot_be_trained_with(config, devices, batch, message):
     (point,) = points(config, devices=[devices], batches=[batch])
     with pytest.raises(UserError, match=message):
         check_training(point, *_stages(config))
+
+
+def test_whole_systems_are_not_timed_with_other_batches():
+    lines = whole_systems.measure("drop", batch=10, repetitions=1, scripts=None)
+    with pytest.raises(UserError, match="images_per_identity=4"):
+        next(lines)
 
 
 def test_batches_that_the_devices_do_not_divide(config):
