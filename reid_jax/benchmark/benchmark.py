@@ -47,7 +47,13 @@ from reid_jax.benchmark.sweep import (
     points,
     share_of_device,
 )
-from reid_jax.benchmark.workloads import COMPARISONS, MEASURES, Work
+from reid_jax.benchmark.workloads import (
+    COMPARISONS,
+    MEASURES,
+    OutOfMemory,
+    Work,
+    memory_for,
+)
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.progress import said
@@ -186,16 +192,15 @@ def without_compilation_cache() -> Iterator[None]:
 
 def _measure_point(point: Point, request: Request) -> Iterator[dict[str, Any]]:
     """The lines of a point; where its memory does not suffice, one that says so."""
-    what = "initialisation"
     try:
-        for work in workloads.workloads(point, request.measures):
-            what = work.what
-            yield _measure(point, work, request)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        failed = {"what": what, "batch": point.batch, "error": "out of memory"}
-        yield _about(point, point.devices) | failed
+        with memory_for("initialisation", point.batch, point.devices):
+            for work in workloads.workloads(point, request.measures):
+                with memory_for(work.what, work.items, work.devices):
+                    line = _measure(point, work, request)
+                yield line
+    except OutOfMemory as error:
+        failed = {"what": error.what, "batch": error.items, "error": "out of memory"}
+        yield _about(point, error.devices) | failed
 
 
 def _measure(point: Point, work: Work, request: Request) -> dict[str, Any]:

@@ -6,6 +6,7 @@ of compilation. See `benchmark.py` for what is in a figure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -68,11 +69,39 @@ class Work:
     flops: int | None
 
 
+class OutOfMemory(Exception):
+    """Memory does not suffice for a work.
+
+    Attributes:
+      what, items, devices: of the work.
+    """
+
+    def __init__(self, what: str, items: int | None, devices: Sequence[jax.Device]):
+        super().__init__(what)
+        self.what, self.items, self.devices = what, items, devices
+
+
+@contextlib.contextmanager
+def memory_for(
+    what: str, items: int | None, devices: Sequence[jax.Device]
+) -> Iterator[None]:
+    """Raises OutOfMemory where devices have too little of it for what is done."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(what, items, devices) from error
+
+
 def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
     """What to time at a point, each made when the one before is done with.
 
     What does not depend on devices and batch comes with the first point of the same
     fields only, and on process 0.
+
+    Raises:
+      OutOfMemory: while one is made.
     """
     config, mesh = point.config, sharding.make_mesh(point.devices)
     method, stages = build(point, bool({"train", "pmap"} & set(measures)))
@@ -83,10 +112,11 @@ def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
         trainer = _trainer(config, method, stage, mesh, shapes, variables)
         del variables
         yield trainer.work
-        variables = trainer.state.variables
-        del trainer
+        variables = trainer.release()
     for stage in stages if "pmap" in measures else ():
-        yield _mapped_trainer(config, method, stage, point.devices).work
+        trainer = _mapped_trainer(config, method, stage, point.devices)
+        yield trainer.work
+        trainer.release()
     variables = sharding.gather(experiment.without_rows(method, variables), mesh)
     if "embed" in measures:
         yield _embedding(config, method, variables, mesh, point.embedded)
@@ -141,8 +171,16 @@ def stage_program(
         steps_per_epoch=STEPS_PER_EPOCH,
         seed=config.seed,
         shard_parameters=config.shard_parameters,
-        gradient_dtype=config.get("gradient_dtype", "compute"),
+        **_of_steps(config),
     )
+
+
+def _of_steps(config: Any) -> dict[str, Any]:
+    """What `make_step` takes of a config."""
+    return {
+        "ema_decay": config.get("ema_decay", 0.0),
+        "gradient_dtype": config.get("gradient_dtype", "compute"),
+    }
 
 
 class _Trainer:
@@ -163,6 +201,12 @@ class _Trainer:
         self.state, metrics = self.work.compiled(self.state, self._batch)
         return self.state, metrics
 
+    def release(self) -> Variables:
+        """The variables. Whoever still has the work holds no arrays by it."""
+        variables = self.state.variables
+        self.state = self._batch = None
+        return variables
+
 
 def _trainer(
     config: Any,
@@ -174,14 +218,14 @@ def _trainer(
 ) -> _Trainer:
     """The step of the training loop."""
     program = stage_program(config, method, stage, mesh, shapes)
-    return _Trainer(
-        program.step,
-        program.following(variables),
-        random_data.put(random_data.training_rows(config, method, stage), mesh),
-        what=f"train:{stage.name}",
-        items=stage.batch_size,
-        devices=mesh.devices.tolist(),
-    )
+    about = _about(f"train:{stage.name}", stage.batch_size, mesh.devices.tolist())
+    with memory_for(**about):
+        return _Trainer(
+            program.step,
+            program.following(variables),
+            random_data.put(random_data.training_rows(config, method, stage), mesh),
+            **about,
+        )
 
 
 def _mapped_trainer(
@@ -197,27 +241,36 @@ def _mapped_trainer(
     mapped = functools.partial(jax.pmap, axis_name=_DEVICES, devices=devices)
     optimizer, rate = stage_optimizer(method, share, steps_per_epoch=STEPS_PER_EPOCH)
 
+    of_steps = _of_steps(config)
+
     def update(gradients: Any, *rest: Any) -> tuple[Any, Any]:
         return optimizer.update(jax.lax.pmean(gradients, _DEVICES), *rest)
 
     def fresh(index: jax.Array) -> TrainState:
-        state = init_state(method, share, optimizer, shapes=shapes, seed=config.seed)
+        state = init_state(
+            *(method, share, optimizer),
+            shapes=shapes,
+            seed=config.seed,
+            ema_decay=of_steps["ema_decay"],
+        )
         return state.replace(rng=jax.random.fold_in(state.rng, index))
 
     averaged = optax.GradientTransformation(optimizer.init, update)
-    step = make_step(method, share, averaged, rate, steps_per_epoch=STEPS_PER_EPOCH)
+    step = make_step(
+        *(method, share, averaged, rate), steps_per_epoch=STEPS_PER_EPOCH, **of_steps
+    )
     batch = {
         name: rows.reshape(len(devices), -1, *rows.shape[1:])
         for name, rows in random_data.training_rows(config, method, stage).items()
     }
-    return _Trainer(
-        mapped(step, donate_argnums=0),
-        mapped(fresh)(np.arange(len(devices))),
-        random_data.put(batch, sharding.make_mesh(devices)),
-        what=f"pmap:{stage.name}",
-        items=stage.batch_size,
-        devices=devices,
-    )
+    about = _about(f"pmap:{stage.name}", stage.batch_size, devices)
+    with memory_for(**about):
+        return _Trainer(
+            mapped(step, donate_argnums=0),
+            mapped(fresh)(np.arange(len(devices))),
+            random_data.put(batch, sharding.make_mesh(devices)),
+            **about,
+        )
 
 
 def _embedding(
@@ -227,19 +280,13 @@ def _embedding(
     mesh: jax.sharding.Mesh,
     count: int,
 ) -> Work:
-    rest = random_data.put(
-        random_data.rows(config, method, count, method.embed_inputs), mesh
-    )
-    image = rest.pop("image")
-    rest = {name: rest[name] for name in method.embed_inputs}
-    devices = mesh.devices.tolist()
-    return _work(
-        embed_function(method, mesh),
-        *(variables, image, rest),
-        what="embed",
-        items=count,
-        devices=devices,
-    )
+    about = _about("embed", count, mesh.devices.tolist())
+    rows = random_data.rows(config, method, count, method.embed_inputs)
+    with memory_for(**about):
+        rest = random_data.put(rows, mesh)
+        image = rest.pop("image")
+        rest = {name: rest[name] for name in method.embed_inputs}
+        return _work(embed_function(method, mesh), variables, image, rest, **about)
 
 
 def _pairs(
@@ -247,32 +294,29 @@ def _pairs(
 ) -> Iterator[Work]:
     network, devices = PairNetwork(scorer), jax.local_devices()[:1]
     block = config.evaluation.pair_block
-    rest = jax.device_put(
-        random_data.rows(config, method, block, scorer.inputs), devices[0]
-    )
-    image = rest.pop("image")
-    rest = {name: rest[name] for name in scorer.inputs}
-    inputs = variables, image, rest
-    work = _work(
-        network.pair_maps, *inputs, what="pair maps", items=block, devices=devices
-    )
+    about = _about("pair maps", block, devices)
+    with memory_for(**about):
+        rest = jax.device_put(
+            random_data.rows(config, method, block, scorer.inputs), devices[0]
+        )
+        image = rest.pop("image")
+        rest = {name: rest[name] for name in scorer.inputs}
+        inputs = variables, image, rest
+        work = _work(network.pair_maps, *inputs, **about)
     yield work
-    maps = work.compiled(*inputs)
     queries = 1 if scorer.top_k else config.evaluation.query_block
-    query_maps = jax.tree.map(lambda m: jnp.resize(m, (queries, *m.shape[1:])), maps)
-    # The network scores one query after the other, in a loop of traced length.
-    one = jax.tree.map(lambda m: m[:1], maps)
-    together = jax.tree.map(lambda m: m[None], maps)
-    flops = flops_of(scorer.score_pairs, variables, one, together)
-    work = _work(
-        network.score,
-        *(variables, query_maps, queries, maps),
-        what="pair scores",
-        unit="pairs",
-        items=queries * block,
-        devices=devices,
+    about = _about("pair scores", queries * block, devices)
+    with memory_for(**about):
+        maps = work.compiled(*inputs)
+        asked = jax.tree.map(lambda m: jnp.resize(m, (queries, *m.shape[1:])), maps)
+        inputs = variables, asked, queries, maps
+        work = _work(network.score, *inputs, unit="pairs", **about)
+    # A run tells the loop over queries its length; of one that knows it, all counts.
+    flops = flops_of(
+        lambda asked, maps: network.scores(variables, asked, queries, maps),
+        *(asked, maps),
     )
-    yield dataclasses.replace(work, flops=flops and queries * flops)
+    yield dataclasses.replace(work, flops=flops)
 
 
 def _ranking(config: Any, method: Method, variables: Variables) -> Work:
@@ -282,15 +326,6 @@ def _ranking(config: Any, method: Method, variables: Variables) -> Work:
     rows = random_data.rows(config, method, 2, method.embed_inputs)
     image, rest = rows["image"], {name: rows[name] for name in method.embed_inputs}
     shapes = jax.eval_shape(lambda: method.embed(variables, image, **rest))
-    query, gallery = (
-        jax.device_put(
-            jax.tree.map(
-                lambda x, n=n: random_data.like(rng, (n, *x.shape[1:]), x), shapes
-            ),
-            devices[0],
-        )
-        for n in (block, GALLERY)
-    )
     ranker = Ranker(
         *(
             Labels(
@@ -299,19 +334,29 @@ def _ranking(config: Any, method: Method, variables: Variables) -> Work:
             for n in (block, GALLERY)
         )
     )
-    work = _work(
-        jax.jit(method.distance),
-        *(query, gallery),
-        what="ranking",
-        unit="queries",
-        items=block,
-        devices=devices,
-    )
+    about = _about("ranking", block, devices)
+    with memory_for(**about):
+        query, gallery = (
+            jax.device_put(
+                jax.tree.map(
+                    lambda x, n=n: random_data.like(rng, (n, *x.shape[1:]), x), shapes
+                ),
+                devices[0],
+            )
+            for n in (block, GALLERY)
+        )
+        jitted = jax.jit(method.distance)
+        work = _work(jitted, query, gallery, unit="queries", **about)
 
     def call() -> None:
         ranker.update(0, work.compiled(query, gallery))
 
     return dataclasses.replace(work, call=call)
+
+
+def _about(what: str, items: int, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """What a work is called by; see `Work`."""
+    return {"what": what, "items": items, "devices": devices}
 
 
 def _work(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from reid_jax import experiment
 from reid_jax.benchmark import random_data, timing, workloads
 from reid_jax.benchmark.benchmark import Request, benchmark
+from reid_jax.benchmark.sweep import points
 from reid_jax.errors import UserError
 from reid_jax.runtime import sharding
-from reid_jax.training import train
+from reid_jax.training import step, train
 from tests import toy_method
 from tests.test_main import DEMO, _run
 from tests.training.test_micro_batches import STAGE, Uncoupled
@@ -91,6 +93,7 @@ def test_flops_are_those_of_the_network(toy_config, tmp_path):
 
 def test_the_step_is_the_training_loops(toy_config, tmp_path, monkeypatch):
     """Both lower to the same program, for the same shapes and the same layout."""
+    toy_config.ema_decay = 0.9
     programs = []
     original = workloads._work
 
@@ -131,7 +134,12 @@ def test_pmap_sees_each_device_s_rows_alone(toy_config, tmp_path):
     assert "each device's rows alone" in (tmp_path / "table.md").read_text()
 
 
-def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
+def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config, monkeypatch):
+    summed, summed_in = [], step.summed_in
+    monkeypatch.setattr(
+        step, "summed_in", lambda dtype: summed.append(dtype) or summed_in(dtype)
+    )
+    toy_config.ema_decay, toy_config.gradient_dtype = 0.9, "float32"
     method, stage = Uncoupled(), dataclasses.replace(STAGE, micro_batches=1)
     devices = jax.devices()[:4]
     mapped = workloads._mapped_trainer(toy_config, method, stage, devices)
@@ -141,8 +149,10 @@ def test_pmap_takes_the_same_step_where_rows_are_not_coupled(toy_config):
     program = workloads.stage_program(toy_config, method, stage, mesh, shapes)
     rows = random_data.training_rows(toy_config, method, stage)
     state, _ = program.step(program.fresh(), sharding.put_batch(rows, mesh))
+    assert summed == ["float32", "float32"]
     for found, wanted in zip(
-        jax.tree.leaves(mapped.state.params), jax.tree.leaves(state.params), strict=True
+        *(jax.tree.leaves((x.params, x.average)) for x in (mapped.state, state)),
+        strict=True,
     ):
         for device in range(4):
             np.testing.assert_allclose(found[device], wanted, rtol=1e-5, atol=1e-7)
@@ -242,8 +252,43 @@ def test_memory_that_does_not_suffice_is_a_line(toy_config, tmp_path, monkeypatc
     request = Request(measures=["train"], devices=[1, 2], windows=1)
     lines = benchmark(toy_config, str(tmp_path), request)
     assert [line.get("error") for line in lines] == ["out of memory", None, None]
-    assert lines[0]["what"] == "train:first"
+    assert (lines[0]["what"], lines[0]["batch"]) == ("train:first", 8)
     assert "out of memory" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("refused", "failed"),
+    [("train:second", ("train:second", 2, 8)), ("pair scores", ("pair scores", 1, 4))],
+)
+def test_what_cannot_be_made_is_a_line_of_its_own(
+    toy_config, tmp_path, monkeypatch, refused, failed
+):
+    original = workloads._work
+
+    def work(*args, what, **rest):
+        if what == refused:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return original(*args, what=what, **rest)
+
+    monkeypatch.setattr(workloads, "_work", work)
+    measure = "train" if "train" in refused else "pairs"
+    request = Request(measures=[measure], devices=[2], windows=1)
+    made, line = benchmark(toy_config, str(tmp_path), request)
+    assert "error" not in made
+    assert line["error"] == "out of memory"
+    assert (line["what"], line["devices"], line["batch"]) == failed
+
+
+def test_a_stage_that_was_timed_holds_no_memory(toy_config):
+    (point,) = points(toy_config, devices=[1])
+    works = workloads.workloads(point, ["train"])
+    work = next(works)  # as whoever times it has it
+    state = jax.tree.leaves(work.call.__self__.state.opt_state)
+    held = [weakref.ref(array) for array in state]
+    del state
+    next(works)
+    assert held
+    assert not any(array() for array in held)
 
 
 def test_the_allocators_peak_counts_where_it_rose(toy_config, tmp_path, monkeypatch):
