@@ -120,10 +120,12 @@ def benchmark(config: Any, folder: str, request: Request) -> list[dict[str, Any]
     """
     todo = _checked_points(config, request)
     fields = config.to_dict()
-    report = None
-    if jax.process_index() == 0:
+    first = jax.process_index() == 0
+    if first:
         storage.check_writable(folder)
-        report = Report(folder, fields)
+    # All of them look: one that is refused must not leave the others waiting.
+    report = Report(folder, fields)
+    if first:
         workdirs.write_manifest(folder, fields)
     launch = about_launch(config, workdirs.manifest(fields))
     lines = []
@@ -131,9 +133,9 @@ def benchmark(config: Any, folder: str, request: Request) -> list[dict[str, Any]
         for point in todo:
             for line in _measure_point(point, request):
                 lines.append(launch | line)
-                if report:
+                if first:
                     report.add(lines[-1])
-    if report:
+    if first:
         print(report.finish())
     return lines
 

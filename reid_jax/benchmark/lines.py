@@ -41,21 +41,28 @@ class Lines:
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]):
         self.folder = storage.absolute(folder)
         self._digest, *older = _digests(config)
+        self._known = {self._digest, *older}
+        self.read()
+
+    def read(self) -> None:
+        """Reads what is there by now: other launches may have added to it."""
         self.lines = read_lines(self.folder / self.file)
-        known = {self._digest, *older}
-        if not known.issuperset(line["config_digest"] for line in self.lines):
+        if not self._known.issuperset(line["config_digest"] for line in self.lines):
             raise UserError(
-                f"{folder} has {self.what} of a config with other fields; name "
+                f"{self.folder} has {self.what} of a config with other fields; name "
                 "another --workdir, or sweep over the field: --sweep=FIELD=VALUE,VALUE"
             )
 
     def add(self, line: Line) -> None:
         """Writes a line, in place of an earlier one of the same identity."""
         line = {**line, "config_digest": self._digest}
-        kept = [old for old in self.lines if self.key(old) != self.key(line)]
-        self.lines = [*kept, line]
-        text = "".join(json.dumps(each) + "\n" for each in self.lines)
-        workdirs.write_text(self.folder / self.file, text)
+        path = self.folder / self.file
+        with workdirs.alone_with(path):
+            self.read()
+            kept = [old for old in self.lines if self.key(old) != self.key(line)]
+            self.lines = [*kept, line]
+            text = "".join(json.dumps(each) + "\n" for each in self.lines)
+            workdirs.write_text(path, text)
 
     def key(self, line: Line) -> str:
         """What a line has in common with what replaces it."""

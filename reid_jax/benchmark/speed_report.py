@@ -45,6 +45,7 @@ class Report(Lines):
 
     def finish(self) -> str:
         """Writes `table.md` and `benchmark.png`; returns the table."""
+        self.read()
         text = table(self.lines)
         workdirs.write_text(self.folder / "table.md", f"{text}\n{_notes(self.lines)}")
         plot(self.folder / "benchmark.png", self.lines)

@@ -48,6 +48,7 @@ class Report(Lines):
 
     def finish(self) -> str:
         """Writes `table.md` and `plan.png`; returns the table."""
+        self.read()
         text = table(self.lines)
         workdirs.write_text(self.folder / "table.md", f"{text}\n{notes(self.lines)}")
         plot(self.folder / "plan.png", self.lines)

@@ -266,7 +266,9 @@ def write_manifest(workdir: str, config: Mapping[str, Any], **more: Any) -> None
     One entry for every start of the run, the first one first; `more` is added to it.
     """
     path = storage.absolute(workdir) / "manifest.json"
-    write_json(path, [*read_objects(path), manifest(config) | more])
+    entry = manifest(config) | more
+    with alone_with(path):
+        write_json(path, [*read_objects(path), entry])
 
 
 def manifest(config: Mapping[str, Any]) -> dict[str, Any]:

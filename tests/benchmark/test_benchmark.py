@@ -124,6 +124,16 @@ def test_the_step_is_the_training_loops(toy_config, tmp_path, monkeypatch):
     assert programs == trained
 
 
+def test_every_process_refuses_another_config_s_measurements(
+    toy_config, tmp_path, monkeypatch
+):
+    (tmp_path / "benchmark.jsonl").write_text('{"config_digest": "of another"}\n')
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        with pytest.raises(UserError, match="with other fields"):
+            benchmark(toy_config, str(tmp_path), Request(measures=["embed"]))
+
+
 def test_pmap_sees_each_device_s_rows_alone(toy_config, tmp_path):
     request = Request(measures=["pmap"], devices=[2], windows=1)
     lines = benchmark(toy_config, str(tmp_path), request)

@@ -100,12 +100,13 @@ def test_the_table_says_what_the_lines_say():
 def test_a_report_adds_up_and_replaces(tmp_path):
     config = {"model": {"width": 3}, "seed": 0}
     report = Report(tmp_path, config)
+    other = Report(tmp_path, config)  # another launch at the same time
     report.add(_line(1))
-    report.add(_line(2, per_second=150.0))
-    later = Report(tmp_path, config)  # another launch
+    other.add(_line(2, per_second=150.0))
+    later = Report(tmp_path, config)
     later.add(_line(2, per_second=190.0))
     later.add(_line(2, per_second=170.0, processes=2))
-    text = later.finish()
+    text = report.finish()
     path = tmp_path / "benchmark.jsonl"
     stored = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["per_second"] for line in stored] == [100.0, 190.0, 170.0]

@@ -1,9 +1,11 @@
 """Whose folder it is, and files that are whole or not there."""
 
 import concurrent.futures
+import contextlib
 import errno
 import json
 import struct
+import threading
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -101,6 +103,21 @@ def test_manifest_has_one_entry_per_start(tmp_path):
     assert len(entries) == 2
     assert entries[0]["config"]["data.dataset"] == "a"
     assert entries[0]["device_count"] == 8
+
+
+def test_starts_at_the_same_time_are_all_in_the_manifest(tmp_path, monkeypatch):
+    read, both = workdir.read_objects, threading.Barrier(2)
+
+    def read_late(path):
+        found = read(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.2)  # where the other one may read, too
+        return found
+
+    monkeypatch.setattr(workdir, "read_objects", read_late)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: workdir.write_manifest(str(tmp_path), CONFIG), "ab"))
+    assert len(read(tmp_path / "manifest.json")) == 2
 
 
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
