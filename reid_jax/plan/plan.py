@@ -156,10 +156,18 @@ class _Planner:
     def add(self, topology: Topology, point: Point, work: Work) -> None:
         """Plans a work; where it does not fit, also with the change that does."""
         line = self._planned(topology, point, work)
-        if not line["fits"] and work.stage and "fits_with" not in line:
+        if line.get("fits_with"):
+            self.lines += self._as_changed(line)
+        elif not line["fits"] and work.stage and "fits_with" not in line:
             line |= {"fits_with": self._change_that_fits(topology, point, work)}
             self._report.add(line)
         self.lines.append(line)
+
+    def _as_changed(self, line: Line) -> list[Line]:
+        """The line that is there of the change with which a line's program fits."""
+        sweep = line["sweep"] | line["fits_with"]
+        key = self._report.key(line | {"sweep": sweep})
+        return [old for old in self._report.lines if self._report.key(old) == key]
 
     def _change_that_fits(
         self, topology: Topology, point: Point, work: Work

@@ -105,6 +105,11 @@ def test_the_smallest_change_that_fits(toy_config, tmp_path, refused):
     changed = lines[lines.index(whole) - 1]
     assert changed["fits"]
     assert changed["sweep"] == whole["fits_with"]
+    again = plan(toy_config, str(tmp_path), request)
+    names = ("what", "sweep", "program")
+    assert [[x[n] for n in names] for x in again] == [
+        [x[n] for n in names] for x in lines
+    ]
 
 
 def test_memory_that_does_not_suffice(toy_config, tmp_path, monkeypatch):
