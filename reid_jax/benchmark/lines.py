@@ -127,6 +127,17 @@ def optional(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
+def differences(lines: Sequence[Line], forms: Mapping[str, str]) -> list[str]:
+    """What tells lines apart: of each, the fields that differ among them.
+
+    Args:
+      lines: to be shown side by side.
+      forms: how the value of a field is written, such as "batch {}".
+    """
+    shown = [n for n in forms if len({line[n] for line in lines}) > 1]
+    return [" ".join(forms[n].format(line[n]) for n in shown) for line in lines]
+
+
 def label(sweep: Mapping[str, Any]) -> str:
     """The fields of a sweep point, such as "dtype=bfloat16"."""
     return " ".join(f"{name.rpartition('.')[2]}={x}" for name, x in sweep.items())

@@ -10,7 +10,15 @@ from typing import Any
 from etils import epath
 
 from reid_jax import storage
-from reid_jax.benchmark.lines import Line, Lines, aligned, label, optional, short
+from reid_jax.benchmark.lines import (
+    Line,
+    Lines,
+    aligned,
+    differences,
+    label,
+    optional,
+    short,
+)
 from reid_jax.runtime import workdir as workdirs
 
 # What makes a line another measurement, rather than the same one again.
@@ -184,10 +192,9 @@ def _second_quantity(lines: Sequence[Line]) -> tuple[str, str]:
 
 def _draw(axes: Any, lines: Sequence[Line], quantity: str, title: str) -> None:
     lines = [line for line in lines if line[quantity] is not None]
-    x = next((n for n in ("devices", "batch") if _differ(lines, n)), None)
+    x = next((n for n in ("devices", "batch") if len(_values(lines, n)) > 1), None)
     if x is None:
-        names = [label(line["sweep"]) or line["config"] for line in lines]
-        axes.bar(names, [line[quantity] for line in lines], width=0.5)
+        axes.bar(_names(lines, x), [line[quantity] for line in lines], width=0.5)
     else:
         _draw_series(axes, lines, x, quantity)
     axes.set_ylim(bottom=0)
@@ -196,15 +203,14 @@ def _draw(axes: Any, lines: Sequence[Line], quantity: str, title: str) -> None:
 
 
 def _draw_series(axes: Any, lines: Sequence[Line], x: str, quantity: str) -> None:
-    name = _name_over_devices if x == "devices" else _name_over_batch
     series: dict[str, list[Line]] = {}
-    for line in lines:
-        series.setdefault(name(line), []).append(line)
+    for name, line in zip(_names(lines, x), lines, strict=True):
+        series.setdefault(name, []).append(line)
     for title, members in series.items():
         members.sort(key=lambda line: line[x])
         xs, ys = [m[x] for m in members], [m[quantity] for m in members]
         axes.plot(xs, ys, marker="o", label=title)
-    ticks = sorted({line[x] for line in lines})
+    ticks = sorted(_values(lines, x))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
@@ -212,7 +218,21 @@ def _draw_series(axes: Any, lines: Sequence[Line], x: str, quantity: str) -> Non
     axes.legend(fontsize="small")
 
 
-def _name_over_devices(line: Line) -> str:
+def _names(lines: Sequence[Line], x: str | None) -> list[str]:
+    """Of the bar or the series over `x` that each line belongs to."""
+    name = name_over_devices if x == "devices" else _name_over_batch
+    forms = {"device_kind": "{}"}
+    if x != "devices":
+        forms["scaling"] = "{}"
+    launches = {(line["devices"], line["processes"]) for line in lines}
+    if x != "devices" or len(launches) > len(_values(lines, x)):
+        forms["processes"] = "processes={}"  # which else go with the devices
+    rest = differences(lines, forms)
+    return [f"{name(n)} {more}".strip() for n, more in zip(lines, rest, strict=True)]
+
+
+def name_over_devices(line: Line) -> str:
+    """What lines share that are shown as a series over numbers of devices."""
     weak = line["scaling"] == "weak"
     batch = line["batch"] // line["devices"] if weak else line["batch"]
     return f"{label(line['sweep'])} batch {batch}{' per device' * weak}".strip()
@@ -222,5 +242,5 @@ def _name_over_batch(line: Line) -> str:
     return label(line["sweep"]) or line["config"]
 
 
-def _differ(lines: Sequence[Line], name: str) -> bool:
-    return len({line[name] for line in lines}) > 1
+def _values(lines: Sequence[Line], name: str) -> set[Any]:
+    return {line[name] for line in lines}

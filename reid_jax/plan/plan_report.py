@@ -9,8 +9,17 @@ from typing import Any
 from etils import epath
 
 from reid_jax import storage
-from reid_jax.benchmark.lines import Line, Lines, aligned, label, optional, short
-from reid_jax.benchmark.speed_report import efficiencies
+from reid_jax.benchmark.lines import (
+    Line,
+    Lines,
+    aligned,
+    differences,
+    label,
+    optional,
+    short,
+)
+from reid_jax.benchmark.speed_report import efficiencies, name_over_devices
+from reid_jax.plan.topologies import CHIPS
 from reid_jax.runtime import workdir as workdirs
 
 _COLUMNS = (
@@ -21,13 +30,13 @@ _COLUMNS = (
 
 _CAPTION = """\
 Everything here is read from compiled programs; nothing was run. GiB per chip:
-arguments, outputs that lie nowhere else, workspace and code. bound: the time that the
-busiest of matrix unit, HBM and links takes per call at the published peaks, and so no
-time that was measured: no run is faster, most are slower. efficiency: the bound per
-chip, relative to the fewest chips planned with the same batch (strong scaling) or the
-same batch per chip (weak scaling). MFU: at the bound. TFLOPs, HBM and links: per chip
-and call; links: bytes that a chip sends. collectives: all-reduces + others in the
-program.
+arguments, outputs that lie nowhere else, workspace and code; of: those that a run has
+of the chip's memory. bound: the time that the busiest of matrix unit, HBM and links
+takes per call at the published peaks, and so no time that was measured: no run is
+faster, most are slower. efficiency: the bound per chip, relative to the fewest chips
+planned with the same batch (strong scaling) or the same batch per chip (weak scaling).
+MFU: at the bound. TFLOPs, HBM and links: per chip and call; links: bytes that a chip
+sends. collectives: all-reduces + others in the program.
 """
 
 
@@ -57,11 +66,12 @@ class Report(Lines):
 
 def table(lines: Sequence[Line]) -> str:
     """Plans as a Markdown table."""
-    shown = zip(lines, _efficiencies(lines), strict=True)
+    shown = zip(lines, bound_efficiencies(lines), strict=True)
     return aligned([_COLUMNS, *(_row(*each) for each in shown)], left=3)
 
 
-def _efficiencies(lines: Sequence[Line]) -> list[float | None]:
+def bound_efficiencies(lines: Sequence[Line]) -> list[float | None]:
+    """As `efficiencies`, of what the bounds leave possible."""
     return efficiencies(
         [
             {
@@ -76,7 +86,7 @@ def _efficiencies(lines: Sequence[Line]) -> list[float | None]:
 
 
 def _row(line: Line, efficiency: float | None) -> tuple[str, ...]:
-    total, whole = line["total_bytes"], line["hbm_bytes"] / 2**30
+    total, whole = line["total_bytes"], _usable(line) / 2**30
     named = (line["what"], label(line["sweep"]), line["topology"], str(line["batch"]))
     memory = optional(total and total / 2**30, "{:.2f}"), f"{whole:.0f}"
     seconds = f"{line['compile_seconds']:.3g} s"
@@ -96,6 +106,11 @@ def _row(line: Line, efficiency: float | None) -> tuple[str, ...]:
         f"{reduces} + {sum(counts.values())}",
         seconds,
     )
+
+
+def _usable(line: Line) -> int:
+    """Bytes that a run has of the chip's memory, by which it fits or does not."""
+    return CHIPS[line["chip"]].usable_bytes
 
 
 def _fits(line: Line) -> str:
@@ -133,7 +148,7 @@ def plot(path: epath.Path, lines: Sequence[Line]) -> None:
 
     lines = [
         {**line, "efficiency": efficiency}
-        for line, efficiency in zip(lines, _efficiencies(lines), strict=True)
+        for line, efficiency in zip(lines, bound_efficiencies(lines), strict=True)
         if "error" not in line
     ]
     whats = list(dict.fromkeys(line["what"] for line in lines))
@@ -157,29 +172,38 @@ def plot(path: epath.Path, lines: Sequence[Line]) -> None:
     storage.write_bytes(path, file.getvalue())
 
 
-def _name(line: Line) -> str:
-    return f"{line['topology']} {label(line['sweep'])}".strip()
+def _names(lines: Sequence[Line]) -> list[str]:
+    rest = differences(lines, {"batch": "batch {}", "scaling": "{}"})
+    return [
+        " ".join(filter(None, (line["topology"], label(line["sweep"]), more)))
+        for line, more in zip(lines, rest, strict=True)
+    ]
 
 
 def _draw_memory(axes: Any, lines: Sequence[Line]) -> None:
-    names, left = list(map(_name, lines)), [0.0] * len(lines)
-    for part in ("argument", "workspace", "code"):
-        sizes = [line[f"{part}_bytes"] / 2**30 for line in lines]
-        axes.barh(names, sizes, left=left, label=part)
+    places, left = range(len(lines)), [0.0] * len(lines)
+    for part in ("argument", "output", "workspace", "code"):
+        sizes = [_own_bytes(line, part) / 2**30 for line in lines]
+        axes.barh(places, sizes, left=left, label=part)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    whole = [line["hbm_bytes"] / 2**30 for line in lines]
-    axes.plot(whole, names, "k|", markersize=14, label="HBM")
+    whole = [_usable(line) / 2**30 for line in lines]
+    axes.plot(whole, places, "k|", markersize=14, label="usable")
+    axes.set_yticks(places, _names(lines))
     axes.set_xlabel("GiB per chip")
     axes.legend(fontsize="small")
 
 
+def _own_bytes(line: Line, part: str) -> int:
+    """Of a part of the memory; of outputs, those that lie nowhere else."""
+    return line[f"{part}_bytes"] - (line["alias_bytes"] if part == "output" else 0)
+
+
 def _draw_bound(axes: Any, lines: Sequence[Line]) -> None:
-    names = list(map(_name, lines))
     for shift, part in zip((-0.25, 0, 0.25), ("matrix", "hbm", "links"), strict=True):
         places = [i + shift for i in range(len(lines))]
         times = [line["bound_parts"][part] * 1e3 for line in lines]
         axes.barh(places, times, height=0.22, label=part)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(lines)), _names(lines))
     axes.set_xlabel("ms per call at least")
     axes.legend(fontsize="small")
 
@@ -187,7 +211,7 @@ def _draw_bound(axes: Any, lines: Sequence[Line]) -> None:
 def _draw_scaling(left: Any, right: Any, lines: Sequence[Line]) -> None:
     series: dict[str, list[Line]] = {}
     for line in sorted(lines, key=lambda line: line["devices"]):
-        name = f"{line['chip']} {line['scaling']} {label(line['sweep'])}".strip()
+        name = f"{line['chip']} {name_over_devices(line)}"
         series.setdefault(name, []).append(line)
     for name, members in series.items():
         chips = [line["devices"] for line in members]

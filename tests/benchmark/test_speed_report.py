@@ -141,10 +141,18 @@ def test_a_damaged_file_is_named(tmp_path):
         Report(tmp_path, {})
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **k: figures.append(figure)
+    )
+    return figures
+
+
 @pytest.mark.parametrize("over", ["devices", "batch", "sweep"])
-def test_plots_over_what_differs(tmp_path, monkeypatch, over):
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure))
+def test_plots_over_what_differs(tmp_path, drawn, over):
     values = {"devices": [1, 2], "batch": [64, 128], "sweep": [{"a.b": 1}, {"a.b": 2}]}
     speeds = (100.0, 160.0)
     pairs = zip(values[over], speeds, strict=True)
@@ -161,3 +169,29 @@ def test_plots_over_what_differs(tmp_path, monkeypatch, over):
         np.testing.assert_array_equal(curve.get_xdata(), values[over])
         np.testing.assert_array_equal(curve.get_ydata(), speeds)
     assert right.get_ylabel() == ("efficiency" if over == "devices" else "MFU")
+
+
+OTHERS = {"device_kind": "GPU", "processes": 4}
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        # As many processes as devices are no other series.
+        ([{"devices": n, "processes": n} for n in (1, 2)], ["batch 64"]),
+        (
+            [{"devices": n, **more} for more in ({}, OTHERS) for n in (4, 8)],
+            ["batch 64 TPU v4 processes=1", "batch 64 GPU processes=4"],
+        ),
+        (
+            [{"batch": n, **more} for more in ({}, OTHERS) for n in (64, 128)],
+            ["toy-demo TPU v4 processes=1", "toy-demo GPU processes=4"],
+        ),
+        ([{}, {"scaling": "weak"}], ["toy-demo strong", "toy-demo weak"]),
+    ],
+)
+def test_a_series_is_of_one_kind(tmp_path, drawn, values, names):
+    speed_report.plot(tmp_path / "plot.png", [_line(**each) for each in values])
+    axes = drawn[0].axes[0]
+    curves = [curve.get_label() for curve in axes.lines]
+    assert names == (curves or [text.get_text() for text in axes.get_xticklabels()])

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from reid_jax.errors import UserError
-from reid_jax.plan.plan_report import Report, notes, table
+from reid_jax.plan.plan_report import Report, notes, plot, table
 
 CONFIG = {"model": {"width": 6}}
 
@@ -18,6 +19,7 @@ def line(**changes):
         **{"program": "abc", "compiler": "libtpu 1", "fits": True},
         **{"hbm_bytes": 2**34, "total_bytes": 3 * 2**30, "argument_bytes": 2**30},
         **{"workspace_bytes": 2**31, "code_bytes": 0, "flops_per_chip": 1.97e12},
+        **{"output_bytes": 2**30, "alias_bytes": 2**30},
         **{"hbm_traffic_bytes": 16.38e9, "link_bytes": 1e9, "unknown": []},
         "collectives": {
             "all-reduce": {"count": 7, "bytes": 1e9},
@@ -60,6 +62,13 @@ def test_rows():
     efficiency = titles.index("efficiency")
     assert (four[efficiency], sixteen[efficiency]) == ("100.0%", "50.0%")
     assert refused[titles.index("fits")] == "no"
+
+
+def test_of_a_gpu_s_memory_a_run_has_a_part():
+    gpu = {"chip": "h200", "hbm_bytes": 141 * 10**9}
+    for one in (line(**gpu), too_large(**gpu)):
+        titles, _, row = cells(table([one]))
+        assert row[titles.index("of")] == "98"  # GiB, three quarters of 141 GB
 
 
 def test_the_change_that_fits_is_said():
@@ -106,6 +115,43 @@ def test_plans_from_before_a_field_came_stay(tmp_path, newer):
     for changed in ({"gradient_dtype": "float32"}, {"remat": False}):
         with pytest.raises(UserError, match="with other fields"):
             Report(tmp_path, {"model": now | changed})
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **k: figures.append(figure)
+    )
+    return figures
+
+
+def test_bars_of_one_name_are_told_apart(tmp_path, drawn):
+    own = {"output_bytes": 3 * 2**30, "total_bytes": 5 * 2**30}
+    plot(tmp_path / "plan.png", [line(), line(batch=128, **own)])
+    for axes in drawn[0].axes:
+        assert [text.get_text() for text in axes.get_yticklabels()] == [
+            "v5e:2x2 dtype=bfloat16 batch 64",
+            "v5e:2x2 dtype=bfloat16 batch 128",
+        ]
+    memory = drawn[0].axes[0]
+    ends = {bar.get_y(): bar.get_x() + bar.get_width() for bar in memory.patches}
+    assert list(ends.values()) == [3.0, 5.0]  # the line's total
+    assert list(memory.lines[0].get_xdata()) == [16.0, 16.0]
+
+
+def test_batches_scale_each_by_itself(tmp_path, drawn):
+    wide = {"devices": 16, "topology": "v5e:4x4"}
+    batches = [{"batch": 64}, {"batch": 128}]
+    lines = [line(**size, **more) for size in batches for more in ({}, wide)]
+    lines += [line(scaling="weak", batch=256), line(scaling="weak", batch=1024, **wide)]
+    plot(tmp_path / "plan.png", lines)
+    curves = drawn[0].axes[0].lines
+    assert [curve.get_label() for curve in curves] == [
+        f"v5e dtype=bfloat16 batch {size}" for size in ("64", "128", "64 per device")
+    ]
+    assert all(list(curve.get_xdata()) == [4, 16] for curve in curves)
 
 
 @pytest.mark.parametrize("scaling", [True, False])
