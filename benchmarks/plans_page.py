@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from reid_jax.benchmark.lines import Line, aligned, optional, short
+from reid_jax.benchmark.lines import Line, aligned, label, optional, short
+from reid_jax.plan.plan_report import bound_efficiencies
 
 Plans = Mapping[str, Sequence[Line]]
 """The lines of each system, by its name."""
@@ -46,7 +47,7 @@ _COLUMNS = (
 )
 
 _SCALING_COLUMNS = (
-    *("system", "step", "chips", "images", "GiB per chip", "bound by"),
+    *("system", "step", "dtype", "chips", "images", "GiB per chip", "bound by"),
     *("images/s at most", "efficiency", "links"),
 )
 
@@ -65,7 +66,7 @@ def page(plans: Plans) -> str:
             parts.append(f"## {dtype}\n\n{aligned([_COLUMNS, *strong], left=3)}")
     weak = [row for name, lines in plans.items() for row in _scaling(name, lines)]
     if weak:
-        table = aligned([_SCALING_COLUMNS, *weak], left=3)
+        table = aligned([_SCALING_COLUMNS, *weak], left=4)
         parts.append(f"{_SCALING}\n{table}")
     return "\n".join(parts)
 
@@ -78,7 +79,7 @@ def _place(named: tuple[str, Line]) -> tuple[int, int, str]:
 
 
 def _row(name: str, line: Line) -> tuple[str, ...]:
-    named = (name, line["what"].removeprefix("train:"), line["topology"])
+    named = (name, _step(line), line["topology"])
     memory = optional(line["total_bytes"] and line["total_bytes"] / 2**30, "{:.2f}")
     if "error" in line:
         return (*named, memory, "no", *[""] * 7)
@@ -94,21 +95,28 @@ def _row(name: str, line: Line) -> tuple[str, ...]:
     )
 
 
+def _step(line: Line) -> str:
+    """The stage, and what of the paper's config is changed beside the dtype."""
+    stage = line["what"].removeprefix("train:")
+    changed = {n: value for n, value in line["sweep"].items() if n != "model.dtype"}
+    return f"{stage} {label(changed)}".strip()
+
+
 def _scaling(name: str, lines: Iterable[Line]) -> list[tuple[str, ...]]:
     weak = sorted(
         (line for line in lines if line["scaling"] == "weak" and "error" not in line),
-        key=lambda line: (line["what"], line["chip"], line["devices"]),
+        key=lambda line: (
+            *(_step(line), line["dtype"], line["chip"]),
+            *(line["batch"] / line["devices"], line["devices"]),
+        ),
     )
-    rows, first = [], {}
-    for line in weak:
-        per_chip = line["bound_per_second"] / line["devices"]
-        base = first.setdefault((line["what"], line["chip"]), per_chip)
-        rows.append(
-            (
-                *(name, line["what"].removeprefix("train:"), line["topology"]),
-                *(str(line["batch"]), f"{line['total_bytes'] / 2**30:.2f}"),
-                *(line["bound_by"], short(line["bound_per_second"])),
-                *(f"{per_chip / base:.0%}", f"{line['share_of_links']:.0%}"),
-            )
+    return [
+        (
+            *(name, _step(line), line["dtype"], line["topology"]),
+            *(str(line["batch"]), f"{line['total_bytes'] / 2**30:.2f}"),
+            *(line["bound_by"], short(line["bound_per_second"])),
+            optional(efficiency, "{:.0%}"),
+            f"{line['share_of_links']:.0%}",
         )
-    return rows
+        for line, efficiency in zip(weak, bound_efficiencies(weak), strict=True)
+    ]
