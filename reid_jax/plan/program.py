@@ -169,6 +169,10 @@ class Program:
         if line.opcode in _SLICES:
             part = sum(a.stored for a in line.results)
             return written + min(part, _read(lines, line.operands[0]))
+        if line.opcode == "dynamic-update-slice":  # in place
+            (array,), (_, update, *where) = line.results, line.operands
+            part = sum(a.stored for a in lines[update].results) if array.in_hbm else 0
+            return part + sum(_read(lines, operand) for operand in (update, *where))
         return written + sum(_read(lines, operand) for operand in line.operands)
 
     def _moved_by_fusion(self, line: Instruction, lines: Computation) -> int:
@@ -252,7 +256,13 @@ def _of_collective(line: Instruction) -> Sequence[Array]:
 
 
 def _of_use(line: Instruction) -> Sequence[Array]:
-    """The results but for a workspace of a library, of which it may use a part."""
+    """The results that are written.
+
+    Not a library's workspace, of which it may use a part, nor what a collective that is
+    started has for inputs.
+    """
+    if line.kind in COLLECTIVES:
+        return _of_collective(line)
     *others, last = line.results or (None,)
     scratch = line.opcode == "custom-call" and last and last.dtype in ("s8", "u8")
     return others if others and scratch else line.results

@@ -181,6 +181,8 @@ def test_collectives_that_are_started():
         "all-reduce": 3 / 2 * 4096,
         "collective-permute": 4096,
     }
+    # Each reads what it sends, and writes what it gets.
+    assert found.hbm_bytes() == (4096 + 16384) + 2 * (4096 + 4096)
 
 
 def test_a_library_s_workspace_is_no_traffic():
@@ -192,6 +194,18 @@ custom_call_target="__cublas$gemm"
         """
     )
     assert found.hbm_bytes() == 3 * 4096
+
+
+def test_an_update_that_no_fusion_holds_is_in_place_too():
+    found = program(
+        """
+        %p = f32[64,128]{1,0} parameter(0)
+        %q = f32[8,128]{1,0} parameter(1)
+        %i = s32[] parameter(2)
+        ROOT %u = f32[64,128]{1,0} dynamic-update-slice(%p, %q, %i, %i)
+        """
+    )
+    assert found.hbm_bytes() == 4096 + 4096 + 2 * 4  # read, written, and where
 
 
 def test_what_is_updated_in_place_stays():
