@@ -115,6 +115,8 @@ runtime_version {{ major: 13 }} device_description_str: "{name}"
 """
 """What the compiler would ask a GPU: a `GpuTargetConfigProto` of XLA's."""
 
+_COMPILERS = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda13"}
+
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     "tpu": {},
     # Autotuning runs kernels, and Triton's products need it for their tiles.
@@ -157,6 +159,14 @@ def find(name: str) -> Topology:
     return Topology(name, kind, _gpu_devices(name, kind, arrangement))
 
 
+def has_compiler(platform: str) -> bool:
+    """Whether that of a chip's platform is installed."""
+    try:
+        return importlib.util.find_spec(_COMPILERS[platform]) is not None
+    except ModuleNotFoundError:  # no plugin of JAX's at all
+        return False
+
+
 def _known() -> str:
     tpus, gpus = (
         ", ".join(name for name, chip in CHIPS.items() if chip.platform == platform)
@@ -175,7 +185,7 @@ def _tpu_devices(name: str, kind: str, arrangement: str) -> tuple[Any, ...]:
     sides = [int(side) for side in arrangement.split("x")]
     if math.prod(sides) > CHIPS[kind].most:
         raise UserError(f"--topology={name}: a pod has {CHIPS[kind].most} chips")
-    if importlib.util.find_spec("libtpu") is None:
+    if not has_compiler("tpu"):
         raise UserError(
             f"--topology={name} needs the compiler for TPUs: "
             f'pip install "jax[tpu]=={jax.__version__}"'
@@ -193,7 +203,7 @@ def _tpu_devices(name: str, kind: str, arrangement: str) -> tuple[Any, ...]:
 def _gpu_devices(name: str, kind: str, arrangement: str) -> tuple[Any, ...]:
     if not re.fullmatch("[1-8]", arrangement):
         raise UserError(f"--topology={name}: known are {_known()}")
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+    if not has_compiler("cuda"):
         raise UserError(f"--topology={name} {_needs_cuda()}")
     chip = CHIPS[kind]
     target = _TARGET.format(

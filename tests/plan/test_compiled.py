@@ -5,7 +5,6 @@ runs leave out. Left out here, for their time: CpaCol, CACE-Net, SANet and DROP,
 networks do not become small enough.
 """
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -22,8 +21,6 @@ from reid_jax.runtime import sharding
 from reid_jax.runtime.checkpoint import place
 
 pytestmark = pytest.mark.plan
-
-COMPILERS = {"v5e:2x2": "libtpu", "h200:2": "jax_plugins.xla_cuda13"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +52,14 @@ def programs(monkeypatch):
     return found
 
 
-def _lines(config, tmp_path, topology, **request):
-    if importlib.util.find_spec(COMPILERS[topology]) is None:
+def _skip_without_compiler(topology):
+    chip = topologies.CHIPS[topology.partition(":")[0]]
+    if not topologies.has_compiler(chip.platform):
         pytest.skip("no compiler for it; .ci/plan installs it")
+
+
+def _lines(config, tmp_path, topology, **request):
+    _skip_without_compiler(topology)
     return plan(config, str(tmp_path), Request(topologies=[topology], **request))
 
 
@@ -154,8 +156,7 @@ def test_gpus(aaformer_config, tmp_path, programs):
 def test_an_attention_kernel_is_each_chips_own():
     """Of AAformer's size: nothing is exchanged, and what passes through HBM is little
     more than what it takes and gives."""
-    if importlib.util.find_spec(COMPILERS["v5e:2x2"]) is None:
-        pytest.skip("no compiler for it; .ci/plan installs it")
+    _skip_without_compiler("v5e:2x2")
     mesh = sharding.make_mesh(topologies.find("v5e:2x2").devices)
     rows = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((16, 134, 12, 64), jnp.bfloat16)

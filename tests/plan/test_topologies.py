@@ -12,7 +12,11 @@ from reid_jax.plan import topologies
 
 @pytest.fixture
 def nothing_installed(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def find_spec(name):
+        if "." in name:  # as of a module in a package that is not there
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 
 
 @pytest.mark.parametrize(
