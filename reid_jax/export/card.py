@@ -90,9 +90,9 @@ def _loading(
     if how != resize:
         return (
             "pillow",
-            "from PIL import Image",
+            "from PIL import Image, ImageOps",
             (
-                f"""    image = Image.open(path).convert("RGB")
+                f"""    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     return np.asarray(image.resize(({width}, {height}), Image.{how.upper()}))"""
             ),
         )
@@ -236,6 +236,13 @@ def _use_of_onnx(about: dict[str, Any], image_size: tuple[int, int]) -> str:
         f"{about['largest_differences'][file]:.1g} |"
         for file, found in about["artifacts"].items()
     )
+    pairs = ""
+    if "pair_input" in about:
+        pairs = f"""{_second_look(about)}:
+`pair_maps.onnx` makes them and `score_pairs.onnx` scores them, see below.
+{_notes(about["pair_input"])}{_FUSED}
+
+"""
     return f"""## Use
 
 With `pip install onnxruntime {package}`, in this folder:
@@ -258,7 +265,7 @@ print(distance.run(None, {{{both}}})[0])  # smaller is more alike
 
 {_notes(about["input"])}
 
-| file | takes | returns | largest difference to the model |
+{pairs}| file | takes | returns | largest difference to the model |
 |---|---|---|---|
 {listed}
 
@@ -286,14 +293,25 @@ def _notes(inputs: dict[str, str]) -> str:
     return "".join(f"`{name}`: {kind}. " for name, kind in further.items())
 
 
+def _second_look(about: dict[str, Any]) -> str:
+    """What a pair model does beside embedding."""
+    candidates = about["pair_candidates"]
+    which = "all of the gallery" if candidates == "all" else f"the {candidates} nearest"
+    begin = "The results above include" if about["results"] else "Its ranking includes"
+    return f"""{begin} a second look at pairs of images: {which}
+of each query. It compares maps of images, which are larger than embeddings"""
+
+
+_FUSED = """How the scores change a ranking by distance is the method's `fuse`, in
+reid_jax."""
+
+
 def _use_of_pairs(about: dict[str, Any]) -> str:
     """How a pair model's second look at pairs is used; "" for other models."""
     if "pair_input" not in about:
         return ""
-    candidates, inputs = about["pair_candidates"], about["pair_input"]
-    which = "all of the gallery" if candidates == "all" else f"the {candidates} nearest"
-    return f"""The results above include a second look at pairs of images: {which}
-of each query. It compares maps of images, which are larger than embeddings:
+    inputs = about["pair_input"]
+    return f"""{_second_look(about)}:
 
 ```python
 pair_maps = export.deserialize(pathlib.Path("pair_maps.jaxexport").read_bytes())
@@ -305,7 +323,6 @@ candidates = jax.tree.map(lambda x: x[None], maps)  # [q, k, ...]
 print(jax.jit(score_pairs.call)(query, candidates))  # [q, k]
 ```
 
-{_notes(inputs)}How the scores change a ranking by distance is the method's `fuse`, in
-reid_jax.
+{_notes(inputs)}{_FUSED}
 
 """

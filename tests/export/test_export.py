@@ -9,14 +9,16 @@ import cv2
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import PIL.Image
 import pytest
 from jax import export as jax_export
 
 from configs import run as config_of_run
+from data_pipelines import images
 from reid_jax import experiment
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate
-from reid_jax.export import card, export
+from reid_jax.export import artifacts, card, export
 from reid_jax.models.method import parameter_count
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.training import train
@@ -112,24 +114,66 @@ def _run_card(folder: pathlib.Path, card: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_card_resizes_to_what_is_exported(toy_config):
-    """Where `config.data` differs from what the run was trained with."""
+def _about(config, *, stage="first", changed=None, **written):
+    """Of an export of the toy method, of a step that was not evaluated."""
     trained = {"seed": 0, "data.dataset": "tiny", "data.height": 32, "data.width": 16}
-    meta = {"method": toy_config.method, "stage": "first", "global_step": 3}
+    meta = {"method": config.method, "stage": stage, "global_step": 3}
     meta |= {"num_classes": 9, "best": None, "config": trained}
-    about = card.describe(
-        experiment.build_method(toy_config, num_classes=9),
+    return card.describe(
+        experiment.build_method(config, num_classes=9),
         {"params": {"kernel": np.zeros((2, 3))}},
         meta,
-        changed={"data.height": 48, "data.width": 24},
+        changed=changed or {},
         image_size=(48, 24),
         embedding={"vector": np.zeros((3, 6), np.float32)},
-        written={"format": "jax", "platforms": ["cpu"]},
+        written=written or {"format": "jax", "platforms": ["cpu"]},
     )
+
+
+def test_the_card_resizes_to_what_is_exported(toy_config):
+    """Where `config.data` differs from what the run was trained with."""
+    about = _about(toy_config, changed={"data.height": 48, "data.width": 24})
     assert about["output"] == {"vector": "float32 [b, 6]"}
     text = card.text(about, image_size=(48, 24))
     assert "[b, 48, 24, 3]" in text
     assert "cv2.resize(image, (24, 48))" in text  # width first, as OpenCV has it
+
+
+@pytest.mark.parametrize("resize", [images.BILINEAR, "pil-bicubic"])
+def test_the_card_s_images_are_upright(toy_config, tmp_path, resize):
+    about = _about(toy_config, changed={"data.resize": resize})
+    shown = card.text(about, image_size=(48, 24)).split("```python\n")[1]
+    names = {}
+    exec(shown[: shown.index("embed = ")], names)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    wanted = images.resize(images.decode((tmp_path / "a.png").read_bytes()), (48, 24))
+    if resize != images.BILINEAR:
+        turned = PIL.Image.fromarray(np.rot90(pixels, -1)).resize((24, 48), 3)
+        wanted = np.asarray(turned)
+    np.testing.assert_array_equal(names["load"](tmp_path / "a.png"), wanted)
+
+
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_a_pair_model_s_card_tells_of_its_second_look(toy_config, form):
+    written = {"platforms": ["cpu"]}
+    if form == "onnx":
+        files = {"embed.onnx": {"input": {"images": "uint8"}, "output": {"v": "float"}}}
+        written = {"artifacts": files, "largest_differences": {"embed.onnx": 0.0}}
+    about = _about(toy_config, stage="second", format=form, **written)
+    text = " ".join(card.text(about, image_size=(48, 24)).split())
+    assert "Its ranking includes a second look at pairs of images: the 3 nearest" in (
+        text
+    )
+    assert "`pair_maps.onnx` makes them" in text or form == "jax"
+    assert "results above" not in text
+    about |= {"results": [{"protocol": "tiny", "metrics": {}, "valid_queries": 1}]}
+    text = card.text(about, image_size=(48, 24))
+    assert "The results above include a second look" in text
+    first = card.text(_about(toy_config, format=form, **written), image_size=(48, 24))
+    assert "second look" not in first
 
 
 def test_an_export_is_evaluated_as_its_run_is(toy_run, tmp_path):
@@ -190,6 +234,28 @@ def test_a_changed_network_does_not_bear_the_trained_ones_figures(toy_run, tmp_p
     assert "rank1" not in text
 
 
+def test_bfloat16_is_compared_and_nan_is_a_difference(tmp_path, monkeypatch):
+    def function(x):
+        return x * 3, x.astype(np.float32) / 7
+
+    x = np.linspace(-2, 2, 6).reshape(3, 2).astype(jax.numpy.bfloat16)
+    recorder = artifacts.Recorder(tmp_path)
+    recorder.add("f", function, {"x": "b"}, x)
+    recorder.close()
+    artifacts.check(tmp_path)
+    real = jax_export.export
+    monkeypatch.setattr(
+        jax.export,
+        "export",
+        lambda f, **o: real(jax.jit(lambda x: (f(x)[0], f(x)[1] * np.nan)), **o),
+    )
+    recorder = artifacts.Recorder(tmp_path)
+    recorder.add("f", function, {"x": "b"}, x)
+    recorder.close()
+    with pytest.raises(UserError, match=r"do not equal the model.*f\.jaxexport.: NaN"):
+        artifacts.check(tmp_path)
+
+
 def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch):
     config, run = toy_run
     target = tmp_path / "out"
@@ -198,7 +264,10 @@ def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch
     real = jax_export.export
 
     def wrong(function, **options):
-        scaled = jax.jit(lambda *a: jax.tree.map(lambda x: 1.001 * x, function(*a)))
+        def scale(x):
+            return 1.001 * x if x.dtype == np.float32 else x
+
+        scaled = jax.jit(lambda *a: jax.tree.map(scale, function(*a)))
         return real(scaled, **options)
 
     monkeypatch.setattr(jax.export, "export", wrong)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import cv2
 import jax
@@ -172,6 +173,18 @@ def test_what_differs_is_not_exported(onnx, restored, monkeypatch):
     with pytest.raises(UserError, match=r"embed.onnx .* does not equal the model"):
         _export(config, target)
     assert [path.name for path in target.iterdir()] == ["earlier"]
+
+
+def test_nan_differs(tmp_path, monkeypatch):
+    """Also where another array is compared first."""
+    x = np.ones((7, 2), np.float32)
+    session = types.SimpleNamespace(get_inputs=list, get_outputs=list)
+    session.run = lambda names, given: [given["x"], given["x"] * np.nan]
+    monkeypatch.setattr(export.onnx, "check_installed", lambda: None)
+    monkeypatch.setattr(export.onnx, "_convert", lambda *_: b"")
+    monkeypatch.setattr(export.onnx, "_session", lambda data: session)
+    with pytest.raises(UserError, match=r"embed\.onnx .* differs by nan"):
+        export.onnx.Recorder(tmp_path).add("embed", lambda x: (x, x), {"x": "b"}, x)
 
 
 def _off(x):
