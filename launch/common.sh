@@ -31,6 +31,13 @@ positive() {
   done
 }
 
+# kubernetes_name: NAME has to be one that Kubernetes takes, with more behind it.
+kubernetes_name() {
+  # shellcheck disable=SC2153  # `need` has seen to NAME
+  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    die "NAME is '$NAME'; it must be lower-case letters, digits and -, at most 40"
+}
+
 dry() { [[ ${DRY_RUN:-0} == 1 ]]; }
 
 # show COMMAND...: prints it, quoted where a shell needs it.

@@ -34,6 +34,7 @@ slurm() {
 kubernetes() {
   need NAME IMAGE CLAIM SHARDS PARALLEL GPUS
   positive SHARDS PARALLEL GPUS
+  kubernetes_name
   # shellcheck disable=SC2016  # for Kubernetes to fill in
   local args=("${embed[@]:2}" '--shard=$(JOB_COMPLETION_INDEX)/'"$SHARDS")
   local text

@@ -49,8 +49,7 @@ case $verb in
     die "the first argument is run, logs or delete, not '$verb'"
     ;;
 esac
-[[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-  die "NAME is '$NAME'; it must be lower-case letters, digits and -, at most 40"
+kubernetes_name
 case $verb in
   run) start "$@" ;;
   logs) logs ;;

@@ -28,6 +28,7 @@ TPU = {"TPU_NAME": "pod", "ZONE": "us-east5-b"}
 SLURM = {"NODES": "2", "GPUS": "8", "CPUS": "4"}
 POD = {"NAME": "market", "IMAGE": "registry/reid:1", "CLAIM": "shared"}
 JOB = {**POD, "NODES": "2", "GPUS": "8"}
+SHARES = {**POD, "SHARDS": "64", "PARALLEL": "8", "GPUS": "1"}
 SWEEP = {"DEVICES": "1,4", "BATCH": "64", "BATCH_PER_DEVICE": "16"}
 CACHE = {"COMPILATION_CACHE": "gs://bucket/compiled"}
 CASES = {
@@ -56,11 +57,7 @@ CASES = {
     "kubernetes-logs": ("kubernetes.sh", POD, ("logs",)),
     "kubernetes-delete": ("kubernetes.sh", POD, ("delete",)),
     "embed-slurm": ("embed.sh", {**SLURM, "SHARDS": "64", "GPUS": "1"}, EMBED_SLURM),
-    "embed-kubernetes": (
-        "embed.sh",
-        {**POD, "SHARDS": "64", "PARALLEL": "8", "GPUS": "1"},
-        EMBED_KUBERNETES,
-    ),
+    "embed-kubernetes": ("embed.sh", SHARES, EMBED_KUBERNETES),
     "sweep-gpu": ("scaling_sweep.sh", SWEEP, ("gpu", *ARGS)),
     "sweep-processes": (
         "scaling_sweep.sh",
@@ -177,6 +174,7 @@ def test_variables_that_are_missing_are_named(script, variables, arguments, name
         ("local.sh", {"DEVICES": "two"}, ("simulated",), "DEVICES is 'two'"),
         ("processes.sh", {"PROCESSES": "0"}, ("gpu",), "PROCESSES is '0'"),
         ("kubernetes.sh", {"NAME": "My_run"}, ("delete",), "NAME is 'My_run'"),
+        ("embed.sh", {**SHARES, "NAME": "My_run"}, ("kubernetes",), "NAME is 'My_run'"),
         ("scaling_sweep.sh", {**SWEEP, "DEVICES": "1;2"}, ("gpu",), "DEVICES is '1;2'"),
     ],
 )
