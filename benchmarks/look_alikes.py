@@ -32,7 +32,8 @@ import optax
 from configs import cacenet
 from data_pipelines.synthetic import identity, render, seeds
 from data_pipelines.synthetic.plan import Shot
-from reid_jax import experiment
+from reid_jax import errors, experiment
+from reid_jax.errors import UserError
 from reid_jax.layers.pair_graph import PairGraph
 from reid_jax.models.cacenet import Method
 from reid_jax.retrieval.distances import euclidean
@@ -50,6 +51,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.3},
 }
 """Fields of `config.model` by name; from "ones" on, correspondence attention."""
+
+SETTINGS = ("people", "groups", "test_groups", "first_steps", "steps", "top_k")
+"""Options that change what every line says."""
 
 METRICS = ("euclidean", "cosine")
 """Of conditional features, by which the nearest are sorted anew."""
@@ -324,12 +328,27 @@ def selection(pairs: PairGraph, weights: Any, nodes: Any) -> dict[str, jax.Array
 
 
 class Record:
-    """Lines of JSON, one for each seed and name, that are there to stay."""
+    """Lines of JSON, one for each seed and name, that are there to stay.
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
+    Args:
+      path: of the file.
+      settings: that all lines are of; older ones do not say.
+
+    Raises:
+      UserError: if there are lines of other settings.
+    """
+
+    def __init__(self, path: pathlib.Path, settings: dict[str, Any]):
+        self._path, self._settings = path, settings
         known = path.read_text().splitlines() if path.exists() else []
-        self._done = {(line["seed"], line["name"]) for line in map(json.loads, known)}
+        lines = [json.loads(line) for line in known]
+        for line in lines:
+            if line.get("settings", settings) != settings:
+                raise UserError(
+                    f"{path} is of {line['settings']}, not of {settings}: choose "
+                    "another --workdir"
+                )
+        self._done = {(line["seed"], line["name"]) for line in lines}
 
     def missing(self, seed: int, names: Sequence[str]) -> list[str]:
         """Those of the names that have no line yet."""
@@ -337,18 +356,26 @@ class Record:
 
     def add(self, seed: int, name: str, figures: dict[str, Any]) -> None:
         """Writes and prints a line."""
-        line = json.dumps({"seed": seed, "name": name, **figures})
+        line = {"seed": seed, "name": name, **figures, "settings": self._settings}
+        line = json.dumps(line)
         print(line, flush=True)
         with self._path.open("a") as file:
             file.write(line + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is missing in the workdir's `results.jsonl`."""
+    """Runs what is missing in the workdir's `results.jsonl`.
+
+    Raises:
+      UserError: for a variant that is not known, or results of other settings there.
+    """
     options = _parse(argv)
-    options.workdir.mkdir(parents=True, exist_ok=True)
-    record = Record(options.workdir / "results.jsonl")
     names = options.variants.split(",")
+    if unknown := ",".join(sorted(set(names) - set(VARIANTS))):
+        raise UserError(f"--variants={unknown}: known are {', '.join(VARIANTS)}")
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    settings = {name: vars(options)[name] for name in SETTINGS}
+    record = Record(options.workdir / "results.jsonl", settings)
     if not any(record.missing(seed, ["none", *names]) for seed in range(options.seeds)):
         return
     groups, last = look_alikes(options.people), options.groups + options.test_groups
@@ -393,4 +420,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with errors.answered():
+        main()

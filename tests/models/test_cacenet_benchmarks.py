@@ -5,9 +5,11 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import look_alikes, pair_scoring, pair_training
 from data_pipelines.synthetic import identity, seeds
+from reid_jax.errors import UserError
 from tests.layers.test_pair_graph import VARIANTS, images, nodes_of, weights_of
 from tests.models.test_cacenet import Patches
 
@@ -105,3 +107,7 @@ def test_alignments_rerank_the_same_lists(tmp_path, capsys, monkeypatch):
         assert 0 < figures["mAP"] <= 100
     look_alikes.main(arguments)  # nothing is missing
     assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"'top_k': 5}, not of .*'top_k': 6}"):
+        look_alikes.main([*arguments, "--top_k=6"])
+    with pytest.raises(UserError, match="--variants=typo: known are part"):
+        look_alikes.main([*arguments, "--variants=ones,typo"])
