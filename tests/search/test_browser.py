@@ -65,9 +65,20 @@ def test_an_operator_reviews(width, browser, made, extractors, photos, tmp_path)
         page.locator("#large button.unsure").click()
         page.locator(".card.unsure").wait_for()
         page.locator("#shut").click()
-        # Of the gallery, and filtered: a phone has its filters folded.
+        # Of the gallery: before its answers are there, no others can be marked.
+        left = []
+
+        def asked(route):
+            left.append(cards.count())
+            route.continue_()
+
+        page.route("**/api/search*", asked)
         page.locator("#choice button[title$='3_c2.png']").click()
+        cards.nth(16).wait_for()
+        page.unroute("**/api/search*")
+        assert left == [0]
         page.locator("#asked").wait_for(state="hidden")
+        # Filtered: a phone has its filters folded.
         if width < 760:
             page.locator("summary").click()
         page.fill("#camera", "0")
