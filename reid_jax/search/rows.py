@@ -157,8 +157,8 @@ def _facts(pattern: str, camera: str | None) -> Callable[[str], dict[str, Any]]:
 
     def facts(path: str) -> dict[str, Any]:
         match = found.search(path) if pattern else None
-        told = match.groupdict() if match else {}
-        known = {k: v for k, v in ({"camera": camera} | told).items() if v}
+        told = {k: v for k, v in match.groupdict().items() if v} if match else {}
+        known = ({"camera": camera} if camera else {}) | told
         try:
             return known | {"time": moment(known.get("time"))}
         except ValueError as error:

@@ -57,6 +57,14 @@ def test_times_compare_as_texts(given, kept):
     assert rows.moment(given) == kept
 
 
+@pytest.mark.parametrize(
+    ("path", "camera"), [("/a/7_c2.png", "2"), ("/a/7.png", "hall")]
+)
+def test_a_camera_that_a_path_does_not_tell(path, camera):
+    facts = rows._facts(r"(?P<person>\d)(_c(?P<camera>\d))?\.", "hall")
+    assert facts(path) == {"person": "7", "camera": camera, "time": None}
+
+
 @pytest.mark.parametrize("place", ["shipped/vit", "gs://bucket/run", "", "/runs/x"])
 def test_places_that_are_the_same_from_any_folder(place):
     assert rows.lasting(place) == place
