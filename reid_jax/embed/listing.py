@@ -269,7 +269,10 @@ def _time(table: pathlib.Path, row: Row) -> datetime.datetime | None:
     text = _cell(row, "time")
     if text is None:
         return None
+    figures = text.partition(".")[0]
     try:
+        if len(figures) > 10 and figures.isdecimal():
+            raise ValueError("such as 202611291415, a second of the year 8384")
         try:
             if len(text) in (4, 6, 8) and text.isdecimal():
                 raise ValueError("a date, such as 20261129, and no second of 1970")

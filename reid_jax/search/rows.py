@@ -89,6 +89,8 @@ def moment(value: Any) -> str | None:
     if value in (None, ""):
         return None
     if isinstance(value, str):
+        if value.isdecimal() and len(value) != len("20261129"):
+            raise ValueError(f"{value} is neither a date nor a time")  # to Python it is
         value = datetime.datetime.fromisoformat(value)
     elif isinstance(value, int | float):
         value = datetime.datetime.fromtimestamp(value, datetime.UTC)

@@ -324,12 +324,17 @@ def test_mistakes_leave_nothing(args, message, photos, tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("20261129", (2026, 11, 29)), ("1700000000.5", (2023, 11, 14)), ("2026", None)],
+    [
+        ("20261129", (2026, 11, 29)),
+        ("1700000000.5", (2023, 11, 14)),
+        *((text, None) for text in ("2026", "20261129141", "202611291415")),
+        *((text, None) for text in ("202611291415.0", "2026112910215")),
+    ],
 )
 def test_a_date_in_figures_is_no_second(tmp_path, text, wanted):
     (tmp_path / "t.csv").write_text(f"path,time\na.jpg,{text}\n")
     if wanted is None:
-        with pytest.raises(UserError, match="column time: '2026' is neither"):
+        with pytest.raises(UserError, match=f"column time: '{text}' is neither"):
             listing.of_images(str(tmp_path / "t.csv"))
         return
     (item,) = listing.of_images(str(tmp_path / "t.csv")).items(range(1))

@@ -47,6 +47,7 @@ def test_arrays_of_another_network():
         ("2026-11-29T14:00:00+01:00", "2026-11-29T13:00:00Z"),
         ("2026-11-29 13:00", "2026-11-29T13:00:00Z"),
         ("2026-11-29", "2026-11-29T00:00:00Z"),
+        ("20261129", "2026-11-29T00:00:00Z"),
         (0, "1970-01-01T00:00:00Z"),
         (np.datetime64("2026-11-29T13:00:00").item(), "2026-11-29T13:00:00Z"),
         ("", None),
@@ -55,6 +56,12 @@ def test_arrays_of_another_network():
 )
 def test_times_compare_as_texts(given, kept):
     assert rows.moment(given) == kept
+
+
+@pytest.mark.parametrize("given", ["20261129104", "202611291415", "2026112910215"])
+def test_figures_that_are_no_date(given):
+    with pytest.raises(ValueError, match=f"{given} is neither a date nor a time"):
+        rows.moment(given)
 
 
 @pytest.mark.parametrize(
