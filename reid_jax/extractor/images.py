@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -68,9 +69,10 @@ def sources(images: Images) -> Iterable[Source]:
     if hasattr(images, "__array__"):
         array = _checked(np.asarray(images))
         images = array if array.ndim == 4 else array[None]
-    if isinstance(images, Iterator):
-        return (_source(i, image) for i, image in enumerate(images))
-    return [_source(i, image) for i, image in enumerate(images)]
+    # What is no sequence may give one image again and again, with other pixels.
+    own = isinstance(images, Sequence | np.ndarray)
+    made = (_source(i, image, own=own) for i, image in enumerate(images))
+    return made if isinstance(images, Iterator) else list(made)
 
 
 def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -102,14 +104,25 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     return found
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be kept as text, in a line: no control character, no bytes."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
 def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The pixels of an image file, upright as its EXIF data say.
 
     Raises:
       BadImage: it is not there, damaged, or no image that OpenCV reads.
     """
+    return {"image": read_both(path)[1]}
+
+
+def read_both(path: str | os.PathLike[str]) -> tuple[bytes, np.ndarray]:
+    """The bytes of an image file and its pixels, as `read_file`."""
     try:
-        return {"image": encoded.decode(pathlib.Path(path).read_bytes())}
+        data = pathlib.Path(path).read_bytes()
+        return data, encoded.decode(data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, ValueError) and not _is_image(pathlib.Path(path)):
@@ -155,19 +168,30 @@ def read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _source(place: int, image: Image) -> Source:
-    """One image of several."""
+def _source(place: int, image: Image, *, own: bool = True) -> Source:
+    """One image of several; one that is not its `own` is copied at once."""
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image)
         if path.is_dir():
             raise UserError(f"{path} is a folder among single images; pass it alone")
         return _from_file(path)
     name = f"image {place}"
-    return Source(name, functools.partial(_pixels, image, name))
+    read = functools.partial(_pixels, image, name)
+    return Source(name, read if own else _copied(read))
 
 
 def _from_file(path: pathlib.Path) -> Source:
     return Source(str(path), functools.partial(read_file, path))
+
+
+def _copied(read: Callable[[], Mapping[str, np.ndarray]]) -> Callable[[], Any]:
+    """Gives again what `read` gives now, be it a BadImage."""
+    done: concurrent.futures.Future = concurrent.futures.Future()
+    try:
+        done.set_result({name: array.copy() for name, array in read().items()})
+    except BadImage as error:
+        done.set_exception(error)
+    return done.result
 
 
 def _pixels(image: Any, name: str) -> dict[str, np.ndarray]:

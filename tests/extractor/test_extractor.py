@@ -77,6 +77,26 @@ def test_every_form_of_images_gives_what_the_method_does(extractor, photos, refe
         _assert_same(extractor.embed(one, progress=False), first)
 
 
+class _Film:
+    """Gives one array and one Pillow image, again and again, with other pixels."""
+
+    def __iter__(self):
+        array, image = np.empty((4, 2, 3), np.uint8), PIL.Image.new("RGB", (2, 4))
+        for i in range(4):
+            array[:] = i
+            image.paste((i, i, i), (0, 0, 2, 4))
+            yield array if i % 2 else image
+        yield PIL.Image.new("F", (2, 4))
+
+
+@pytest.mark.parametrize("given", [_Film(), iter(_Film())])
+def test_an_image_that_is_given_again_with_other_pixels(given):
+    *read, last = list(imaging.sources(given))
+    assert [source.read()["image"].mean() for source in read] == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="image 4 is a Pillow image of mode F"):
+        last.read()
+
+
 def test_one_program_is_compiled_whatever_the_number_of_images(extractor, photos):
     files = sorted(photos.glob("camera*/*.png"))
     extractor.embed(files, batch_size=8, progress=False)
