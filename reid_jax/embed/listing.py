@@ -185,7 +185,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _of_files(names: list[str]) -> Listing:
     for name in names:
-        if not name.isprintable():  # nor could a table hold what is no UTF-8
+        if not images.is_text(name):
             raise UserError(
                 f"the name {printable(name)} has unprintable characters: rename it"
             )

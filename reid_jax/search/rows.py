@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import hashlib
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -138,10 +137,9 @@ def from_files(
 
 
 def _digested(path: str) -> str:
-    if not path.isprintable():
+    if not imaging.is_text(path):
         raise BadImage(f"the name of {path!r} is no plain text: rename it")
-    imaging.read_file(path)
-    return digest(pathlib.Path(path).read_bytes())
+    return digest(imaging.read_both(path)[0])
 
 
 def _facts(pattern: str, camera: str | None) -> Callable[[str], dict[str, Any]]:

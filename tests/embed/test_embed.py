@@ -347,10 +347,18 @@ def test_a_time_before_the_first_year(tmp_path):
         listing.of_images(str(tmp_path / "t.csv"))
 
 
-def test_a_name_that_no_table_can_hold(photos, tmp_path, capsys):
-    shutil.copy(photos / "camera0" / "00.png", tmp_path / os.fsdecode(b"\xff.png"))
-    error = _refused(capsys, f"--images={tmp_path}", f"--to={tmp_path / 'x.parquet'}")
-    assert "udcff.png has unprintable characters: rename it" in error
+def test_names_that_a_table_can_hold_or_not(photos, tmp_path, capsys):
+    odd = "at 9.41\u202fAM.png"  # as macOS names screenshots
+    command = [f"--images={tmp_path}", f"--to={tmp_path / 'x.parquet'}"]
+    shutil.copy(photos / "camera0" / "00.png", tmp_path / odd)
+    _embed(*command)
+    assert _names(tmp_path / "x.parquet") == [str(tmp_path / odd)]
+    for wrong, shown in ((b"\xff.png", "udcff.png"), (b"a\n.png", "a\\n.png")):
+        name = tmp_path / os.fsdecode(wrong)
+        shutil.copy(photos / "camera0" / "00.png", name)
+        error = _refused(capsys, *command)
+        assert f"{shown} has unprintable characters: rename it" in error
+        name.unlink()
 
 
 def test_a_file_that_is_none(tmp_path):

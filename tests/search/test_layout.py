@@ -1,5 +1,8 @@
 """What is stored of an Embedding, and what candidates are found by."""
 
+import hashlib
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -70,6 +73,17 @@ def test_figures_that_are_no_date(given):
 def test_a_camera_that_a_path_does_not_tell(path, camera):
     facts = rows._facts(r"(?P<person>\d)(_c(?P<camera>\d))?\.", "hall")
     assert facts(path) == {"person": "7", "camera": camera, "time": None}
+
+
+def test_an_image_is_read_once(photos, monkeypatch):
+    """What is hashed is what could be decoded, whoever writes meanwhile."""
+    read, real = [], pathlib.Path.read_bytes
+    monkeypatch.setattr(
+        pathlib.Path, "read_bytes", lambda path: read.append(path) or real(path)
+    )
+    (entry,) = rows.from_files([str(photos / "2_c1.png")])
+    assert read == [photos / "2_c1.png"]
+    assert entry.content == hashlib.sha256(real(read[0])).hexdigest()
 
 
 @pytest.mark.parametrize("place", ["shipped/vit", "gs://bucket/run", "", "/runs/x"])
