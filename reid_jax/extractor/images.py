@@ -78,7 +78,7 @@ def sources(images: Images) -> Iterable[Source]:
 def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The image file, or all image files below a folder, in the order of their names.
 
-    Hidden ones are left out.
+    Hidden ones are left out, and linked folders are as others.
 
     Raises:
       UserError: it is not there, or there are none.
@@ -90,18 +90,25 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
         return [top]
     if not top.is_dir():
         raise UserError(f"there is no image or folder {os.fspath(path)!r}")
-    found = sorted(
-        file
-        for file in top.rglob("*")
-        if _is_image(file)
-        and not any(part.startswith(".") for part in file.relative_to(top).parts)
-        and file.is_file()
-    )
+    found: list[pathlib.Path] = []
+    for folder, inner, names in os.walk(top, followlinks=True):
+        inner[:] = [x for x in _shown(inner) if not _is_circle(pathlib.Path(folder, x))]
+        there = (pathlib.Path(folder, name) for name in _shown(names))
+        found += [file for file in there if _is_image(file) and file.is_file()]
     if not found:
         raise UserError(
             f"there are no images below {os.fspath(path)!r} ({', '.join(SUFFIXES)})"
         )
-    return found
+    return sorted(found)
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".")]
+
+
+def _is_circle(folder: pathlib.Path) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    return folder.is_symlink() and any(map(folder.samefile, folder.parents))
 
 
 def is_text(name: str) -> bool:

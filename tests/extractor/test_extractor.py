@@ -292,6 +292,18 @@ def test_bad_files_and_folders_are_named(extractor, tmp_path, photos):
         extractor.embed(photos, batch_size=0, progress=False)
 
 
+def test_linked_folders_are_as_others_and_circles_end(tmp_path):
+    top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
+    for folder in (top / "a", top / "b", top / ".c", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "1.png").touch()
+    links = {"linked": elsewhere, "a/b": top / "b", "b/a": top / "a", "up": tmp_path}
+    for name, to in (links | {"a/gone": top / "gone", "gone.png": "no"}).items():
+        (top / name).symlink_to(to)
+    found = [str(file.relative_to(top)) for file in imaging.files(top)]
+    assert found == ["a/1.png", "a/b/1.png", "b/1.png", "b/a/1.png", "linked/1.png"]
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
 def test_sixteen_bits_are_the_same_by_path_and_by_pillow(tmp_path, mode):
     rng = np.random.default_rng(0)
