@@ -23,10 +23,11 @@ def ranking_lists(
     path: str | os.PathLike[str],
     query_images: np.ndarray,
     gallery_images: np.ndarray,
-    correct: np.ndarray | None,
+    correct: np.ndarray,
     present: np.ndarray,
     captions: Sequence[str],
     *,
+    known: np.ndarray | None = None,
     notes: Sequence[Sequence[str]] | None = None,
     title: str = "",
     about: str = "",
@@ -45,9 +46,10 @@ def ranking_lists(
       query_images: uint8 [n, H, W, 3], framed in blue.
       gallery_images: uint8 [n, k, H, W, 3], nearest first.
       correct: bool [n, k], whether an image shows the query's person: framed in green,
-        otherwise in red; None where nobody knows, without frames.
+        otherwise in red.
       present: bool [n, k], False where a list is shorter than k: an empty place.
       captions: n texts, such as the person and the camera of the query.
+      known: bool [n, k], False where nobody knows who it shows: without a frame.
       notes: n times k texts under the gallery images, such as file and distance.
       title: data set, protocol and metrics.
       about: a line under it, such as what the notes are.
@@ -56,6 +58,7 @@ def ranking_lists(
       part_titles: names of the K parts for the legend, if there are.
       row_group: so many rows belong together, such as two lists of one query.
     """
+    known = np.ones_like(present) if known is None else known
     rows = []
     for i, caption in enumerate(captions):
         query = sheet.resize(query_images[i], _HEIGHT)
@@ -63,14 +66,14 @@ def ranking_lists(
         for j, image in enumerate(gallery_images[i]):
             pixels = sheet.resize(image, _HEIGHT)
             if present[i, j]:
-                frame = None if correct is None else answer_colour(correct[i, j])
+                frame = answer_colour(correct[i, j]) if known[i, j] else None
                 strip = _strip(pixels, gallery_visibility, (i, j))
                 note = notes[i][j] if notes else ""
                 row.append(Tile(pixels, frame, note, strip))
             else:
                 row.append(Tile(np.full_like(pixels, sheet.FAINT)))
         rows.append(row)
-    legend = ANSWERS[:1] if correct is None else ANSWERS
+    legend = ANSWERS if known.any() else ANSWERS[:1]
     if query_visibility is not None:
         legend = legend + _parts(part_titles)
     headers = ["query", *(str(rank + 1) for rank in range(present.shape[1]))]

@@ -25,7 +25,7 @@ def draw(
 ) -> int:
     """Writes a PNG; images that are no longer there are left empty.
 
-    Frames say who is the same person, where the persons of all queries are known.
+    Frames say who is the same person, where both persons are known.
 
     Args:
       path: of the PNG.
@@ -47,14 +47,16 @@ def draw(
             if image is not None:
                 images[i, j], present[i, j] = image, True
     queries = [_read(one.name, size) for one in asked]
+    correct, known = _correct(asked, lists, present.shape)
     blank = np.full((*size, 3), 255, np.uint8)
     ranking_lists(
         path,
         np.stack([blank if image is None else image for image in queries]),
         images,
-        _correct(asked, lists, longest),
+        correct,
         present,
         [os.path.basename(one.name) for one in asked],
+        known=known,
         notes=[
             [_note(hit) for hit in hits] + [""] * (longest - len(hits))
             for hits in lists
@@ -77,14 +79,15 @@ def _note(hit: Hit) -> str:
 
 
 def _correct(
-    asked: Sequence[Asked], lists: Sequence[Sequence[Hit]], longest: int
-) -> np.ndarray | None:
-    if not all(one.person for one in asked):
-        return None
-    correct = np.zeros((len(asked), longest), bool)
+    asked: Sequence[Asked], lists: Sequence[Sequence[Hit]], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether images show the query's person, and whether that is known, bool [n, k]."""
+    correct, known = np.zeros(shape, bool), np.zeros(shape, bool)
     for i, (one, hits) in enumerate(zip(asked, lists, strict=True)):
-        correct[i, : len(hits)] = [h.facts.get("person") == one.person for h in hits]
-    return correct
+        persons = [hit.facts.get("person") for hit in hits]
+        correct[i, : len(hits)] = [person == one.person for person in persons]
+        known[i, : len(hits)] = [bool(one.person and person) for person in persons]
+    return correct, known
 
 
 def _read(path: str, size: tuple[int, int]) -> np.ndarray | None:
