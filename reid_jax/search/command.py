@@ -53,6 +53,7 @@ def add(args: argparse.Namespace) -> None:
     if tables and len(tables) < len(args.places):
         raise UserError("add either images or Parquet files, not both at once")
     if tables:
+        _check_for_tables(args)
         options = {"model": args.model, "index": args.index}
         new, total = parquet.add(args.gallery, args.collection, tables, **options)
     else:
@@ -70,6 +71,16 @@ def add(args: argparse.Namespace) -> None:
         f"{args.gallery}: {new} images added or changed, {total - new} were there; "
         f"{speed:.1f} images/s"
     )
+
+
+def _check_for_tables(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that Parquet files have no use for."""
+    flags = ("pattern", "camera", "skip_bad_images", "batch_size")
+    if given := [f"--{flag}" for flag in flags if getattr(args, flag)]:
+        raise UserError(
+            f"{', '.join(given)}: what is known of the images of a Parquet file is in "
+            "it, and they are not read again; leave this out"
+        )
 
 
 def _entries(args: argparse.Namespace) -> list[rows.Entry]:
@@ -159,6 +170,12 @@ def ask(args: argparse.Namespace) -> None:
         lost = strip.draw(args.strip, asked, lists, size, title=title)
         if lost:
             print(f"note: {lost} images are no longer there", file=sys.stderr)
+        if len(asked) > strip.MOST_QUERIES or args.top > strip.MOST_IMAGES:
+            print(
+                f"note: of {len(asked)} queries {strip.MOST_QUERIES} are drawn at "
+                f"most, and {strip.MOST_IMAGES} images of each; --jsonl has all",
+                file=sys.stderr,
+            )
         print(f"the answers are drawn in {args.strip}")
 
 
@@ -254,14 +271,13 @@ def _say(asked: Sequence[Asked], lists: Sequence[Sequence[Hit]]) -> None:
 
 
 def _json_lines(asked: Sequence[Asked], lists: Sequence[Sequence[Hit]]) -> str:
-    return "".join(
-        json.dumps(
-            {"query": one.name, "rank": rank, "distance": hit.distance, **hit.facts}
-        )
-        + "\n"
-        for one, hits in zip(asked, lists, strict=True)
-        for rank, hit in enumerate(hits, 1)
-    )
+    lines = []
+    for one, hits in zip(asked, lists, strict=True):
+        for rank, hit in enumerate(hits, 1):
+            own = {"query": one.name, "rank": rank, "distance": hit.distance}
+            # Galleries of an older version may have columns of these names.
+            lines.append(json.dumps(own | hit.facts | own) + "\n")
+    return "".join(lines)
 
 
 def _older(age: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -288,8 +288,8 @@ def made(
       index: its kind; "" for the one it has, FLAT for a new one.
 
     Raises:
-      UserError: it is of another network, has other columns than `about` or another
-        index; or see `milvus.connect`.
+      UserError: it is of another network, or has another index; or see
+        `milvus.connect`.
     """
     if not _NAME.fullmatch(name) or name.endswith((_KEPT, _COPY)):
         raise UserError(
@@ -302,19 +302,7 @@ def made(
             found = _create(client, uri, name, about, index or "FLAT")
         found.check_index(index)
         found.check(about.fingerprint, "what is added")
-        _check_columns(found, about.columns)
         yield found
-
-
-def _check_columns(found: Gallery, columns: Mapping[str, str]) -> None:
-    there = found.about.columns
-    other = {k: v for k, v in columns.items() if there.get(k) != v}
-    if other:
-        raise UserError(
-            f"columns {other} are not those of the gallery {found.uri}, which it was "
-            f"made with: {dict(there) or 'none'}. Write the file with these, or make "
-            "another gallery"
-        )
 
 
 def _found(client: MilvusClient, uri: str, name: str) -> Gallery | None:

@@ -23,6 +23,9 @@ FIELDS = ("id", "path", "content", "person", "camera", "time", "added")
 digests of the path and of what lies there, `time` and `added` are UTC, such as
 2026-11-29T13:04:38Z. Person, camera and time may be missing."""
 
+ANSWERS = ("query", "rank", "distance", "mark")
+"""What an answer says of an entry beside its fields; no column has such a name."""
+
 COLUMN_TYPES = {"text": str, "whole": int, "number": float, "truth": bool}
 """Kinds of further columns."""
 
@@ -98,6 +101,12 @@ def _shapes(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
 def field(name: str) -> str:
     """The field of an array."""
     return _PREFIX + name
+
+
+def kept(value: Any) -> Any:
+    """A fact as it is; None for a number that is not finite, as JSON has no such."""
+    is_missing = isinstance(value, float) and not math.isfinite(value)
+    return None if is_missing else value
 
 
 def is_vector(shape: Sequence[int]) -> bool:

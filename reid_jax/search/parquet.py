@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from reid_jax.embed import files
+from reid_jax.embed.listing import whole
 from reid_jax.errors import UserError
 from reid_jax.extractor import images as imaging
 from reid_jax.search import gallery as galleries
@@ -72,14 +73,15 @@ def add(
 
     Raises:
       UserError: a file that cannot be read, was not written by `embed`, has a column
-        that a gallery cannot keep, or is of another network than the others or the
-        gallery.
+        that a gallery cannot keep, has an image that had a row before, or is of
+        another network than the others or the gallery, or has other columns.
     """
     paths = [file for place in places for file in _files(place)]
     abouts = [_about(file, model) for file in paths]
+    seen: set[str] = set()
     for path, about in zip(paths, abouts, strict=True):
         _check_same(about, abouts[0], str(path), str(paths[0]))
-        _check_rows(path)
+        _check_rows(path, seen)
     new = total = 0
     with galleries.made(uri, abouts[0], collection, index=index) as gallery:
         _check_same(abouts[0], gallery.about, str(paths[0]), uri)
@@ -117,10 +119,15 @@ def _entries(
     facts = {name: batch[name].to_pylist() for name in names}
     vectors = layout.anchors(about, embedding)
     for i, path in enumerate(batch["path"].to_pylist()):
-        known = {name: values[i] for name, values in facts.items()}
+        known = {name: layout.kept(values[i]) for name, values in facts.items()}
         known["time"] = rows.moment(known["time"])
         said = json.dumps(known).encode() + vectors[i].tobytes()
-        yield rows.Entry(os.path.join(folder, path), rows.digest(said), known)
+        yield rows.Entry(_whole(folder, path), rows.digest(said), known)
+
+
+def _whole(folder: str, path: str) -> str:
+    """As other ways of adding an image name it; in a bucket `//` has to stay."""
+    return os.path.join(folder, path) if "://" in folder else whole(folder, path)
 
 
 def _files(place: str) -> list[pathlib.Path]:
@@ -148,14 +155,23 @@ def _about(path: pathlib.Path, model: str) -> About:
     )
 
 
-def _check_rows(path: pathlib.Path) -> None:
-    """Raises UserError for values that cannot be kept."""
+def _check_rows(path: pathlib.Path, seen: set[str]) -> None:
+    """Raises UserError for values that cannot be kept, and images that were `seen`."""
+    folder = files.read_about(path).folder
     for batch, embedding in files.read(path, rows=_ROWS):
         for name, values in embedding.items():
             if not np.isfinite(values).all():
                 raise UserError(f"{path}: column {name} has values that are not finite")
         if batch["path"].null_count:
             raise UserError(f"{path}: a row has no path")
+        for name in batch["path"].to_pylist():
+            key = rows.identity(_whole(folder, name))
+            if key in seen:
+                raise UserError(
+                    f"{path}: the image {name} has a row before, and a gallery keeps "
+                    "one of each path. Write the files without the other"
+                )
+            seen.add(key)
         _check_texts(path, batch)
         for value in batch["time"].to_pylist():
             try:
@@ -197,7 +213,8 @@ def _check_known(path: pathlib.Path, columns: pyarrow.Schema) -> None:
 
 
 def _kind(path: pathlib.Path, field: pyarrow.Field) -> str:
-    if field.name in layout.FIELDS or field.name.startswith(layout.field("")):
+    own = (*layout.FIELDS, *layout.ANSWERS)
+    if field.name in own or field.name.startswith(layout.field("")):
         raise UserError(
             f"{path}: a gallery has a column {field.name} of its own; give this one "
             "another name"
@@ -217,5 +234,6 @@ def _check_same(about: About, other: About, name: str, others: str) -> None:
         one, two = getattr(about, what), getattr(other, what)
         if one != two:
             raise UserError(
-                f"{name}: its {what}, {one}, are not those of {others}, {two}"
+                f"{name}: its {what}, {one}, are not those of {others}, {two}. Write "
+                "the file with these, or make another gallery"
             )

@@ -143,7 +143,7 @@ def _compared(
     return [
         Hit(
             float(distances[i]),
-            {k: v for k, v in rows[i].items() if k not in hidden},
+            {k: layout.kept(v) for k, v in rows[i].items() if k not in hidden},
         )
         for i in smallest(distances, options.top)
     ]

@@ -81,7 +81,7 @@ def _note(hit: Hit) -> str:
 def _correct(
     asked: Sequence[Asked], lists: Sequence[Sequence[Hit]], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether images show the query's person, and whether that is known, bool [n, k]."""
+    """Whether images show the query's person, and if that is known, bool [n, k]."""
     correct, known = np.zeros(shape, bool), np.zeros(shape, bool)
     for i, (one, hits) in enumerate(zip(asked, lists, strict=True)):
         persons = [hit.facts.get("person") for hit in hits]

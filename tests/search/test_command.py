@@ -257,9 +257,23 @@ def test_the_strip(gallery, photos, tmp_path, capsys):
     known = np.asarray(PIL.Image.open(strip))
     right, wrong = ((known == c).all(-1).sum() for c in ((20, 165, 70), (220, 40, 40)))
     assert right > 1000 < wrong  # two images of the person, two others
+    with galleries.existing(str(tmp_path / "gallery.db")) as opened:
+        there = opened.rows('person != "2"', fields=["*"])
+        opened.put([row | {"person": None} for row in there])
+    search(*argv, photos / "2_c1.png")
+    some = np.asarray(PIL.Image.open(strip))
+    legend = (some == (220, 40, 40)).all(-1).sum()
+    assert (some == (20, 165, 70)).all(-1).sum() == right
+    assert (
+        legend < wrong / 3
+    )  # others, of whom nobody knows who they are, have no frame
     shutil.copy(photos / "2_c1.png", tmp_path / "someone.png")
     search("query", gallery, "--top=4", f"--strip={strip}", tmp_path / "someone.png")
     unknown = np.asarray(PIL.Image.open(strip))
+    assert "drawn at most" not in capsys.readouterr().err
+    search("query", gallery, "--top=21", f"--strip={strip}", photos / "2_c1.png")
+    said_of = "note: of 1 queries 50 are drawn at most, and 20 images of each"
+    assert said_of in capsys.readouterr().err
     assert not (unknown == (20, 165, 70)).all(-1).any()
     assert not (unknown == (220, 40, 40)).all(-1).any()
 
@@ -478,7 +492,8 @@ def test_files_of_embed(tmp_path, photos, capsys, extractors):
     """Rows as `embed` writes them, without a network, again, and of another network."""
     table = tmp_path / "photos.csv"
     lines = [
-        f"{p},person {p.name[0]},hall {p.name[3]},2026-11-0{p.name[0]}T08:00:00"
+        f"{photos}/../{photos.name}/{p.name},person {p.name[0]},hall {p.name[3]},"
+        f"2026-11-0{p.name[0]}T08:00:00"
         for p in photos.iterdir()
         if p.name[0] != "0"
     ]
@@ -498,7 +513,7 @@ def test_files_of_embed(tmp_path, photos, capsys, extractors):
     expected, _ = brute_force(extractors["toy"], query, photos)
     assert names(hits) == [name for name in expected if name[0] in "34"]
     assert hits[0]["time"] == f"2026-11-0{names(hits)[0][0]}T08:00:00Z"
-    # It is known to the gallery, and with it its camera.
+    # It is known to the gallery by its own path, and with it its camera.
     hits = ask(gallery, tmp_path, "--model=toy", "--top=17", "--other_cameras", query)
     assert {hit["camera"] for hit in hits} == {"hall 0", "hall 2"}
     other = tmp_path / "other.parquet"
@@ -539,6 +554,8 @@ def _with(table, name, values, kind=None):
         (lambda t: _without(t, "vector"), "lacks vectors"),
         (lambda t: _with(t, "id", ["a"] * len(t)), "has a column id of its own"),
         (lambda t: _with(t, "added", ["a"] * len(t)), "has a column added of its own"),
+        (lambda t: _with(t, "rank", [1] * len(t)), "has a column rank of its own"),
+        (lambda t: pyarrow.concat_tables([t, t[:1]]), "0_c0.png has a row before"),
         (
             lambda t: _with(t, "embedding_vector", ["a"] * len(t)),
             "has a column embedding_vector of its own",
@@ -571,12 +588,19 @@ def embedded(photos, tmp_path_factory, extractors):
     return to
 
 
-def test_times_as_text(embedded, tmp_path, photos):
-    """As tools that know no times write them."""
+def test_columns_as_other_tools_write_them(embedded, tmp_path, photos, capsys):
+    """Times as text, and numbers that are missing as NaN."""
     table = pq.read_table(embedded)
     texts = ["2026-11-05T10:00:00+02:00"] * len(table)
-    pq.write_table(_with(table, "time", texts, "string"), tmp_path / "t.parquet")
+    table = _with(table, "time", texts, "string")
+    table = _with(table, "height", [np.nan] + [1.5] * (len(table) - 1))
+    pq.write_table(table, tmp_path / "t.parquet")
     gallery = f"--gallery={tmp_path}/g.db"
-    search("add", gallery, "--model=toy", tmp_path / "t.parquet")
-    hits = ask(gallery, tmp_path, "--top=3", photos / "2_c1.png")
+    add = ("add", gallery, "--model=toy", tmp_path / "t.parquet")
+    assert "18 images added" in said(capsys, *add)
+    assert "0 images added" in said(capsys, *add)
+    hits = ask(gallery, tmp_path, "--top=17", photos / "2_c1.png")
     assert {hit["time"] for hit in hits} == {"2026-11-05T08:00:00Z"}
+    assert {hit["height"] for hit in hits} == {None, 1.5}
+    message = refused(capsys, *add, "--camera=1", "--batch_size=8")
+    assert "error: --camera, --batch_size: what is known" in message
