@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _MOST_BYTES, _MOST_PIXELS = 32 << 20, 40_000_000
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _UPLOADS, _KEPT_SIDE = 32, 1024
-_CAMERAS, _CHOICE = 200, 60
+_CAMERAS, _ROWS, _CHOICE = 200, 10_000, 60
 _THUMB, _LARGE = 256, 2048
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
@@ -100,17 +100,25 @@ class Review:
 
     def _about(self) -> dict[str, Any]:
         with self._alone:
-            known = self._gallery.rows(
-                "camera is not null", fields=["camera"], limit=10_000
-            )
             return {
                 "gallery": self._gallery.uri,
                 "images": self._gallery.count(),
                 "method": self._gallery.about.method.rsplit(".", 1)[-1],
-                "cameras": sorted({row["camera"] for row in known})[:_CAMERAS],
+                "cameras": self._cameras(),
                 "counts": self._marks.counts(),
                 "marks": str(self._marks.folder / "table.csv"),
             }
+
+    def _cameras(self) -> list[str]:
+        """Those of all entries, until there are too many to choose from."""
+        found: set[str] = set()
+        some = where = "camera is not null"
+        while some and len(found) < _CAMERAS:
+            some = self._gallery.rows(where, fields=["camera"], limit=_ROWS)
+            found |= {row["camera"] for row in some}
+            others = ", ".join(map(milvus.quoted, sorted(found)))
+            where = f"camera is not null and camera not in [{others}]"
+        return sorted(found)[:_CAMERAS]
 
     def _search(
         self, key: str, data: bytes, params: Mapping[str, str], options: Options
