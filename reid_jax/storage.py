@@ -75,8 +75,13 @@ def expanded(path: PathLike) -> pathlib.Path:
     """A path on a disk with `~` and `~user` expanded.
 
     Raises:
-      UserError: if there is no such user.
+      UserError: if it lies in a bucket, or there is no such user.
     """
+    if in_bucket(path):
+        raise UserError(
+            f"{os.fspath(path)} is in a bucket, and this is read and written on a disk "
+            "alone: name a path there"
+        )
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:

@@ -38,10 +38,11 @@ def main(argv: Sequence[str]) -> None:
     from jax.experimental import multihost_utils
 
     import reid_jax
+    from reid_jax import storage
     from reid_jax.embed import files, job
     from reid_jax.runtime import compilation, processes
 
-    target = pathlib.Path(args.to).expanduser()
+    target = storage.expanded(args.to)
     files.check_suffix(target)
     shard = _shard(args.shard)
     compilation.silence_notes()

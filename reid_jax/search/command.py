@@ -239,7 +239,7 @@ def serve(args: argparse.Namespace) -> None:
     from reid_jax.search import web
 
     with galleries.existing(args.gallery, args.collection) as gallery:
-        storage.check_writable(args.marks)
+        storage.check_writable(storage.expanded(args.marks))
         extractor = _network_of(gallery, args.model)
         web.serve(gallery, extractor, host=args.host, port=args.port, marks=args.marks)
 

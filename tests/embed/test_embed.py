@@ -14,6 +14,7 @@ import pytest
 import reid_jax
 from data_pipelines.images import BILINEAR
 from reid_jax import __main__ as verbs
+from reid_jax import staging
 from reid_jax.embed import files, job, listing, same
 from reid_jax.errors import UserError
 from reid_jax.extractor.extractor import Extractor
@@ -219,8 +220,15 @@ def test_a_killed_run_goes_on_where_it_was(
     assert got == names
     _same(embedding, extractor.embed(photos, progress=False))
     assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+    left = tmp_path / ".x.parquet.parts"  # killed when all was done but this
+    left.mkdir()
+    shutil.copy(tmp_path / "x.parquet", left)
+    with staging.locked(left, doing="embedding"):
+        _embed(*command)
+    assert left.exists()
     _embed(*command)
     assert "already there; nothing was done" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
 
 
 def test_ctrl_c_says_what_is_kept(photos, tmp_path, monkeypatch, small_parts, capsys):
@@ -304,6 +312,7 @@ def test_a_file_of_another_network_is_named(photos, tmp_path, extractor):
         (["--images=no*where", "--to=x.parquet"], "no image files match"),
         (["--images=.", "--to=x.parquet"], "there are no images below '.'"),
         (["--images=.", "--to=x.csv"], "ending in .parquet or .npz"),
+        (["--images={}", "--to=gs://b/x.parquet"], "gs://b/x.parquet is in a bucket"),
         (["--images=", "--to=x.parquet"], "--images is empty"),
         (["--to=x.parquet"], "either --images or --dataset"),
         (["--images={}", "--to=x.parquet", "--shard=4/4"], "numbered from 0 to 3"),

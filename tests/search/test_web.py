@@ -197,7 +197,7 @@ def test_what_it_refuses(page, photos):
     assert answer.status_code == 400
 
 
-def test_a_token_is_asked_for_elsewhere(opened, extractors, marks):
+def test_a_token_is_asked_for_elsewhere(opened, extractors, marks, monkeypatch):
     app = web.make(opened, extractors["toy"], marks, host="0.0.0.0", token="secret")
     page = testclient.TestClient(app, base_url="http://some.where")
     for path in ("/", "/api/about", "/image/x"):
@@ -205,7 +205,9 @@ def test_a_token_is_asked_for_elsewhere(opened, extractors, marks):
     assert page.get("/?token=wrong").status_code == 401
     assert page.get("/?token=\u20ac").status_code == 401
     assert page.get("/?token=secret").status_code == 200
-    assert page.get("/api/about").json()["images"] == 18
+    monkeypatch.setattr(review, "_ROWS", 2)
+    about = page.get("/api/about").json()
+    assert (about["images"], about["cameras"]) == (18, ["0", "1", "2"])
 
 
 def test_the_page_runs_nothing_but_its_own(page):
@@ -250,3 +252,5 @@ def test_marks_need_a_folder(gallery, tmp_path, capsys):  # noqa: F811
     (tmp_path / "afile").write_text("")
     message = refused(capsys, "serve", gallery, f"--marks={tmp_path}/afile")
     assert "afile (it is a file)" in message
+    message = refused(capsys, "serve", gallery, "--marks=gs://bucket/marks")
+    assert "gs://bucket/marks is in a bucket" in message
