@@ -28,6 +28,8 @@ from reid_jax.retrieval.search import Nearest
 
 _LOOKUPS = 2**18
 """Neighbours of neighbours that are looked at at once."""
+_MARKED = 2**26
+"""Pairs of images of which it is noted at once whether one is another's neighbour."""
 _COMPARED = 2**23
 """Neighbours that members of sets are looked for among at once."""
 
@@ -173,7 +175,7 @@ def _members(
     """Pairs (image, member of its expanded set), ascending, each once."""
     size, count = neighbours.shape
     near = neighbours[:, : -(-options.k1 // 2) + 1]
-    step = max(1, _LOOKUPS // count**2)
+    step = max(1, min(_LOOKUPS // count**2, _MARKED // size))
     blocks = [np.arange(x, min(x + step, size)) for x in range(0, size, step)]
     mutual = np.concatenate([_reciprocal(rows, near) for rows in blocks])
     pairs = []

@@ -155,6 +155,18 @@ def test_memory_grows_by_the_square_of_k1():
     np.testing.assert_allclose(got, rerank(apart, 20, options), atol=1e-5)
 
 
+def test_memory_does_not_grow_by_the_square_of_the_images(monkeypatch):
+    """Pairs of all images would be 9 MB; here are images on a line, and few k1."""
+    monkeypatch.setattr(k_reciprocal, "_MARKED", 2**20)
+    neighbours = np.clip(np.arange(3000), 1, 2998)[:, None] + np.int32([0, -1, 1])
+    tracemalloc.start()
+    rows, members = k_reciprocal._members(neighbours, KReciprocal(k1=2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+    assert (np.abs(rows - members) <= 3).all()
+
+
 def test_no_queries_have_no_keys():
     vectors = {"vector": _random(0, 12)}
     assert _reranked(_vectors, vectors, 0, KReciprocal(k1=3, k2=2)).shape == (0, 12)
