@@ -105,6 +105,7 @@ class Evaluator:
                 plain,
                 lambda: self._embedded(variables, query, gallery, mirrored=True),
                 self._method.visibility_titles,
+                block=self._spec.query_block,
             )
         # Every process has what the best is compared by.
         entry = results.describe(protocol, query, gallery, step) | self._ways()

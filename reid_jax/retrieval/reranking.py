@@ -114,23 +114,26 @@ def check(steps: Iterable[str], embedding: Embedding, titles: tuple[str, ...]) -
             expansion.other_sides(titles)
 
 
-def flipped(plain: Pair, mirrored: Callable[[], Pair], titles: tuple[str, ...]) -> Pair:
+def flipped(
+    plain: Pair, mirrored: Callable[[], Pair], titles: tuple[str, ...], *, block: int
+) -> Pair:
     """Embeddings averaged with those of the mirror images.
 
     Args:
       plain: of the images.
       mirrored: computes those of the mirror images.
       titles: of the parts, for their sides.
+      block: images at once.
 
     Raises:
       UserError: if a part has no other side.
     """
     sides = expansion.other_sides(titles) if "visibility" in plain[0] else ()
-    averaged = (
-        expansion.with_mirrored(*both, sides)
+    query, gallery = (
+        expansion.averaged(*both, sides, block=block)
         for both in zip(plain, mirrored(), strict=True)
     )
-    return tuple(jax.tree.map(np.asarray, one) for one in averaged)
+    return query, gallery
 
 
 def _say_if_few(options: KReciprocal, everyone: Embedding) -> None:
