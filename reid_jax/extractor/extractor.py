@@ -250,13 +250,29 @@ class Extractor:
             (_numbered(each), each) if isinstance(each, Mapping) else self._named(each)
             for each in found
         ]
-        first, *others = ({k: v.shape[1:] for k, v in x.items()} for _, x in made)
-        for other in others:
-            if other != first:
+        for _, embedding in made:
+            shapes = {name: array.shape[1:] for name, array in embedding.items()}
+            if shapes != self._shapes:
                 raise UserError(
-                    f"these embeddings are of different networks: {first} and {other}"
+                    f"these embeddings are of different networks: {shapes}, and this "
+                    f"one's are {self._shapes}"
                 )
         return made
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays of an image's Embedding; nothing is computed for them."""
+        size = self.network.image_size
+        given = {"camera": ((1,), np.int32), "parts": ((1, *size), np.uint8)}
+        images, *inputs = (
+            jax.ShapeDtypeStruct(*each)
+            for each in [
+                ((1, *size, 3), np.uint8),
+                *map(given.get, self.network.inputs),
+            ]
+        )
+        made = jax.eval_shape(self.network.embed, self._variables, images, *inputs)
+        return {name: x.shape[1:] for name, x in made.items()}
 
     def _reranked(
         self, query: Embedding, gallery: Embedding, steps: Mapping[str, Any]

@@ -8,6 +8,7 @@ import sys
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -191,13 +192,12 @@ def test_squares_are_not_squared_again(extractor):
 
 
 def test_embeddings_that_have_no_average_are_refused(extractor):
-    given = {
-        "vector": np.ones((3, 6)),
-        "visibility": np.ones((3, 3)),
-        "more": [1, 2, 3],
-    }
+    given = {"vector": np.ones((3, 6)), "more": np.ones(3)}
+    made = {name: jnp.ones(array.shape) for name, array in given.items()}
+    network = dataclasses.replace(extractor.network, embed=lambda *_: made)
+    other = Extractor(network, sharding.make_mesh(jax.devices()[:1]))
     with pytest.raises(UserError, match="query_expansion averages unit vectors"):
-        extractor.rank(given, given, rerank=("query_expansion",))
+        other.rank(given, given, rerank=("query_expansion",))
 
 
 def test_neighbours_are_averaged_in(extractor):
@@ -286,8 +286,10 @@ def test_bad_files_and_folders_are_named(extractor, tmp_path, photos):
         with pytest.raises(UserError, match="whole numbers"):
             extractor.embed(photos, cameras=[number] * 21)
     vectors = extractor.embed(photos, progress=False)
-    with pytest.raises(UserError, match="different networks"):
-        extractor.distance(vectors, {"vector": np.zeros((3, 5), np.float32)})
+    for other in ({"vector": np.zeros((3, 5), np.float32)}, {"vec": np.zeros((3, 6))}):
+        for one in (vectors, other):
+            with pytest.raises(UserError, match="different networks"):
+                extractor.distance(one, other)
     with pytest.raises(UserError, match="at least one image, not 0"):
         extractor.embed(photos, batch_size=0, progress=False)
 
