@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from data_pipelines import prepared
 from data_pipelines.protocols import protocol
@@ -21,6 +22,7 @@ from reid_jax import errors, pictures, storage
 from reid_jax.errors import UserError
 from reid_jax.evaluation import drawing
 from reid_jax.evaluation.lists import find
+from reid_jax.evaluation.results import picture_folder
 from reid_jax.runtime import workdir
 
 _SIZE = 256, 128
@@ -98,12 +100,15 @@ def _draw(
 
 def _first_protocol(run: str) -> str:
     """What the first list of a run is of."""
-    # A protocol's name may be that of a folder in a folder.
+    # A protocol's name may be that of a folder in a folder; lists of other evaluations,
+    # such as re-ranked ones, are in such, too.
     folder = storage.absolute(run) / "pictures"
     found = [*folder.glob("*/ranking.json"), *folder.glob("*/*/ranking.json")]
-    if not found:
-        raise _lacking(run, "ranking lists")
-    return workdir.read_object(min(found))["protocol"]
+    for path in sorted(found):
+        name = workdir.read_object(path)["protocol"]
+        if path == _lists(run, name):
+            return name
+    raise _lacking(run, "ranking lists")
 
 
 _HOW = (
@@ -118,8 +123,15 @@ def _lacking(run: str, what: str) -> UserError:
     return UserError(f"{run} has no {what}: {_HOW}")
 
 
+def _lists(run: str, name: str) -> epath.Path:
+    """Where the plain evaluation of a protocol has left its lists."""
+    return (
+        storage.absolute(run) / "pictures" / picture_folder(name, {}) / "ranking.json"
+    )
+
+
 def _read(run: str, name: str) -> dict[str, Any]:
-    path = storage.absolute(run) / "pictures" / name.replace(":", "-") / "ranking.json"
+    path = _lists(run, name)
     if not path.exists():
         raise _lacking(run, f"ranking lists of {name}")
     return workdir.read_object(path)
@@ -168,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs, queries = (
         list(filter(None, x.split(","))) for x in (given.runs, given.queries)
     )
+    if not runs:
+        raise UserError(f"--runs={given.runs} names no run")
     side_by_side(runs, given.out, dataset=given.dataset, queries=queries)
     print(f"wrote {given.out}")
 

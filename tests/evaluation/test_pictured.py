@@ -161,17 +161,20 @@ def test_what_cannot_be_set_side_by_side(two_runs, tmp_path, capsys):
         assert "--config.evaluation.pictured" in str(error.value)
     (tmp_path / "empty").mkdir()
     for given, message in (
-        ("empty", f"{tmp_path / 'empty'} has no ranking lists:"),
-        ("none", f"{tmp_path / 'none'} does not exist"),
-        (f"one,{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
+        (f"{tmp_path}/empty", f"{tmp_path / 'empty'} has no ranking lists:"),
+        (f"{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
+        (f"{tmp_path}/one,{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
+        (",", "--runs=, names no run"),
     ):
-        given = f"--runs={tmp_path}/{given}"
-        assert commands.ended(side_by_side.main, [given, f"--out={out}"]) == 2
+        argv = [f"--runs={given}", f"--out={out}"]
+        assert commands.ended(side_by_side.main, argv) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
 
 
 def test_lists_of_a_data_set_in_a_folder_are_found(tmp_path):
+    other = tmp_path / "pictures" / "reranked-k_reciprocal" / "duke"
+    workdirs.write_json(other / "ranking.json", {"protocol": "duke"})
     folder = tmp_path / "pictures" / "synthetic" / "holistic_demo"
     workdirs.write_json(
         folder / "ranking.json", {"protocol": "synthetic/holistic_demo"}
