@@ -193,7 +193,8 @@ def names(paths: Sequence[str]) -> list[str]:
     Raises:
       UserError: if one is named twice.
     """
-    if len(set(paths)) < len(paths):
+    folders = [storage.absolute(path) for path in paths]
+    if len(set(folders)) < len(folders):
         raise UserError("a run is named twice")
-    short = [storage.absolute(path).name for path in paths]
+    short = [folder.name for folder in folders]
     return short if len(set(short)) == len(short) else list(paths)

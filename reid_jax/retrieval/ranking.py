@@ -194,7 +194,7 @@ class Ranker:
         self, rows: np.ndarray, keys: jax.Array
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same as `_ranks_host`, counted where `keys` are."""
-        # Padding rows repeat the last query: one shape, one compilation.
+        # Padding rows repeat the first ones: one shape, one compilation.
         padded = np.resize(rows, keys.shape[0])
         matches = np.full((len(padded), self._counts.max()), -1, np.int32)
         for i, row in enumerate(rows):

@@ -104,6 +104,19 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert not re.search(r"url\(|@import|<script|<link", page)
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(svg)
+    with pytest.raises(UserError, match="a run is named twice"):
+        command.main([str(one), f"{one}/", "--output", str(out)])
+
+
+def test_where_galleries_are_drawn_no_first_answer_is_wrong(tmp_path):
+    """Its rank is a mean over the draws."""
+    run = _run(tmp_path / "run")
+    (entry,) = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps([entry | {"shots": "single"}]))
+    command.main([str(run), "--output", str(tmp_path / "r.html")])
+    seen = _Reader((tmp_path / "r.html").read_text())
+    assert "1.jpg" in seen.text
+    assert "wrong first answer" not in seen.text
 
 
 def test_states_and_reranking_have_rows_and_pictures_of_their_own(tmp_path):
