@@ -16,6 +16,7 @@ from reid_jax.retrieval.ranking import APS
 from reid_jax.retrieval.search import BY, Search
 from reid_jax.retrieval.steps import STEPS, wrong_options, wrong_steps
 from reid_jax.runtime import workdir
+from reid_jax.runtime.optimizer import OPTIMIZERS
 from reid_jax.runtime.trackers import KNOWN
 
 _MANY = 2**31 - 1
@@ -256,6 +257,8 @@ def _too_small(model: Mapping[str, Any], within: str = "model") -> Iterator[str]
 def _of_stage(config: Any, name: str) -> Iterator[str]:
     """What no limit of a single field says."""
     stage, field = config.stages[name], f"config.stages.{name}"
+    kind = stage.optimizer.name
+    yield from _no_choice(f"stages.{name}.optimizer.name", kind, OPTIMIZERS)
     milestones = tuple(stage.optimizer.milestones)
     if not all(_is_number(m) and 0 < m < math.inf for m in milestones):
         yield f"{field}.optimizer.milestones is {milestones}; they are epochs, above 0"

@@ -29,6 +29,7 @@ def _set(config, field, value):
         *(("stages.train.optimizer.warmup_epochs", x) for x in (math.inf, math.nan)),
         *(("evaluation.every_epochs", x) for x in (math.inf, math.nan, 1e308)),
         ("checkpoint.every_epochs", math.nan),
+        ("stages.train.optimizer.name", "lion"),
         ("stages.train.optimizer.milestones", ("a",)),
         ("stages.train.optimizer.milestones", (math.nan,)),
         ("stages.train.optimizer.groups", {"a": 1}),

@@ -11,7 +11,7 @@ def in_groups(rows: jax.Array, groups: int) -> jax.Array:
     """Cuts a batch's rows into consecutive groups: [B, ...] to [groups, B/groups, ...].
 
     Batches are identity-major, so that identities are not torn apart where the groups
-    divide their number; that none is alone in a group, the training sees to.
+    divide their number; that none lacks pairs in its group, the training sees to.
 
     Raises:
       UserError: if the groups would not be equal.

@@ -241,29 +241,44 @@ def _begin(
 def _checked_stages(
     config: Any, method: Method, mesh: jax.sharding.Mesh
 ) -> tuple[Stage, ...]:
-    """The stages, whose batches the mesh divides."""
+    """The stages, whose batches the mesh divides, and groups of rows."""
     stages = experiment.build_stages(config, method)
-    groups = config.model.get("mining_groups", 1)
     for stage in stages:
         field = f"config.stages.{stage.name}.identities"
         experiment.check_split(stage, mesh, field=field)
-        if _leaves_one_alone(stage, groups):
-            raise UserError(
-                f"config.model.mining_groups={groups} cuts {stage.micro_batch_size} "
-                "images so that one of a person is alone in a group, and has no "
-                f"positive there: take a divisor of {field}"
-            )
+        _check_groups(stage, config.model, field=field)
     return stages
 
 
-def _leaves_one_alone(stage: Stage, groups: int) -> bool:
-    """Whether a border between groups of rows has one image of an identity beside it.
+def _check_groups(stage: Stage, model: Any, *, field: str) -> None:
+    """Raises UserError for groups of rows that cannot be, or leave nothing to mine."""
+    size, people = stage.micro_batch_size, stage.identities // stage.micro_batches
+    for name in ("bn_groups", "mining_groups"):
+        if size % model.get(name, 1):
+            raise UserError(
+                f"config.model.{name}={model[name]} does not divide the {size} images "
+                f"that stage {stage.name} sees at once: change that or {field}"
+            )
+    groups = model.get("mining_groups", 1)
+    if lacking := _lacking(stage, groups):
+        raise UserError(
+            f"config.model.mining_groups={groups} cuts {size} images so that some have "
+            f"no {lacking} in their group: take a divisor of their {people} identities "
+            f"({field}) that is less than {people}"
+        )
 
-    Groups that are not equal are the losses' to refuse. Borders lie symmetrically:
-    where one has a single image behind it, another has one before it.
+
+def _lacking(stage: Stage, groups: int) -> str:
+    """What mining within equal groups of rows lacks for some of them; "" for nothing.
+
+    Borders between groups lie symmetrically: where one has a single image of an
+    identity behind it, another has one before it.
     """
     size, of_one = stage.micro_batch_size // groups, stage.images_per_identity
-    return any(group * size % of_one == 1 for group in range(1, groups))
+    if size <= of_one:  # the first group is within one identity
+        return "negative"
+    alone = any(group * size % of_one == 1 for group in range(1, groups))
+    return "positive" if alone else ""
 
 
 def _batches(

@@ -136,18 +136,22 @@ def test_a_notice_saves_first_and_the_evaluation_is_made_up_for(
 
 
 @pytest.mark.parametrize(
-    ("identities", "images", "groups", "alone"),
-    [(16, 4, 2, False), (6, 4, 4, False), (4, 3, 3, True), (5, 4, 4, True)],
+    ("identities", "images", "groups", "lacking"),
+    [
+        *[(16, 4, 2, ""), (6, 4, 4, ""), (4, 3, 3, "positive"), (5, 4, 4, "positive")],
+        *[(6, 4, 6, "negative"), (6, 4, 12, "negative"), (3, 6, 3, "negative")],
+    ],
 )
-def test_groups_that_leave_an_image_alone(identities, images, groups, alone):
+def test_groups_in_which_nothing_is_left_to_mine(identities, images, groups, lacking):
     """Groups of 6 rows cut a person's four into twos; others cut ones off."""
     rows = np.repeat(np.arange(identities), images).reshape(groups, -1)
-    pieces = [np.unique(group, return_counts=True)[1].min() for group in rows]
-    assert (min(pieces) == 1) == alone
+    pieces = [np.unique(group, return_counts=True)[1] for group in rows]
+    assert (min(map(len, pieces)) == 1) == (lacking == "negative")
+    assert (min(map(min, pieces)) == 1) == (lacking == "positive")
     stage = types.SimpleNamespace(
         micro_batch_size=identities * images, images_per_identity=images
     )
-    assert run._leaves_one_alone(stage, groups) == alone
+    assert run._lacking(stage, groups) == lacking
 
 
 def _best_steps(config, workdir):

@@ -247,6 +247,18 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"6 images cannot be split over 8 devices"):
             train.train_and_evaluate(toy_config, str(tmp_path))
 
+    @pytest.mark.parametrize(
+        ("groups", "message"), [(3, "does not divide the 8 images"), (4, "no negative")]
+    )
+    def test_groups_of_rows(
+        self, aaformer_config, tmp_path, on_devices, groups, message
+    ):
+        on_devices(1)
+        aaformer_config.model.mining_groups = groups
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(aaformer_config, str(tmp_path))
+        assert not (tmp_path / "config.json").exists()
+
     def test_pretrained_weights(self, toy_config, tmp_path):
         toy_config.pretrained, toy_config.variant = "vit_base_patch17", "market1501"
         with pytest.raises(UserError, match=r"(?s)known are.*:demo.*pretrained=none"):
