@@ -75,6 +75,11 @@ def convert(source: str, target: str) -> str:
 
 def _target(text: str) -> pathlib.Path:
     """A path that can be written and is not there."""
+    if "://" in text:
+        raise UserError(
+            f"--to={text}: weights are written to a disk; name a folder there, and "
+            "copy it to the bucket"
+        )
     try:
         path = pathlib.Path(text).expanduser()
         exists = bool(os.stat(path))
@@ -88,6 +93,16 @@ def _target(text: str) -> pathlib.Path:
         raise UserError(
             f"--to={path}: {path.suffix} cannot be written; name a folder, or a file "
             "ending in .safetensors"
+        )
+    return path
+
+
+def _run_target(text: str) -> pathlib.Path:
+    """The same for the folder of a run."""
+    path = _target(text)
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"--to={path}: with --as a run's folder is written; name a folder"
         )
     return path
 
@@ -154,9 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.ship:
             print(shipping.ship(args.source, args.ship))
         elif args.kind == "shipped":
-            print(shipping.as_run(args.source, _target(args.to)))
+            print(shipping.as_run(args.source, _run_target(args.to)))
         elif args.kind:
-            print(runs.convert(args.source, args.kind, _target(args.to)))
+            print(runs.convert(args.source, args.kind, _run_target(args.to)))
         else:
             print(convert(args.source, args.to))
     except KeyboardInterrupt:

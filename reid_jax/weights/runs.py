@@ -69,10 +69,6 @@ def convert(source: str, kind: str, target: pathlib.Path) -> str:
     """
     if kind not in KINDS:
         raise UserError(f"--as={kind} is no kind; known: {', '.join(KINDS)}")
-    if target.suffix == ".safetensors":
-        raise UserError(
-            f"--to={target}: with --as a run's folder is written; name a folder"
-        )
     path = fetch.locate(source)
     file = files.read(path)
     if file.convention != files.PYTORCH:

@@ -71,10 +71,14 @@ def test_targets_that_cannot_be_written(pth, tmp_path, capsys):
         assert "cannot write" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["a\0b", "x" * 5000, "~nobody-of-this-name/w"])
-def test_targets_that_are_no_paths(pth, target, capsys):
+@pytest.mark.parametrize(
+    "target", ["a\0b", "x" * 5000, "~nobody-of-this-name/w", "gs://bucket/w"]
+)
+def test_targets_that_are_no_paths(pth, target, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert run(pth, target) == 2
     assert capsys.readouterr().err.startswith("error: --to=")
+    assert list(tmp_path.iterdir()) == [pth]
 
 
 def test_an_array_that_others_are_in(tmp_path, capsys):

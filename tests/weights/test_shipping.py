@@ -117,6 +117,9 @@ def test_a_name_becomes_a_run(brought, photos, tiny_data, tmp_path, capsys):
     (entry,) = evaluate.evaluate_checkpoint(config, str(made), workdir=str(made))
     assert entry["metrics"]["mAP"] > 0
     assert commands.ended(command.main, flags) == 2  # it is there
+    flags[-1] += ".safetensors"
+    assert commands.ended(command.main, flags) == 2
+    assert "a run's folder is written" in capsys.readouterr().err
 
 
 def test_the_card_says_what_it_is(run, brought, tiny_data):
