@@ -9,10 +9,12 @@ host decodes only its own rows. Images stay uint8; they are normalised on the de
 import contextlib
 import dataclasses
 import errno
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -173,13 +175,31 @@ class TrainLoader(grain.DatasetIterator):
         return batches.to_iter_dataset(_WORKER_READ_OPTIONS).mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=self._num_workers, per_worker_buffer_size=2
-            )
+            ),
+            worker_init_fn=_heed_parent,
         )
 
     def _stop(self) -> None:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+
+
+def _heed_parent(index: int, count: int) -> None:
+    """Makes a worker end with its parent, however that ends, and not before it.
+
+    Ctrl-C and Slurm's notice come to all processes of a group, and a run that is told
+    to stop saves first.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 _DIED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")

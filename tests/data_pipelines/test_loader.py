@@ -7,9 +7,12 @@ import multiprocessing
 import multiprocessing.synchronize
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import types
 
 import cv2
 import grain
@@ -286,14 +289,33 @@ def test_a_damaged_image_is_named(workers):
 
 
 def test_a_worker_that_died_is_one_message(prepared):
-    """As if killed for memory; without room in /dev/shm it ends by SIGBUS."""
+    """As if killed for memory; without room in /dev/shm it ends by SIGBUS.
+
+    A notice to stop, which comes to all processes of a group, does not end it.
+    """
     stored = open_records("tiny", "train", prepared)
     it = train(stored, plan_of(stored, p=2, k=2), num_workers=1)
     next(it)
     (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    for _ in range(6):  # more than may be there already
+        next(it)
     worker.kill()
     with pytest.raises(UserError, match=r"died \(SIGKILL\).*/dev/shm.*num_workers"):
         take(it, 9)  # some batches may be there already
+
+
+def test_a_worker_ends_with_its_parent(monkeypatch):
+    gone, ended = threading.Event(), threading.Event()
+    parent = types.SimpleNamespace(join=gone.wait)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    loader._heed_parent(0, 1)
+    assert not ended.is_set()
+    gone.set()
+    assert ended.wait(PATIENCE)
 
 
 def test_no_room_for_a_worker_is_one_message(prepared, monkeypatch):
