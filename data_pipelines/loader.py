@@ -89,10 +89,9 @@ class _Reader:
                 f"The stored image {record['filename']} (record {index}) is damaged: "
                 f"{error}. Prepare the data set again with --overwrite."
             ) from error
-        if (parts == UNLABELLED).all():
-            # As where there are no labels: erased pixels are not background either.
-            return image, None
-        return image, images.resize_parts(parts, self.image_size)
+        parts = images.resize_parts(parts, self.image_size)
+        # As where there are no labels: erased pixels are not background either.
+        return image, None if (parts == UNLABELLED).all() else parts
 
     def _unlabelled(self) -> np.ndarray:
         return np.full(self.image_size, UNLABELLED, np.uint8)

@@ -45,6 +45,10 @@ def _take(it, count):
 def test_batches_equal_those_of_grain(steps, devices):
     stored = MemoryRecords(has_parts=True)
     stored.parts[3] = encoded(np.full((24, 12), UNLABELLED), ".png")
+    lone = np.full((240, 120), UNLABELLED)
+    lone[0, 0] = 3  # no pixel of the smaller image is the nearest to it
+    for record in range(5, 10):
+        stored.parts[record] = encoded(lone, ".png")
     mesh = sharding.make_mesh(jax.devices()[:devices])
     pair = _loaders(stored, mesh, steps=steps, with_parts=True)
     there, here = (_take(it, 4) for it in pair)
