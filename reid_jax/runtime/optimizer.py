@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,25 +98,38 @@ def make_optimizer(
       UserError: for an unknown optimizer name.
     """
     learners = {"": _learner(spec, rate), "frozen": optax.set_to_zero()}
-    rules = [(re.compile(pattern), "frozen") for pattern in frozen]
     for name, group in spec.groups.items():
         learners[f"group {name}"] = _learner(spec, rate, **_multipliers(group))
-        rules.append((re.compile(group["pattern"]), f"group {name}"))
-    if not rules:
+    if not frozen and not spec.groups:
         return _clipped(learners[""], spec.clip_norm)
-
-    def label(path: Any, _: Any) -> str:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return next((found for rule, found in rules if rule.match(name)), "")
-
-    def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(label, params)
+    labels = functools.partial(_labels, spec, frozen)
 
     def frozen_ones(params: Any) -> Any:
         return jax.tree.map(lambda name: name == "frozen", labels(params))
 
     learner = optax.partition(learners, labels)
     return _clipped(learner, spec.clip_norm, frozen=frozen_ones)
+
+
+def idle_groups(
+    spec: OptimizerSpec, params: Any, *, frozen: Sequence[str] = ()
+) -> list[str]:
+    """Names of the groups that no learning parameter is of; see `make_optimizer`."""
+    found = set(jax.tree.leaves(_labels(spec, frozen, params)))
+    return [name for name in spec.groups if f"group {name}" not in found]
+
+
+def _labels(spec: OptimizerSpec, frozen: Sequence[str], params: Any) -> Any:
+    """For each parameter `frozen`, `group NAME`, or "" where it is neither."""
+    rules = [(re.compile(pattern), "frozen") for pattern in frozen]
+    for name, group in spec.groups.items():
+        rules.append((re.compile(group["pattern"]), f"group {name}"))
+
+    def label(path: Any, _: Any) -> str:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return next((found for rule, found in rules if rule.match(name)), "")
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def _clipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +15,7 @@ from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.metrics import StepLog
+from reid_jax.runtime.optimizer import idle_groups
 from reid_jax.runtime.preemption import PreemptionNotice
 from reid_jax.runtime.progress import said
 from reid_jax.runtime.state import TrainState
@@ -53,7 +55,7 @@ def train_and_evaluate(
       Terminated: after another notice to stop, once all is saved.
     """
     checks.check_config(config)
-    for remark in checks.remarks(config):
+    for remark in checks.remarks(config) if jax.process_index() == 0 else ():
         print(f"note: {remark}")
     records = sources.open_data(config)
     if not workdirs.has_checkpoint(workdir):
@@ -77,7 +79,8 @@ def _train(run: Run) -> list[dict[str, Any]]:
             raise KeyboardInterrupt(str(stop)) from None
         if stop.told:
             raise Terminated(str(stop)) from None
-        print(stop)
+        if jax.process_index() == 0:
+            print(stop)
         return []
     finally:
         run.close()
@@ -88,11 +91,27 @@ def _run_stages(run: Run, notice: PreemptionNotice) -> tuple[TrainState, int]:
     state = None
     for stage in run.stages[run.start.stage_index :]:
         loop = _StageLoop(run, stage, notice)
-        begun = loop.initial_state(state)
-        if state is None and jax.process_index() == 0:
-            print(closing.overview(run.config.method, begun.params))
-        state = loop.run(begun)
+        first = state is None
+        # The name moves on: nothing else of the stage before stays on the devices.
+        state = loop.initial_state(state)
+        if first and jax.process_index() == 0:
+            print(closing.overview(run.config.method, state.params))
+            for remark in _idle_groups(run, state.params):
+                print(f"note: {remark}")
+        state = loop.run(state)
     return state, loop.last_step
+
+
+def _idle_groups(run: Run, params: Any) -> Iterator[str]:
+    """A remark on each group of parameters that changes nothing."""
+    for stage in run.stages:
+        frozen = run.method.frozen(stage.name)
+        for name in idle_groups(stage.optimizer, params, frozen=frozen):
+            yield (
+                f"config.stages.{stage.name}.optimizer.groups.{name} has no parameter "
+                "that learns: patterns match paths such as a/b/kernel, from their "
+                "start, and the first one counts"
+            )
 
 
 class _StageLoop:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from reid_jax.errors import UserError
-from reid_jax.runtime.optimizer import OptimizerSpec, make_optimizer, schedule
+from reid_jax.runtime.optimizer import (
+    OptimizerSpec,
+    idle_groups,
+    make_optimizer,
+    schedule,
+)
 
 RATES = (0.1, 0.05, 0.2)
 DECAY = 0.01
@@ -116,6 +121,8 @@ def test_groups_multiply_rate_and_decay():
         groups={
             "bias": {"pattern": ".*bias$", "learning_rate": 2.0, "weight_decay": 0.0},
             "head": {"pattern": "head/", "learning_rate": 10.0},
+            "late": {"pattern": "head/bias"},
+            "tail": {"pattern": "kernel"},
         },
     )
     optimizer = make_optimizer(spec, lambda _: 0.1)
@@ -123,6 +130,8 @@ def test_groups_multiply_rate_and_decay():
         "base": {"kernel": jnp.full(2, 3.0), "bias": jnp.full(2, 3.0)},
         "head": {"kernel": jnp.full(2, 3.0), "bias": jnp.full(2, 3.0)},
     }
+    assert idle_groups(spec, parameters) == ["late", "tail"]
+    assert "head" in idle_groups(spec, parameters, frozen=("head/kernel",))
     gradients = jax.tree.map(jnp.ones_like, parameters)
     updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
     wanted = {

@@ -182,8 +182,12 @@ def test_data_that_change_under_a_run_stop_it(
 def test_a_run_says_what_it_does_once(toy_config, tmp_path, on_devices, capsys):
     """Parameters and compilation at the start; the bar counts to where the run ends."""
     on_devices(1)
+    groups = {"biases": {"pattern": "bias"}, "pair": {"pattern": "pair/"}}
+    toy_config.stages.second.optimizer.groups = groups
     _stopped(toy_config, tmp_path, step=1)
     out, err = capsys.readouterr()
+    idle = re.findall(r"note: config\.stages\.(.*) has no parameter that learns", out)
+    assert idle == ["second.optimizer.groups.biases"]
     compiling = r"compiling the training step of stage first \.\.\. \d+\.\d s\n"
     assert len(re.findall(compiling, err)) == 1
     assert re.search(r"\n  classifier +63\n", out)  # 6 x 9 weights and 9 biases

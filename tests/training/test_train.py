@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import types
+import weakref
 
 import jax
 import numpy as np
@@ -117,11 +118,31 @@ def test_frozen_parameters_do_not_move(toy_config, tmp_path, on_devices):
     assert not np.array_equal(first["pair"]["kernel"], second["pair"]["kernel"])
 
 
-def test_one_compilation_per_stage(toy_config, tmp_path, on_devices):
+def test_one_compilation_per_stage_and_one_state(
+    toy_config, tmp_path, on_devices, monkeypatch
+):
+    """Of the stage before nothing is left when a later one trains."""
     on_devices(2)
+    before, left = [], []
+    following = train.StageProgram.following
+    after_step = train._StageLoop._after_step
+
+    def followed(program, variables):
+        before.extend(map(weakref.ref, jax.tree.leaves(variables)))
+        return following(program, variables)
+
+    def looked_at(loop, *args):
+        loop._run.checkpoints.wait()  # what is being saved is held, too
+        left.append(sum(array() is not None for array in before))
+        return after_step(loop, *args)
+
+    monkeypatch.setattr(train.StageProgram, "following", followed)
+    monkeypatch.setattr(train._StageLoop, "_after_step", looked_at)
     toy_method.TRACES.clear()
     train.train_and_evaluate(toy_config, str(tmp_path))
     assert toy_method.TRACES == ["first", "second"]
+    assert before
+    assert left == [0] * 10
 
 
 def test_the_same_run_on_any_number_of_devices(toy_config, tmp_path, on_devices):
