@@ -194,10 +194,14 @@ def _is_saved(step: epath.Path) -> bool:
     return named and marked
 
 
-def claim(
-    workdir: str, config: Mapping[str, Any], *, extended: Collection[str] = ()
+def check_same_run(
+    workdir: str,
+    config: Mapping[str, Any],
+    *,
+    extended: Collection[str] = (),
+    saved: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes `workdir` the folder of this config, or checks that it already is.
+    """Checks that no other config's run lives in `workdir`.
 
     A run that has left no state has nothing to lose and gives way.
 
@@ -205,11 +209,12 @@ def claim(
       workdir: of the run.
       config: of the run.
       extended: fields in which the run that is there may differ.
+      saved: see `changes`.
 
     Raises:
-      UserError: if another config's run lives there; names the fields that differ.
+      UserError: if one does; names the fields that differ.
     """
-    changed = changes(workdir, config)
+    changed = changes(workdir, config, saved)
     if not changed.keys() <= set(extended):
         lines = [
             f"  {field}: {_shown(there)} there, {_shown(here)} here"
@@ -222,22 +227,25 @@ def claim(
             + "\nResume it with its own config, or name another --workdir."
             + (" With --extend it goes on as given here." if schedule else "")
         )
-    write_json(storage.absolute(workdir) / "config.json", config)
 
 
-def changes(workdir: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changes(
+    workdir: str, config: Mapping[str, Any], saved: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
     """Fields, (there, here), in which the run in `workdir` has another config.
 
     None for a run that has left no state, or in fields that a resumed run may change.
+    Where its config.json is gone, it has the fields `saved` in its last checkpoint.
     """
+    if not has_state(workdir):
+        return {}
     path = storage.absolute(workdir) / "config.json"
-    if path.exists() and has_state(workdir):
-        return differences(read_object(path), config)
-    return {}
+    there = read_object(path) if path.exists() else saved
+    return differences(there, config) if there else {}
 
 
 def _shown(value: Any) -> str:
-    return "(absent)" if value is None else str(value)
+    return "(none)" if value is None else str(value)  # absent means the same
 
 
 def is_schedule(field: str) -> bool:

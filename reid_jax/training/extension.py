@@ -17,10 +17,19 @@ from reid_jax.runtime.state import Meta
 from reid_jax.training.batches import TrainingBatches
 
 
+def check_begun(workdir: str) -> None:
+    """Raises UserError if there is no run that could be extended."""
+    if not workdirs.has_checkpoint(workdir):
+        raise UserError(
+            f"there is no run in {workdir} that could be extended; leave out --extend "
+            "to begin one"
+        )
+
+
 def accepted(
     workdir: str,
     config: dict[str, Any],
-    meta: Meta | None,
+    meta: Meta,
     *,
     stages: Sequence[Stage],
     batches: TrainingBatches,
@@ -35,14 +44,9 @@ def accepted(
       batches: of the stages.
 
     Raises:
-      UserError: if there is no run, or if what is changed is over.
+      UserError: if what is changed is over.
     """
-    if not meta:
-        raise UserError(
-            f"there is no run in {workdir} that could be extended; leave out --extend "
-            "to begin one"
-        )
-    changes = workdirs.changes(workdir, config)
+    changes = workdirs.changes(workdir, config, meta["config"])
     extended = {f: list(pair) for f, pair in changes.items() if workdirs.is_schedule(f)}
     for stage in stages[: meta["stage_index"]]:
         for field in extended:

@@ -69,6 +69,8 @@ class Run:
         described = _described(config, records)
         profiled = config.get("profile_steps", ())
         profile.check(profiled, last=_last_step(config, described))
+        if extend:
+            extension.check_begun(workdir)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         meta = checkpoints.meta() if checkpoints.latest_step() is not None else {}
         start = Position(*(meta.get(f.name, 0) for f in dataclasses.fields(Position)))
@@ -80,7 +82,8 @@ class Run:
             )
         first = jax.process_index() == 0
         if first:
-            workdirs.claim(workdir, fields, extended=extended)
+            saved = meta.get("config")
+            workdirs.check_same_run(workdir, fields, extended=extended, saved=saved)
         sources.check_unchanged(records, meta.get("data"), workdir=workdir)
         if first:
             _begin(workdir, fields, start, extended if extend else None)
@@ -230,6 +233,7 @@ def _begin(
     workdir: str, config: dict[str, Any], start: Position, extended: Any | None
 ) -> None:
     """Writes down that the run starts here, and with which fields it goes on."""
+    workdirs.write_json(storage.absolute(workdir) / "config.json", config)
     about = {}
     if extended is not None:
         about["extended"] = {"from_step": start.global_step, "fields": extended}

@@ -49,14 +49,15 @@ def check_unchanged(
 
     Args:
       split: the training split as it is now.
-      trained: fingerprint of the split in the run's checkpoint, if it has one.
+      trained: fingerprint of the split in the run's checkpoint; None or empty in those
+        of older versions and of converted networks.
       workdir: of the run.
 
     Raises:
       UserError: if they differ: schedule, batches and classes would be others.
     """
     now = split.fingerprint
-    if trained in (None, now):
+    if not trained or trained == now:
         return
     there, here = (
         f"{data['images']} images of {data['identities']} identities"

@@ -19,38 +19,51 @@ from reid_jax.runtime.metrics import MetricWriter
 CONFIG = {"seed": 1, "data": {"dataset": "a", "data_dir": "x"}, "log_every_steps": 5}
 
 
+def _claim(folder, config, **more):
+    workdir.check_same_run(str(folder), config, **more)
+    workdir.write_json(folder / "config.json", config)
+
+
 def test_the_same_config_may_come_back_with_other_free_fields(tmp_path):
-    workdir.claim(str(tmp_path), CONFIG)
+    _claim(tmp_path, CONFIG)
     moved = {**CONFIG, "data": {"dataset": "a", "data_dir": "y"}, "log_every_steps": 9}
-    workdir.claim(str(tmp_path), moved)
+    _claim(tmp_path, moved)
 
 
 def test_a_run_that_saved_nothing_gives_way(tmp_path):
-    workdir.claim(str(tmp_path), CONFIG)
-    workdir.claim(str(tmp_path), {**CONFIG, "seed": 2})
+    _claim(tmp_path, CONFIG)
+    _claim(tmp_path, {**CONFIG, "seed": 2})
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 2
 
 
 def test_another_config_is_refused_and_the_first_kept(tmp_path):
-    workdir.claim(str(tmp_path), CONFIG)
+    _claim(tmp_path, CONFIG)
     last = tmp_path / "checkpoints" / "last"
     (last / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert not workdir.has_checkpoint(str(tmp_path))  # killed in its first save
     (last / "3" / "state").mkdir(parents=True)
+    other = {**CONFIG, "data": {"dataset": "b"}}
     with pytest.raises(UserError, match=r"data\.dataset: a there, b here"):
-        workdir.claim(str(tmp_path), {**CONFIG, "data": {"dataset": "b"}})
+        _claim(tmp_path, other)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"data\.dataset: a there, b here"):
+        _claim(tmp_path, other, saved=workdir.flatten(CONFIG))
+    _claim(tmp_path, CONFIG, saved=workdir.flatten(CONFIG))
 
 
 def test_a_field_that_is_newer_than_the_run_may_have_the_value_of_old(tmp_path):
-    workdir.claim(str(tmp_path), CONFIG)
+    _claim(tmp_path, CONFIG)
     (tmp_path / "checkpoints" / "last" / "3" / "state").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"margin: \(none\) there, 0\.5 here"):
+        _claim(tmp_path, {**CONFIG, "margin": 0.5})
+    _claim(tmp_path, {**CONFIG, "margin": None})
     wanted = r"gradient_dtype: compute there, float32 here"
     with pytest.raises(UserError, match=wanted):
-        workdir.claim(str(tmp_path), {**CONFIG, "gradient_dtype": "float32"})
+        _claim(tmp_path, {**CONFIG, "gradient_dtype": "float32"})
     newer = {**CONFIG, "gradient_dtype": "compute"}
-    workdir.claim(str(tmp_path), newer)
-    workdir.claim(str(tmp_path), CONFIG)
+    _claim(tmp_path, newer)
+    _claim(tmp_path, CONFIG)
 
 
 def test_a_file_is_no_workdir(tmp_path):
@@ -168,7 +181,7 @@ def test_json_of_another_kind_is_named(tmp_path, content):
     for name in ("config.json", "manifest.json", "results.json"):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        workdir.claim(str(tmp_path), CONFIG)
+        _claim(tmp_path, CONFIG)
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         workdir.write_manifest(str(tmp_path), CONFIG)
     with pytest.raises(UserError, match=r"results\.json is damaged"):

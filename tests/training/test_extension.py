@@ -47,6 +47,7 @@ def test_what_cannot_be_extended_is_left_as_it_was(toy_config, tmp_path, on_devi
     on_devices(1)
     with pytest.raises(UserError, match=r"no run in .* that could be extended"):
         train.train_and_evaluate(toy_config, str(tmp_path / "new"), extend=True)
+    assert not (tmp_path / "new").exists()
     _stopped(toy_config, tmp_path, step=8)
     left = (tmp_path / "config.json").read_bytes()
     for stage, field, value, message in (

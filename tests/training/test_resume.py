@@ -175,8 +175,10 @@ def test_data_that_change_under_a_run_stop_it(
             train.train_and_evaluate(toy_config, str(tmp_path))
     (start,) = json.loads((tmp_path / "manifest.json").read_text())
     assert start["config"]["max_steps"] == 1
-    # A checkpoint of an older version has none.
-    sources.check_unchanged(records.Records, None, workdir=str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["max_steps"] == 1
+    # A checkpoint of an older version has none, and one of a converted network.
+    for none in (None, {}):
+        sources.check_unchanged(records.Records, none, workdir=str(tmp_path))
 
 
 def test_a_run_says_what_it_does_once(toy_config, tmp_path, on_devices, capsys):

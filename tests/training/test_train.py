@@ -253,7 +253,11 @@ class TestMistakes:
         toy_config.max_steps = 1
         train.train_and_evaluate(toy_config, str(tmp_path))
         toy_config.stages.first.optimizer.learning_rate = 0.2
-        with pytest.raises(UserError, match=r"learning_rate: 0\.1 there, 0\.2 here"):
+        message = r"learning_rate: 0\.1 there, 0\.2 here"
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(toy_config, str(tmp_path))
+        (tmp_path / "config.json").unlink()  # its checkpoint knows
+        with pytest.raises(UserError, match=message):
             train.train_and_evaluate(toy_config, str(tmp_path))
 
     def test_too_few_identities(self, toy_config, tmp_path, on_devices):
