@@ -71,7 +71,6 @@ def _train(run: Run) -> list[dict[str, Any]]:
     try:
         with notice:
             state, step = _run_stages(run, notice)
-            run.checkpoints.wait()
         # Nothing is left to be saved: from here on Ctrl-C ends the run as any program.
         return run.finish(state, run.stages[-1], step)
     except _Stopped as stop:
@@ -99,6 +98,7 @@ def _run_stages(run: Run, notice: PreemptionNotice) -> tuple[TrainState, int]:
             for remark in _idle_groups(run, state.params):
                 print(f"note: {remark}")
         state = loop.run(state)
+    loop.wait()
     return state, loop.last_step
 
 
@@ -193,6 +193,12 @@ class _StageLoop:
             )
         return state
 
+    def wait(self) -> None:
+        """Waits until all is saved; raises `_Stopped` if a notice came meanwhile."""
+        self._run.checkpoints.wait()
+        if self._notice.received(self.last_step + 1):
+            self._stop(self._total)
+
     def _after_step(
         self, step: int, state: TrainState, data: Loader, log: StepLog
     ) -> None:
@@ -212,9 +218,15 @@ class _StageLoop:
                 # Who gives notice may give seconds: a run that goes on evaluates then.
                 self._save(step, state, data, evaluation_due=evaluation and told)
         if told:
-            self._stop(step, "the same command goes on from there", told=True)
+            self._stop(step)
 
-    def _stop(self, step: int, how_on: str, *, told: bool) -> None:
+    def _stop(
+        self,
+        step: int,
+        how_on: str = "the same command goes on from there",
+        *,
+        told: bool = True,
+    ) -> None:
         self._run.checkpoints.wait()
         text = f"stopped at step {self._offset + step}, saved; {how_on}"
         raise _Stopped(text, told=told)

@@ -124,15 +124,23 @@ def test_a_notice_saves_first_and_the_evaluation_is_made_up_for(
     monkeypatch.setattr(evaluate, "evaluate_protocols", noted)
     monkeypatch.setattr(run, "_shared_score", lambda entries: next(scores))
     toy_config.evaluation.every_epochs = 0.5  # every 3 steps
-    with monkeypatch.context() as told:
-        notice = "received"
-        told.setattr(train.PreemptionNotice, notice, lambda self, step: step == 6)
-        with pytest.raises(Terminated, match=r"stopped at step 6, saved"):
-            train.train_and_evaluate(toy_config, str(tmp_path))
+    _told(toy_config, tmp_path, monkeypatch, asked=6, stopped=6)
     assert evaluated == [3]
     assert checkpoint.find(str(tmp_path)).name == "3"  # the best
+    # While its last step is being saved.
+    _told(toy_config, tmp_path, monkeypatch, asked=11, stopped=10)
+    assert evaluated == [3, 6, 9]
     assert _best_steps(toy_config, tmp_path) == [9]
     assert evaluated == [3, 6, 9, 10]
+
+
+def _told(config, workdir, monkeypatch, *, asked, stopped):
+    """Trains until a notice is found where the run asks for one."""
+    with monkeypatch.context() as told:
+        notice, name = train.PreemptionNotice, "received"
+        told.setattr(notice, name, lambda self, step: step == asked)
+        with pytest.raises(Terminated, match=rf"stopped at step {stopped}, saved"):
+            train.train_and_evaluate(config, str(workdir))
 
 
 @pytest.mark.parametrize(
