@@ -79,7 +79,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
             flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag(config.name))
         )
         sys.exit(0)
-    argv = [argv[0], *_of_the_run(argv), *_by_path(argv[1:])]
+    argv = [argv[0], *_of_the_run(argv), *_by_path(argv)[1:]]
     _check_once(argv)
     for kind, parser in _PARSERS.items():
         config_flags.register_flag_parser_for_type(kind, parser)
@@ -122,17 +122,14 @@ def _check_once(argv: list[str]) -> None:
             raise UserError(f"{name} is given {given.count(name)} times; keep one")
 
 
-def _by_path(args: list[str]) -> list[str]:
+def _by_path(argv: list[str]) -> list[str]:
     """`--config=aaformer:demo` with the path of the library's file of that name."""
-    given = _given(["", *args], "config") or ""
+    at, given = _found(argv, "config") or (0, "")
     name = given.partition(":")[0]
     if name not in _configs(_library()):
-        return args
+        return argv
     path = f"{_library() / name}.py{given.removeprefix(name)}"
-    return [
-        arg.removesuffix(given) + path if arg in (given, f"--config={given}") else arg
-        for arg in args
-    ]
+    return [*argv[:at], argv[at].removesuffix(given) + path, *argv[at + 1 :]]
 
 
 def _library() -> pathlib.Path:
@@ -165,10 +162,18 @@ def _of_the_run(argv: list[str]) -> list[str]:
 
 def _given(argv: list[str], name: str) -> str | None:
     """The value of a flag, `--name=value` or `--name value`, before absl parses it."""
+    found = _found(argv, name)
+    return found[1] if found else None
+
+
+def _found(argv: list[str], name: str) -> tuple[int, str] | None:
+    """The index of the argument that ends with a flag's value, and the value."""
     for i, arg in enumerate(argv[1:], start=1):
         flag, has_value, value = arg.lstrip("-").partition("=")
         if arg.startswith("-") and flag == name:
-            return value if has_value else next(iter(argv[i + 1 : i + 2]), None)
+            if has_value:
+                return i, value
+            return (i + 1, argv[i + 1]) if i + 1 < len(argv) else None
     return None
 
 

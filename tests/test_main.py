@@ -88,7 +88,7 @@ def test_a_verb_is_imported_when_it_is_asked_for(monkeypatch, capsys):
     assert "greet      says good morning" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
+@pytest.mark.parametrize("form", ["--config={}", "-config={}", "--config {}"])
 @pytest.mark.parametrize("argument", ["", ":demo"])
 def test_a_config_of_the_library_is_found_by_name_in_any_folder(
     form, argument, tmp_path, monkeypatch
@@ -97,10 +97,11 @@ def test_a_config_of_the_library_is_found_by_name_in_any_folder(
     found = []
     monkeypatch.setattr(command_line.flags, "FLAGS", found.append)
     holder = types.SimpleNamespace(name="config", value=None)
-    argv = ["reid-jax", *form.format("drop" + argument).split(), "--mode=train"]
+    others = ["--mode=train", "--workdir", "drop" + argument]
+    argv = ["reid-jax", *form.format("drop" + argument).split(), *others]
     command_line.parse(argv, config=holder, about="")
     path = f"{CHECKOUT / 'configs' / 'drop.py'}{argument}"
-    assert found == [["reid-jax", *form.format(path).split(), "--mode=train"]]
+    assert found == [["reid-jax", *form.format(path).split(), *others]]
 
 
 @pytest.mark.parametrize(
