@@ -346,7 +346,9 @@ def _damaged(checkpoint: epath.Path, reason: str) -> str:
     ]
     others = [step for step in beside if step != checkpoint]
     whole = [step for step in others if not digests.differences(step)]
-    if not whole:
+    if exported.holds(checkpoint) or exported.holds(checkpoint.parent):
+        remedy = "Export its run again."
+    elif not whole:
         remedy = "There is no other step of its run that is whole."
     elif checkpoint.parent == whole[0].parent:
         remedy = f"Remove that folder to go on from step {whole[0].name}"
