@@ -305,19 +305,21 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Commit of the checkout this file lies in, `+` if it has changes; None outside."""
-    folder = pathlib.Path(__file__).parent
+    """Commit of the checkout this file lies in, `+` if it has changes; None outside.
+
+    A repository that has this file without keeping it, as in a `.venv`, is another's.
+    """
+    file = pathlib.Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        git = ["git", "-C", str(folder)]
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        git("ls-files", "--error-unmatch", file.name)
+        head = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if dirty else "")

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import struct
+import subprocess
 import threading
 
 import pytest
@@ -131,6 +132,28 @@ def test_starts_at_the_same_time_are_all_in_the_manifest(tmp_path, monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: workdir.write_manifest(str(tmp_path), CONFIG), "ab"))
     assert len(read(tmp_path / "manifest.json")) == 2
+
+
+def test_a_revision_is_of_the_repository_that_keeps_the_library(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    library = tmp_path / ".venv" / "workdir.py"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr(workdir, "__file__", str(library))
+    git("init")
+    git("commit", "--allow-empty", "--message=mine")
+    assert workdir._git_revision() is None
+    git("add", ".")
+    assert workdir._git_revision() == git("rev-parse", "HEAD") + "+"
 
 
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
