@@ -83,7 +83,7 @@ def _card(
         "network": mapping.describe(arrays),
         "numbers": sum(array.size for array in arrays.values()),
         "type": "float16",
-        "data": {"name": config.data.dataset, **meta["data"]},
+        "data": {"name": config.data.dataset, **meta.get("data", {})},
         "recipe": f"configs/{config.name}.py, {config.variant}",
         "batches": meta["global_step"],
         "metrics": _metrics(step, meta["global_step"]),

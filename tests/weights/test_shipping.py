@@ -137,6 +137,15 @@ def test_the_card_says_what_it_is(run, brought, tiny_data):
     assert str(tiny_data) not in text
 
 
+def test_a_checkpoint_that_knows_no_images_has_a_card(config, run, monkeypatch):
+    """That of an older version, and an export."""
+    step = checkpoint.find(str(run))
+    older = dict(checkpoint.read_meta(step))
+    del older["data"]
+    monkeypatch.setattr(checkpoint, "read_meta", lambda _: older)
+    assert shipping._card(str(run), step, config, {})["data"] == {"name": "tiny"}
+
+
 def test_what_is_damaged_is_refused(damaged):
     for load in (weights.locate, reid_jax.load):
         with pytest.raises(UserError, match=rf"{NAME} is not as it was.*safetensors"):
