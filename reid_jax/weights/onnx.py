@@ -26,7 +26,6 @@ _MOST = 2**40  # numbers of an array
 
 _DTYPES = {
     1: np.dtype("<f4"),
-    7: np.dtype("<i8"),
     10: np.dtype("<f2"),
     11: np.dtype("<f8"),
     16: np.dtype(jnp.bfloat16),
@@ -39,7 +38,7 @@ STARTS = tuple(bytes([0x08, version]) for version in range(3, 16))
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The initialisers that are numbers, by name.
+    """The initialisers that are floats, by name: the others are shapes and counters.
 
     Raises:
       UserError: if the file is cut off or damaged, has none, or keeps them elsewhere.
@@ -49,10 +48,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         for number, graph in _fields(memoryview(path.read_bytes())):
             for inner, tensor in _fields(graph) if number == _GRAPH else ():
                 if inner == _INITIALIZER:
-                    name, array = _tensor(path, tensor)
-                    arrays[name] = array
+                    arrays |= _tensor(path, tensor)
     if not arrays:
-        raise UserError(f"{path} is an ONNX file without initialisers")
+        raise UserError(f"{path} is an ONNX file without weights")
     return arrays
 
 
@@ -90,8 +88,8 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("a number of more than ten bytes")
 
 
-def _tensor(path: pathlib.Path, message: int | memoryview) -> tuple[str, np.ndarray]:
-    """Name and numbers of a TensorProto."""
+def _tensor(path: pathlib.Path, message: int | memoryview) -> dict[str, np.ndarray]:
+    """Numbers of a TensorProto by its name; nothing where they are no floats."""
     shape: list[int] = []
     kind, name, raw = 0, "", memoryview(b"")
     for number, content in _fields(message):
@@ -108,16 +106,13 @@ def _tensor(path: pathlib.Path, message: int | memoryview) -> tuple[str, np.ndar
         elif number == _EXTERNAL:
             raise UserError(f"{path} keeps its numbers in other files; export it whole")
     if kind not in _DTYPES:
-        raise UserError(
-            f"{path}: {damage.shown(name)} is of ONNX's type {kind}, which is not "
-            "supported"
-        )
+        return {}
     count = math.prod(shape)
     if len(shape) > _MOST_AXES or max(shape, default=0) > _MOST or count > _MOST:
         raise ValueError(f"{damage.shown(name)} has the shape {shape[:_MOST_AXES]}")
     if len(raw) != count * _DTYPES[kind].itemsize:
         raise ValueError(f"{damage.shown(name)} has another length than it should")
-    return name, np.frombuffer(raw, _DTYPES[kind]).reshape(shape)
+    return {name: np.frombuffer(raw, _DTYPES[kind]).reshape(shape)}
 
 
 def _numbers(content: int | memoryview) -> list[int]:
