@@ -156,7 +156,7 @@ def _of_the_run(argv: list[str]) -> list[str]:
 
     found = [f"--config={importlib.util.find_spec('configs.run').origin}:{place}"]
     if not given["workdir"]:
-        found.append(f"--workdir={trained.run_folder(checkpoint.find(place))}")
+        found.append(f"--workdir={trained.run_folder(checkpoint.locate(place))}")
     return found
 
 

@@ -227,17 +227,24 @@ def find(path: str) -> epath.Path:
     Raises:
       UserError: if there is none, or it is damaged.
     """
+    folder = locate(path)
+    _check_whole(exported.sealed(folder) if exported.holds(folder) else folder)
+    return folder
+
+
+def locate(path: str) -> epath.Path:
+    """What `find` finds, for what it says of itself: its arrays may be damaged.
+
+    Raises:
+      UserError: if there is none.
+    """
     storage.check_reachable(path)
     root = storage.absolute(path)
-    if exported.holds(root):
-        _check_whole(exported.sealed(root))
+    if exported.holds(root) or (root / "state").is_dir():
         return root
-    found = [root] if (root / "state").is_dir() else []
     for kind in ("checkpoints/best", "checkpoints/last", "."):
-        found = found or workdirs.saved_steps(root / kind)
-    if found:
-        _check_whole(found[-1])
-        return found[-1]
+        if found := workdirs.saved_steps(root / kind):
+            return found[-1]
     raise UserError(
         f"no checkpoint in {path}; name a run's folder, one step of it (below its "
         "checkpoints/best or checkpoints/last), or an export. What others trained, and "

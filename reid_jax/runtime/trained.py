@@ -18,7 +18,7 @@ def config(path: str) -> dict[str, Any]:
     Raises:
       UserError: if there is no checkpoint.
     """
-    step = checkpoint.find(path)
+    step = checkpoint.locate(path)
     file = run_folder(step) / "config.json"
     nested = workdir.read_object(file) if file.exists() else {}
     known = workdir.flatten(nested)
