@@ -226,7 +226,7 @@ def _is_there(folder: PathLike, place: str) -> bool:
 
 
 def _lies_elsewhere(folder: PathLike, place: str) -> bool:
-    return not place.startswith(os.fspath(absolute(folder)))
+    return not pathlib.PurePath(place).is_relative_to(os.fspath(absolute(folder)))
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -268,14 +268,14 @@ def write_bytes(path: PathLike, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not `tempfile`, whose files are their owner's alone: who may read is the umask's.
+    temporary = pathlib.Path(path.parent, f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 

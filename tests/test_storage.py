@@ -86,13 +86,25 @@ def test_a_failure_elsewhere_is_not_the_folders(tmp_path):
         raise RuntimeError("reading failed: Input/output error")
 
 
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_who_may_read_a_file_is_the_umasks(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        storage.write_bytes(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_folder_that_vanished_is_told_from_a_defect(tmp_path):
     gone = tmp_path / "gone"
     with pytest.raises(UserError, match="moved, removed"), storage.written(gone):
         (gone / "file").write_text("")
     stands = tmp_path / "stands"
     stands.mkdir()
-    for path in (tmp_path / "other", pathlib.Path("/nowhere/file")):
+    beside = tmp_path / "stands too" / "file"
+    for path in (tmp_path / "other", beside, pathlib.Path("/nowhere/file")):
         with pytest.raises(FileNotFoundError), storage.written(stands):
             path.read_text()
     with pytest.raises(ValueError, match="mine"), storage.written(gone):
