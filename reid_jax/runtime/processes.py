@@ -82,7 +82,7 @@ def check_devices() -> None:
         raise UserError(
             f"{wanted} has no devices here: {first}. Without JAX_PLATFORMS the best "
             "that is there is taken; cpu is always there; cuda needs a GPU and pip "
-            "install 'jax[cuda12]', tpu needs 'jax[tpu]'"
+            "install 'jax[cuda13]', tpu needs 'jax[tpu]'"
         ) from error
 
 

@@ -13,7 +13,7 @@ import optax
 from reid_jax.experiment import Stage
 from reid_jax.layers.gradients import summed_in
 from reid_jax.models.method import Batch, Method
-from reid_jax.runtime import sharding
+from reid_jax.runtime import checkpoint, sharding
 from reid_jax.runtime.optimizer import make_optimizer, schedule
 from reid_jax.runtime.state import AVERAGED, TrainState
 
@@ -365,12 +365,7 @@ class StageProgram:
 
     def blank(self) -> Any:
         """Shapes, dtypes and shardings of the variables, for values to be put in."""
-        shapes = self.abstract().variables
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            shapes,
-            jax.tree.broadcast(self.layout.variables, shapes),
-        )
+        return checkpoint.place(self.abstract().variables, self.layout.variables)
 
     def abstract(self) -> TrainState:
         """Shapes and dtypes of a state."""
