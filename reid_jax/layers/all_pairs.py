@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from reid_jax.layers import gradients
+
 Rows = Any
 """A pytree of arrays with a leading axis of images."""
 
@@ -46,19 +48,32 @@ def all_pairs(function: Function, weights: Any, rows: Rows, *, block: int) -> An
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size < 2 or len(jax.tree.leaves(rows)[0]) % mesh.size:
         mesh = None
-    return _all_pairs(function, block, mesh, weights, rows)
+    # Both are read where the function is traced: its derivative is traced later, where
+    # they are no longer set.
+    return _all_pairs(function, block, mesh, gradients.dtype_of_sums(), weights, rows)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _all_pairs(
-    function: Function, block: int, mesh: AbstractMesh | None, weights: Any, rows: Rows
+    function: Function,
+    block: int,
+    mesh: AbstractMesh | None,
+    summed_in: str,
+    weights: Any,
+    rows: Rows,
 ) -> Any:
-    return _forward(function, block, mesh, weights, rows)[0]
+    return _forward(function, block, mesh, summed_in, weights, rows)[0]
 
 
 def _forward(
-    function: Function, block: int, mesh: AbstractMesh | None, weights: Any, rows: Rows
+    function: Function,
+    block: int,
+    mesh: AbstractMesh | None,
+    summed_in: str,
+    weights: Any,
+    rows: Rows,
 ) -> tuple[Any, tuple[Any, Rows, Rows]]:
+    del summed_in
     everyone = _gathered(mesh, rows)
 
     def found(weights: Any, everyone: Rows, mine: Rows) -> Any:
@@ -75,6 +90,7 @@ def _backward(
     function: Function,
     block: int,
     mesh: AbstractMesh | None,
+    summed_in: str,
     saved: tuple[Any, Rows, Rows],
     gradient: Any,
 ) -> tuple[Any, Rows]:
@@ -87,9 +103,10 @@ def _backward(
 
     def found(weights: Any, everyone: Rows, mine: Any) -> tuple[Any, Rows]:
         def of_one(inputs: tuple[Rows, tuple[Any, Any]]) -> tuple[Any, Rows]:
-            image, gradients = inputs
+            image, pulled = inputs
             given = functools.partial(_with_all, function, everyone=everyone)
-            return jax.vjp(given, weights, image)[1](gradients)
+            with gradients.summed_in(summed_in):
+                return jax.vjp(given, weights, image)[1](pulled)
 
         return jax.lax.map(of_one, mine, batch_size=block)
 

@@ -48,6 +48,11 @@ def summed_in(dtype: str) -> Iterator[None]:
         _IN_FLOAT32.reset(token)
 
 
+def dtype_of_sums() -> str:
+    """What `summed_in` took, for what is traced again by a derivative of its own."""
+    return "float32" if _IN_FLOAT32.get() else "compute"
+
+
 def cast(parameter: jax.Array, dtype: Any) -> jax.Array:
     """`parameter` in the `dtype` that a layer computes in.
 

@@ -170,6 +170,8 @@ def was_narrow(jaxpr, variable):
             return True
         made = makers[one]
         if made.primitive.name in SUMS:
+            # What a loop has stacked are sums already, and added up here.
+            ahead += [x for x in made.invars if of_a_loop(x, makers)]
             continue
         programs = [
             getattr(program, "jaxpr", program)
@@ -183,6 +185,14 @@ def was_narrow(jaxpr, variable):
         if not programs:
             ahead += [x for x in made.invars if x.aval.size == one.aval.size]
     return False
+
+
+def of_a_loop(variable, makers):
+    """Whether an array is what a loop has stacked, in whatever shape."""
+    made = makers.get(variable)
+    while made and made.primitive.name == "reshape":
+        made = makers.get(made.invars[0])
+    return made is not None and made.primitive.name == "scan"
 
 
 def narrow(kind, dtype):
