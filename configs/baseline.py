@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from configs import common
 from reid_jax.backbones import osnet
 from reid_jax.backbones.vit import SIZES
+from reid_jax.errors import UserError
 from reid_jax.models.baseline import Options
 
 VITS = {"vit": "base", "vit_small": "small", "vit_large": "large", "transreid": "base"}
@@ -62,7 +63,8 @@ CAMERAS = {
     "msmt17": 15,
     "msmt17_noval": 15,
 }
-"""Cameras of the training sets on which `transreid` embeds them."""
+"""Cameras of the training sets on which `transreid` embeds them; on others it has no
+such embedding unless `--config.model.options.cameras` says how many there are."""
 
 _TRANSREID: common.Rows = {
     "baseline": {"model.backbone": "vit", "model.options.cameras": 0},
@@ -107,6 +109,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif name in ("resnet50", "resnet50_ibn_a"):
         _as_bot(config)
     common.apply_row(config, VARIANTS.get(name, {}), arguments)
+    if arguments["row"] == "sie" and not config.model.options.cameras:
+        raise UserError(
+            f"row=sie embeds cameras, and how many {config.data.dataset} has is not "
+            "known here: leave it away and give --config.model.backbone=vit and "
+            "--config.model.options.cameras=NUMBER"
+        )
     return config
 
 

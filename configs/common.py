@@ -23,16 +23,19 @@ from reid_jax.retrieval.search import Search
 DEMO_DATASET = "synthetic/holistic_demo"
 
 
-def base(name: str, arguments: dict[str, Any]) -> ConfigDict:
+def base(
+    name: str, arguments: dict[str, Any], *, demo_dataset: str = DEMO_DATASET
+) -> ConfigDict:
     """The BoT recipe that all papers here start from (Luo et al., 2019).
 
     Args:
       name: of the config's file; the run's default folder is `runs/<name>-<variant>`.
       arguments: from `parse`.
+      demo_dataset: as of `parse`.
     """
     config = ConfigDict()
     config.name = name
-    config.variant = variant(arguments)
+    config.variant = variant(arguments, demo_dataset)
     # Dotted module with a class named `Method`; yours may live anywhere importable.
     config.method = f"reid_jax.models.{name}"
     config.seed = 0
@@ -216,7 +219,8 @@ def stage() -> ConfigDict:
                 # Instead of the cosine: epochs at which the rate falls by the factor.
                 "milestones": (),
                 "decay_factor": 0.1,
-                # Groups of parameters with multipliers, by names of your own; see
+                # Groups of parameters with multipliers, by names of your own; of two
+                # that a parameter fits, the first by alphabet has it. See
                 # `OptimizerSpec.groups`.
                 "groups": {},
                 # Largest global norm of a step's gradients; 0 does not clip.
@@ -247,7 +251,11 @@ def or_none(kind: type, value: Any = None) -> FieldReference:
 
 
 def parse(
-    arg: str | None, *, measured_on: Mapping[str, str] | None = None, **defaults: Any
+    arg: str | None,
+    *,
+    measured_on: Mapping[str, str] | None = None,
+    demo_dataset: str = DEMO_DATASET,
+    **defaults: Any,
 ) -> dict[str, Any]:
     """Arguments after a config's colon, such as `demo` or `dataset=msmt17`.
 
@@ -258,6 +266,7 @@ def parse(
       arg: the text after the colon, comma-separated; a bare name means True.
       measured_on: beginning of a row's name -> the data set that the paper measures
         such rows on, for where no `dataset` is given.
+      demo_dataset: what a demo trains on, where no `dataset` is given.
       **defaults: the arguments that the config knows; `demo`, `scratch` and `dataset`
         always are.
 
@@ -290,7 +299,7 @@ def parse(
         if values["row"].startswith(beginning):
             values["dataset"] = dataset
     if values["demo"]:
-        values["dataset"] = DEMO_DATASET
+        values["dataset"] = demo_dataset
     return values
 
 
@@ -306,10 +315,10 @@ def choice(arguments: dict[str, Any], name: str, known: Iterable[str]) -> str:
     return arguments[name]
 
 
-def variant(arguments: dict[str, Any]) -> str:
+def variant(arguments: dict[str, Any], demo_dataset: str) -> str:
     """Short name of the arguments, for the run's default folder."""
     words = [word for word in ("demo", "scratch") if arguments[word]]
-    if not arguments["demo"] or arguments["dataset"] != DEMO_DATASET:
+    if not arguments["demo"] or arguments["dataset"] != demo_dataset:
         words.append(arguments["dataset"].replace("/", "-"))
     if arguments.get("row"):
         words.append(arguments["row"])

@@ -235,6 +235,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """
     arguments = common.parse(arg, row="", part_kind="", measured_on=MEASURED_ON)
     config = common.base("drop", arguments)
+    if arguments["part_kind"]:
+        config.variant += f"-{arguments['part_kind']}"
     config.pretrained = "hrnet_w32"
     config.model = common.model(Options)
     config.model.options = ConfigDict(HRNET_W32)

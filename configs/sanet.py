@@ -33,6 +33,8 @@ GROUPINGS = {"hpnet": "four_hpnet"}
 GROUPINGS |= dict.fromkeys(("parts", "pifpaf", "lip"), "four_v")
 """Kind of part labels: how they make up head, upper body, lower body and feet."""
 
+DEMO_DATASET = "synthetic/partial_demo"
+
 PARTIAL = ("partial_reid", "partial_ilids_o", "partial_ilids_p")
 """What Table 1 tests a model of Market-1501 on."""
 
@@ -93,12 +95,10 @@ LADDER = (
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`:demo`, `:dataset=NAME`, `:labels=KIND`, `:row=NAME` of the tables."""
-    arguments = common.parse(arg, labels="", row="")
-    config = common.base("sanet", arguments)
+    arguments = common.parse(arg, labels="", row="", demo_dataset=DEMO_DATASET)
+    config = common.base("sanet", arguments, demo_dataset=DEMO_DATASET)
     if arguments["labels"]:
         config.variant += f"-{arguments['labels']}"
-    if arguments["demo"] and "dataset=" not in arg:
-        config.data.dataset = "synthetic/partial_demo"
     config.pretrained = "resnet50"
     config.data.height, config.data.width = 384, 128
     config.augment.steps = ("flip", "colour", "random_crop")

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import configs
-from configs import aaformer, baseline, common, drop, pretrain
+from configs import aaformer, baseline, common, drop, pretrain, sanet
 from reid_jax import experiment, weights
 from reid_jax.errors import UserError
 
@@ -181,6 +181,8 @@ def test_transreids_rows():
         assert experiment.build_method(config, num_classes=3)
     other = baseline.get_config("backbone=transreid,dataset=cuhk03np_labeled")
     assert other.model.options.cameras == 0
+    with pytest.raises(UserError, match="how many cuhk03np_labeled has is not known"):
+        baseline.get_config("backbone=transreid,row=sie,dataset=cuhk03np_labeled")
     with pytest.raises(UserError, match="unknown :row=jpm; known: none"):
         baseline.get_config("row=jpm")
 
@@ -248,6 +250,26 @@ class TestArguments:
     def test_demo_on_another_dataset_is_a_run_of_its_own(self):
         config = aaformer.get_config("demo,dataset=mine")
         assert (config.data.dataset, config.variant) == ("mine", "demo-mine")
+        own, other = (
+            sanet.get_config(f"demo{rest}").variant
+            for rest in ("", ",dataset=synthetic/holistic_demo")
+        )
+        assert (own, other) == ("demo", "demo-synthetic-holistic_demo")
+
+    def test_other_part_labels_are_a_run_of_their_own(self):
+        variants = [
+            module.get_config(f"row={row}{rest}").variant
+            for module, row, rest in (
+                (drop, "table8-5", ""),
+                (drop, "table8-5", ",part_kind=parts"),
+                (sanet, "table4-1x1", ",labels=lip"),
+            )
+        ]
+        assert variants == [
+            "occluded_duke-table8-5",
+            "occluded_duke-table8-5-parts",
+            "market1501-table4-1x1-lip",
+        ]
 
     def test_an_unknown_backbone(self):
         with pytest.raises(UserError, match=r"unknown :backbone=resnet; known: vit,"):

@@ -35,7 +35,8 @@ class OptimizerSpec:
       decay_factor: see `milestones`.
       groups: parameters with a learning rate or decay of their own, by name:
         `pattern`, a regular expression of their paths, and the multipliers
-        `learning_rate` and `weight_decay`. The first pattern that fits counts.
+        `learning_rate` and `weight_decay`. The first pattern that fits counts; a
+        config sorts its groups by name.
         Paths read `a/b/kernel`; patterns match from their start. On the command line
         `--config.stages.train.optimizer.groups.biases.pattern=".*bias$"` makes a group
         `biases`, and `...groups.biases.learning_rate=2` gives it a multiplier.
