@@ -69,6 +69,9 @@ _SIZES = ("width", "depth", "heads", "patch_size", "stride", "blocks", "mlp_rati
 _GROUPS = ("bn_groups", "mining_groups")
 """Fields of a model that are numbers of things of which there is at least one."""
 
+_SHARES = ("drop_path", "dropout", "label_smoothing", "visible_above")
+"""Fields of a model that are probabilities, of what never is certain."""
+
 _LARGEST = 2**16
 """More than the widest, deepest network that there is."""
 
@@ -92,7 +95,7 @@ def check_config(config: Any) -> None:
         *_of_reranking(config.evaluation.to_dict()),
         *_no_choice("gradient_dtype", fields.get("gradient_dtype", "compute"), DTYPES),
         *_no_choice("data.resize", fields.get("data.resize", BILINEAR), RESIZES),
-        *_too_small(config.model.to_dict()),
+        *_of_model(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
     ]
     if wrong:
@@ -238,14 +241,20 @@ def _idle(
             yield f"config.evaluation.{step}.{name} is {value}, but {hint}"
 
 
-def _too_small(model: Mapping[str, Any], within: str = "model") -> Iterator[str]:
-    """Sizes of a network, and of the backbone that its `options` describe."""
+def _of_model(model: Mapping[str, Any], within: str = "model") -> Iterator[str]:
+    """Numbers of a network, and of the backbone that its `options` describe."""
     for name, value in model.items():
         said = f"config.{within}.{name} is {value!r}; it must be "
         if name == "options" and isinstance(value, Mapping):
-            yield from _too_small(value, f"{within}.{name}")
+            yield from _of_model(value, f"{within}.{name}")
         elif name == "stride" and not _is_of(value, int | tuple[int, int]):
             yield f"{said}two whole numbers, such as (16, 16)"
+        elif name in ("mean", "std") and not _is_of(value, tuple[float, float, float]):
+            yield f"{said}three numbers, of red, green and blue"
+        elif name == "cameras" and not (_is_of(value, int) and value >= 0):
+            yield f"{said}a whole number, 0 for none"
+        elif name in _SHARES and not (_is_number(value) and 0 <= value < 1):
+            yield f"{said}at least 0 and less than 1"
         elif name in _SIZES + _GROUPS or name.endswith("_width"):
             numbers = value if isinstance(value, tuple) else (value,)
             if within != "model" and not all(map(_is_number, numbers)):

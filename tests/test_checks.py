@@ -50,6 +50,10 @@ def _set(config, field, value):
         ("model.stride", (16, 0)),
         ("model.bn_groups", 0),
         ("model.depth", 2**40),
+        *(("model.drop_path", x) for x in (1.0, -0.1, math.nan)),
+        ("model.label_smoothing", 3.0),
+        *(("model.mean", x) for x in ((0.5, 0.5), 0.5)),
+        ("model.std", (0.5, 0.5, 0.5, 0.5)),
         ("stages.train.optimizer.momentum", math.nan),
         ("model.stride", ()),
         ("evaluation.pictured", ([1],)),
@@ -94,7 +98,10 @@ def test_a_field_of_k_reciprocal_without_sense_is_named(field, value):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("heads", 0), ("depth", -1), ("stride", ()), ("stride", ("x",))],
+    [
+        *(("heads", 0), ("depth", -1), ("stride", ()), ("stride", ("x",))),
+        *(("drop_path", 1.0), ("cameras", -1)),
+    ],
 )
 def test_an_option_of_a_backbone_without_sense_is_named(field, value):
     config = baseline.get_config("demo,scratch")
