@@ -24,6 +24,11 @@ def self_attention(implementation: str, *, train: bool) -> Attend:
     if implementation == "pallas":
         return lambda query, key, value: (fused_attention(query, key, value), {})
     kernel = implementation if train else "xla"
+    if kernel == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(
+            "attention_implementation='cudnn' trains on an NVIDIA GPU, and JAX runs on "
+            f"{jax.default_backend()} here: 'xla' computes the same anywhere"
+        )
 
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array
@@ -42,7 +47,9 @@ def self_attention(implementation: str, *, train: bool) -> Attend:
 def check_implementation(
     implementation: str, *, head_width: int, dtype: str, field: str
 ) -> None:
-    """Raises UserError for an implementation of attention that cannot run here.
+    """Raises UserError for an implementation of attention that a network cannot have.
+
+    Where it is trained, `self_attention` asks for; in test mode it runs anywhere.
 
     Args:
       implementation: one of `IMPLEMENTATIONS`.
@@ -56,11 +63,6 @@ def check_implementation(
         )
     if implementation != "cudnn":
         return
-    if jax.default_backend() != "gpu":
-        raise UserError(
-            f"{field}='cudnn' needs an NVIDIA GPU, and JAX runs on "
-            f"{jax.default_backend()} here: 'xla' computes the same anywhere"
-        )
     if dtype != "bfloat16" or head_width % 8 or head_width > 128:
         raise UserError(
             f"{field}='cudnn' computes in bfloat16, with heads of a multiple of 8 "

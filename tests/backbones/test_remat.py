@@ -125,6 +125,7 @@ def test_attention_is_the_kernel_s(monkeypatch):
         seen.append(implementation)
         return query
 
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     tokens = jnp.ones((1, 2, 1, 4))
     for name in ("einsum", "xla", "cudnn"):
@@ -139,26 +140,29 @@ def test_attention_is_the_kernel_s(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "changes", "message"),
+    ("changes", "message"),
     [
-        ("cpu", {"attention_implementation": "flash"}, "one of einsum, xla, cudnn"),
+        ({"attention_implementation": "flash"}, "one of einsum, xla, cudnn"),
+        ({"attention_implementation": "cudnn"}, "bfloat16"),
         (
-            "cpu",
-            {"attention_implementation": "cudnn"},
-            "NVIDIA GPU, and JAX runs on cpu",
-        ),
-        ("gpu", {"attention_implementation": "cudnn"}, "bfloat16"),
-        (
-            "gpu",
             {"attention_implementation": "cudnn", "dtype": "bfloat16", "heads": 4},
             "heads of 2",
         ),
     ],
 )
-def test_implementations_that_cannot_run(monkeypatch, backend, changes, message):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_implementations_that_cannot_run(changes, message):
     with pytest.raises(UserError, match=message):
         vit.VisionTransformer(**VIT | changes)
+
+
+def test_what_a_gpu_trains_is_opened_anywhere(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    fields = VIT | {"width": 16, "dtype": "bfloat16", "depth": 1}
+    model = vit.VisionTransformer(**fields, attention_implementation="cudnn")
+    both = jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+    assert jax.eval_shape(lambda *x: model.init(*x, train=False), *both)
+    with pytest.raises(UserError, match="NVIDIA GPU, and JAX runs on cpu here: 'xla'"):
+        jax.eval_shape(lambda *x: model.init(*x, train=True), *both)
 
 
 def test_own_attention_is_refused():
