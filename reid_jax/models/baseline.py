@@ -55,6 +55,7 @@ import jax.numpy as jnp
 
 from reid_jax.backbones.attention import attend_and_keep
 from reid_jax.backbones.hrnet import HRNet
+from reid_jax.backbones.options import check_options
 from reid_jax.backbones.osnet import SIZES as OSNETS
 from reid_jax.backbones.osnet import OSNet
 from reid_jax.backbones.patches import grid_size
@@ -276,6 +277,7 @@ class Method(method.Method):
         _check(backbone, feature, attention_implementation)
         _check_head(backbone, neck=neck, pool=pool, cosine=self.losses.cosine)
         network, trunk, fixed = BACKBONES[backbone]
+        check_options(trunk, options or {}, hint=f"take :backbone={backbone}")
         given = {**fixed, **(options or {}), "dtype": dtype, "remat": remat}
         if trunk is VisionTransformer:
             given["attention_implementation"] = attention_implementation

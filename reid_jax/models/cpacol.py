@@ -240,6 +240,12 @@ class Options:
                 f"rank_decays={tuple(self.rank_decays)} is () or three numbers, for "
                 "focused, other and stripe features"
             )
+        blocks = self.correlation_blocks
+        if not blocks or any(len(block) != 3 for block in blocks):
+            raise UserError(
+                f"correlation_blocks={tuple(map(tuple, blocks))} must name at least "
+                "one layer, each by kernel, stride and channels, as (5, 2, 128)"
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:

@@ -132,6 +132,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.backbones.hrnet import HRNet
+from reid_jax.backbones.options import check_options
 from reid_jax.backbones.resnet import ResNet, conv
 from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import gradients, masks, memory_bank, pooling
@@ -247,6 +248,8 @@ class Options:
         for name in ("bank_batches", "stripes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        if not self.parts:
+            raise UserError("part_groups=(): name at least one part")
         self._check_embeddings()
 
     def _check_embeddings(self) -> None:
@@ -256,9 +259,12 @@ class Options:
                 raise UserError(
                     f"embeddings: there is no {name!r}; known: {', '.join(known)}"
                 )
-        if not len(self.tokens) or len({*self.tokens}) < len(self.tokens):
+        if not self.embeddings:
+            raise UserError(f"embeddings=() names none of {', '.join(known)}")
+        if len({*self.tokens}) < len(self.tokens):
             raise UserError(
-                f"embeddings={tuple(self.embeddings)} must name each of some once"
+                f"embeddings={tuple(self.embeddings)} names one twice; 'parts' are all "
+                f"of {', '.join(self.parts)}"
             )
 
     @property
@@ -469,6 +475,8 @@ class Method(method.Method):
         del image_size
         self.options = chosen = Options(**fields)
         trunk, fixed = BACKBONES[chosen.backbone]
+        hint = f"{chosen.backbone} needs its own, as row=table7-resnet50 has a ResNet's"
+        check_options(trunk, options or {}, hint=hint)
         given = {**fixed, **(options or {})}
         given |= {n: getattr(chosen, n) for n in ("bn_groups", "dtype", "remat")}
         self.module = Network(trunk(**given), chosen, num_classes)

@@ -277,6 +277,12 @@ def test_mistakes():
         baseline.Method(3, classifier="softmax")
     with pytest.raises(UserError, match="feature is one of"):
         baseline.Method(3, feature="bn")
+    with pytest.raises(
+        UserError, match=r"has depth, heads, which no ResNet has: take :b"
+    ):
+        baseline.Method(3, backbone="resnet50", options={"depth": 4, "heads": 6})
+    with pytest.raises(UserError, match=r"blocks=\(1, 1, 1\): give four layers'"):
+        baseline.Method(3, backbone="pcb", options=RESNET | {"blocks": (1, 1, 1)})
     method = baseline.Method(3, (64, 32), backbone="pcb", options=RESNET)
     with pytest.raises(UserError, match="4 rows cannot be cut into 6 stripes"):
         jax.eval_shape(

@@ -358,6 +358,8 @@ def test_one_and_eight_devices_agree(stage):
         ({"verification_reduction": "max"}, "verification_reduction is one of"),
         ({"fusion_score": "distance"}, "fusion_score is one of"),
         ({"rank_decays": (0.1,)}, "three numbers"),
+        ({"correlation_blocks": ()}, "must name at least one layer"),
+        ({"correlation_blocks": ((5, 2),)}, r"\(\(5, 2\),\) .* kernel, stride and"),
     ],
 )
 def test_mistakes(fields, message):
