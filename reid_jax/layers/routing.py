@@ -148,7 +148,7 @@ def resized(features: jax.Array, size: tuple[int, int]) -> jax.Array:
     if features.shape[1:3] == size:
         return features
     shape = (features.shape[0], *size, features.shape[3])
-    return jax.image.resize(features, shape, "bilinear")
+    return jax.image.resize(features, shape, "bilinear", antialias=False)
 
 
 def coarseness(activity: jax.Array) -> jax.Array:

@@ -113,6 +113,9 @@ def test_resizing_is_bilinear_between_centres():
     column = np.array([0.0, 1, 3], np.float32).reshape(1, 3, 1, 1)
     found = resized(column, (6, 1)).ravel()
     np.testing.assert_allclose(found, [0, 0.25, 0.75, 1.5, 2.5, 3], atol=1e-6)
+    # Of every three places the middle one, as PyTorch, which does not smooth.
+    column = np.array([0.0, 1, 7, 2, 5, 3], np.float32).reshape(1, 6, 1, 1)
+    np.testing.assert_allclose(resized(column, (2, 1)).ravel(), [1, 5], atol=1e-6)
 
 
 def test_what_is_inactive_is_not_run():
