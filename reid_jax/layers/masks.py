@@ -87,7 +87,12 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     weights = mask.astype(jnp.float32)
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), 1)
     weights = jnp.broadcast_to(weights, (values.shape[0], *weights.shape[-2:]))
-    return jnp.einsum("bpn,bnd->bpd", weights, values.astype(jnp.float32))
+    return jnp.einsum(
+        "bpn,bnd->bpd",
+        weights,
+        values.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
 
 
 def partition_indices(subsets: jax.Array, counts: Sequence[int]) -> jax.Array:

@@ -48,11 +48,9 @@ def weighted_average(features: jax.Array, masks: jax.Array) -> jax.Array:
     Returns:
       float32 [B, K, C]; zeros for a mask of zeros.
     """
+    masks = masks.astype(features.dtype)
     total = jnp.einsum(
-        "bhwk,bhwc->bkc",
-        masks.astype(features.dtype),
-        features,
-        preferred_element_type=jnp.float32,
+        "bhwk,bhwc->bkc", masks, features, preferred_element_type=jnp.float32
     )
     weight = masks.astype(jnp.float32).sum((1, 2))
     return total / jnp.maximum(weight, _LEAST_WEIGHT)[..., None]

@@ -34,7 +34,8 @@ def stripe_means(maps: jax.Array, stripes: int) -> jax.Array:
     """Means over the places of each stripe, [B, H, W, D] to [B, stripes, D]."""
     member = np.eye(stripes)[stripe_of_rows(maps.shape[1], stripes)]
     weights = jnp.asarray(member / member.sum(0), maps.dtype)
-    return jnp.einsum("bhd,hk->bkd", maps.mean(2), weights)
+    precise = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bhd,hk->bkd", maps.mean(2), weights, precision=precise)
 
 
 def stripe_positions(grid: tuple[int, int], stripes: int) -> np.ndarray:

@@ -77,6 +77,9 @@ def test_half_precision_pools_in_single():
         found = pool(half, masks)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, loops(features, masks), atol=2e-2)
+    # Weights are rounded as a whole: the mean of ones is one.
+    ones, even = jnp.ones_like(half), np.full_like(masks, 0.3)
+    np.testing.assert_allclose(weighted_average(ones, even), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 3.0, 8.0, 40.0])
