@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.errors import UserError
+from reid_jax.layers.stripes import stripe_borders
 
 
 def stripes(grid: tuple[int, int], granularities: Sequence[int]) -> np.ndarray:
     """Horizontal stripes: `(6,)` is PCB's partition, `(2, 3)` that of MGN.
-
-    Stripe i of K covers rows floor(i * rows / K) to floor((i + 1) * rows / K) - 1.
 
     Args:
       grid: rows and columns of patches.
@@ -24,17 +24,12 @@ def stripes(grid: tuple[int, int], granularities: Sequence[int]) -> np.ndarray:
       bool [P, N], P = sum(granularities), N = rows * columns.
     """
     rows, columns = grid
-    if max(granularities) > rows:
-        raise UserError(
-            f"{max(granularities)} stripes do not fit into {rows} rows of patches: "
-            "reduce granularities, or take smaller patches or taller images"
-        )
     row = np.arange(rows).repeat(columns)
     return np.stack(
         [
-            (i * rows // count <= row) & (row < (i + 1) * rows // count)
+            (top <= row) & (row < bottom)
             for count in granularities
-            for i in range(count)
+            for top, bottom in pairwise(stripe_borders(rows, count))
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Horizontal stripes of a map that are symmetric about its middle."""
+"""Horizontal stripes of a map."""
 
 from __future__ import annotations
 
@@ -9,20 +9,37 @@ import numpy as np
 from reid_jax.errors import UserError
 
 
-def stripe_of_rows(rows: int, stripes: int) -> np.ndarray:
-    """The stripe of each row, int [rows]; every row is in one.
+def stripe_borders(rows: int, stripes: int) -> list[int]:
+    """The rows between which stripes lie, from 0 to all; equal where possible.
 
-    Borders between rows are rounded away from the middle: 22 rows in 4 stripes are
-    5, 6, 6 and 5 rows, as in CpaCol's code.
+    Borders are rounded towards the top: 16 rows in 6 stripes are 2, 3, 3, 2, 3 and 3.
 
     Raises:
       UserError: if there are fewer rows than stripes.
     """
+    _check(rows, stripes)
+    return [rows * i // stripes for i in range(stripes + 1)]
+
+
+def _check(rows: int, stripes: int) -> None:
     if not 0 < stripes <= rows:
         raise UserError(
-            f"cannot cut a map of {rows} rows into {stripes} stripes: choose fewer "
+            f"a map of {rows} rows cannot be cut into {stripes} stripes: choose fewer "
             "stripes, a larger image_size or a smaller stride"
         )
+
+
+def stripe_of_rows(rows: int, stripes: int) -> np.ndarray:
+    """The stripe of each row, int [rows]; every row is in one.
+
+    Borders between rows are rounded away from the middle: 22 rows in 4 stripes are
+    5, 6, 6 and 5 rows, as in CpaCol's code. They are symmetric but for a middle row
+    that two stripes would share, which the lower one has.
+
+    Raises:
+      UserError: if there are fewer rows than stripes.
+    """
+    _check(rows, stripes)
     inner = np.arange(1, stripes)
     borders = inner * rows / stripes
     upper = 2 * inner <= stripes

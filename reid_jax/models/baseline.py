@@ -68,6 +68,7 @@ from reid_jax.layers.heat_maps import activation, relative, rollout
 from reid_jax.layers.norm import BatchNorm
 from reid_jax.layers.pixels import standardise
 from reid_jax.layers.pooling import GeneralizedMean
+from reid_jax.layers.stripes import stripe_borders
 from reid_jax.losses.features import FeatureLosses
 from reid_jax.models import method
 from reid_jax.retrieval.distances import euclidean, normalise
@@ -193,7 +194,7 @@ class StripeNetwork(Network):
         """[B, stripes, PCB_WIDTH], from top to bottom."""
         del camera
         maps = self.backbone(images, train=train)["layer4"].astype(jnp.float32)
-        borders = stripe_borders(maps.shape[1])
+        borders = stripe_borders(maps.shape[1], PCB_STRIPES)
         stripes = [
             maps[:, top:bottom].mean((1, 2)) for top, bottom in pairwise(borders)
         ]
@@ -202,20 +203,6 @@ class StripeNetwork(Network):
         )
         norm = BatchNorm(self.bn_groups, name="reduce_bn")
         return jax.nn.relu(norm(reduced, train=train))
-
-
-def stripe_borders(rows: int) -> list[int]:
-    """The rows between which PCB's stripes lie, from 0 to all; equal where possible.
-
-    Raises:
-      UserError: if there are fewer rows than stripes.
-    """
-    if rows < PCB_STRIPES:
-        raise UserError(
-            f"a map of {rows} rows cannot be cut into {PCB_STRIPES} stripes: "
-            "enlarge image_size (config.data.height)"
-        )
-    return [rows * i // PCB_STRIPES for i in range(PCB_STRIPES + 1)]
 
 
 BACKBONES: dict[str, tuple[type[Network], type[nn.Module], dict[str, Any]]] = {

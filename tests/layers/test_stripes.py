@@ -5,11 +5,27 @@ import numpy as np
 import pytest
 
 from reid_jax.errors import UserError
-from reid_jax.layers.stripes import stripe_means, stripe_of_rows, stripe_positions
+from reid_jax.layers.stripes import (
+    stripe_borders,
+    stripe_means,
+    stripe_of_rows,
+    stripe_positions,
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "heights"), [(24, [4] * 6), (16, [2, 3, 3, 2, 3, 3]), (8, [1, 1, 2] * 2)]
+)
+def test_pcbs_stripes_cover_all_rows(rows, heights):
+    """384 x 128 pixels are 24 rows, and six equal stripes; 256 x 128 are 16."""
+    borders = stripe_borders(rows, 6)
+    assert list(np.diff(borders)) == heights
+    assert (borders[0], borders[-1]) == (0, rows)
 
 
 def test_stripes_are_symmetric_and_cover_all_rows():
     assert stripe_of_rows(22, 4).tolist() == [0] * 5 + [1] * 6 + [2] * 6 + [3] * 5
+    assert stripe_of_rows(3, 2).tolist() == [0, 1, 1]
     assert stripe_of_rows(8, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     for rows, stripes in itertools.product(range(1, 25), range(1, 9)):
         if stripes <= rows:

@@ -229,16 +229,6 @@ def test_pcb_may_leave_the_triplet_away():
     assert loss.shape == ()
 
 
-@pytest.mark.parametrize(
-    ("rows", "heights"), [(24, [4] * 6), (16, [2, 3, 3, 2, 3, 3]), (8, [1, 1, 2] * 2)]
-)
-def test_stripes_cover_all_rows(rows, heights):
-    """384 x 128 pixels are 24 rows, and six equal stripes; 256 x 128 are 16."""
-    borders = baseline.stripe_borders(rows)
-    assert list(np.diff(borders)) == heights
-    assert (borders[0], borders[-1]) == (0, rows)
-
-
 def test_stripes_of_pcb():
     method, variables, data = setting("pcb")
     images = method.standardise(data["image"])
