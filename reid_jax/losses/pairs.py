@@ -9,8 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-_LEAST_SQUARE = 1e-12
-"""Squared distances are clamped here: the square root's gradient stays finite."""
+from reid_jax.losses.distances import row_distances
 
 
 def mixup_cross_entropy(
@@ -38,8 +37,7 @@ def pair_distances(features: jax.Array) -> jax.Array:
     Where the two are equal, the gradient is zero.
     """
     features = features.astype(jnp.float32)
-    square = jnp.square(features - features.swapaxes(0, 1)).sum(-1)
-    return jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))
+    return row_distances(features, features.swapaxes(0, 1))
 
 
 def pair_triplet(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.errors import UserError
+from reid_jax.layers.group_labels import label_tables
 
 UNLABELLED = 255
 """Target of a place that says nothing."""
@@ -53,17 +54,9 @@ def part_targets(
 
 def _table(groups: Sequence[Sequence[int]]) -> np.ndarray:
     """Class -> group, uint8 [256]."""
-    table = np.full(256, UNLABELLED, np.uint8)
-    table[0] = 0
-    for index in range(len(groups), 0, -1):  # the first group writes last and wins
-        classes = list(groups[index - 1])
-        if not classes or min(classes) < 1 or max(classes) > 254:
-            raise UserError(
-                f"part_groups: {tuple(classes)} is no group of part classes, which "
-                "are numbers from 1 to 254"
-            )
-        table[classes] = index
-    return table
+    table, known = label_tables(groups)
+    numbers = np.where(table[:, -1], table[:, :-1].argmax(1) + 1, 0)
+    return np.where(known, numbers, UNLABELLED).astype(np.uint8)
 
 
 def parsing_loss(

@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.layers.memory_bank import EMPTY
-
-_LEAST_SQUARE = 1e-12
-"""Squared distances are clamped here: the square root's gradient stays finite."""
+from reid_jax.losses.distances import row_distances
 
 
 def part_average_triplet(
@@ -54,8 +52,8 @@ def part_average_triplet(
     farthest = jnp.argmax(jnp.where(positives, distances, -jnp.inf), axis=1)
     nearest = jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1)
     chosen = features[anchors]
-    excess = _distance(chosen, features[farthest]).mean(-1)
-    excess -= _distance(chosen, features[nearest]).mean(-1)
+    excess = row_distances(chosen, features[farthest]).mean(-1)
+    excess -= row_distances(chosen, features[nearest]).mean(-1)
     valid = exists[anchors] & positives.any(1) & negatives.any(1)
     losses = jnp.where(valid, jnp.maximum(excess + margin, 0), 0)
     return losses.sum() / jnp.maximum(valid.sum(), 1)
@@ -86,7 +84,8 @@ def hard_center_triplet(
         distances = jnp.sqrt(jax.lax.stop_gradient(_squares(centers, rows)))
         farthest = jnp.argmax(jnp.where(same, distances, -jnp.inf), axis=1)
         nearest = jnp.argmin(jnp.where(same, jnp.inf, distances), axis=1)
-        excess = _distance(centers, rows[farthest]) - _distance(centers, rows[nearest])
+        excess = row_distances(centers, rows[farthest])
+        excess -= row_distances(centers, rows[nearest])
         return jnp.where(~same.all(), jnp.maximum(excess + margin, 0), 0).mean()
 
     return jax.vmap(one_part, in_axes=1)(features.astype(jnp.float32)).mean()
@@ -106,8 +105,3 @@ def _squares(left: jax.Array, right: jax.Array) -> jax.Array:
     inner = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
     norms = jnp.square(left).sum(1)[:, None] + jnp.square(right).sum(1)
     return jnp.maximum(norms - 2 * inner, 0)
-
-
-def _distance(left: jax.Array, right: jax.Array) -> jax.Array:
-    square = jnp.square(left - right).sum(-1)
-    return jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))

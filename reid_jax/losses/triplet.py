@@ -11,10 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from reid_jax.losses.distances import row_distances
 from reid_jax.losses.groups import in_groups
-
-_LEAST_SQUARE = 1e-12
-"""Squared distances are clamped here: the square root's gradient stays finite."""
 
 
 class Hardest(NamedTuple):
@@ -75,8 +73,8 @@ def hardest_pairs(features: jax.Array, labels: jax.Array) -> Hardest:
     farthest = jnp.argmax(jnp.where(positives, squares, -jnp.inf), axis=1)
     nearest = jnp.argmin(jnp.where(same, jnp.inf, squares), axis=1)
     return Hardest(
-        _distance(features, features[farthest]),
-        _distance(features, features[nearest]),
+        row_distances(features, features[farthest]),
+        row_distances(features, features[nearest]),
         positives.any(1) & ~same.all(1),
     )
 
@@ -86,8 +84,3 @@ def _squared_distances(features: jax.Array) -> jax.Array:
     norms = jnp.square(features).sum(1)
     inner = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
     return norms[:, None] + norms[None, :] - 2 * inner
-
-
-def _distance(left: jax.Array, right: jax.Array) -> jax.Array:
-    square = jnp.square(left - right).sum(1)
-    return jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))

@@ -7,11 +7,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from reid_jax.errors import UserError
+from reid_jax.losses.distances import row_distances
+from reid_jax.losses.groups import in_groups
 from reid_jax.retrieval.distances import euclidean
-
-_LEAST_SQUARE = 1e-12
-"""Squared distances are clamped here: the square root's gradient stays finite."""
 
 
 def visible_triplet(
@@ -38,21 +36,11 @@ def visible_triplet(
     Returns:
       float32 scalar.
     """
-    rows = features.shape[0]
-    if rows % groups:
-        raise UserError(
-            f"mining_groups={groups} does not divide the batch of {rows} images: "
-            "choose a batch size that is a multiple of it, or mining_groups=1"
-        )
-    split = partial(_split, groups=groups)
+    split = partial(in_groups, groups=groups)
     losses, valid = jax.vmap(partial(_hinges, margin=margin))(
         split(features.astype(jnp.float32)), split(visible), split(labels)
     )
     return losses.sum() / jnp.maximum(valid.sum(), 1)
-
-
-def _split(rows: jax.Array, groups: int) -> jax.Array:
-    return rows.reshape(groups, -1, *rows.shape[1:])
 
 
 def _hinges(
@@ -81,7 +69,6 @@ def _distances(features: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.
 
 def _to(features: jax.Array, visible: jax.Array, chosen: jax.Array) -> jax.Array:
     """The distance of each row to its chosen one, from differences, with gradient."""
-    square = jnp.square(features - features[chosen]).sum(2)
+    apart = row_distances(features, features[chosen])
     common = visible & visible[chosen]
-    apart = jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))
     return (apart * common).sum(1) / jnp.maximum(common.sum(1), 1)

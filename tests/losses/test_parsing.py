@@ -51,7 +51,7 @@ def test_targets_are_the_most_frequent_groups(size):
 def test_groups_that_are_none():
     parts = labels().astype(np.uint8)
     for groups in (((),), ((0, 1),), ((255,),)):
-        with pytest.raises(UserError, match="no group of part classes"):
+        with pytest.raises(UserError, match="at least one part class"):
             part_targets(parts, groups, (4, 2))
     with pytest.raises(UserError, match="do not divide"):
         part_targets(parts, GROUPS, (3, 2))
