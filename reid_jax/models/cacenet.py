@@ -71,10 +71,11 @@ Deviations from the text, and what it leaves open:
   losses have margin 0.3 and take features as they are; the conditional one takes
   |f(u|v) - f(v|u)| as the distance of a pair.
 - 3.5. K is not given: 100; 0 leaves re-ranking away. The nearest K are sorted by the
-  conditional distance, the others stay behind them in their order. "Similarity" is the
-  Euclidean distance that training compares. A cosine (`pair_metric="cosine"`, what unit
-  features in the code come to) sees what is left of that here: where all places are
-  joined, f(u|v) is -f(v|u) but for batch normalisation, by the algebra above, and after
+  conditional distance, the others stay behind them in their order. Individual features
+  are ranked at unit length, and trained as they are. "Similarity" is the Euclidean
+  distance that training compares. A cosine (`pair_metric="cosine"`, what unit features
+  in the code come to) sees what is left of that here: where all places are joined,
+  f(u|v) is -f(v|u) but for batch normalisation, by the algebra above, and after
   training 1 - cos of all pairs was between 1.98 and 2. Both re-rank in docs/results.md.
 - 4.2. SGD has the momentum of 0.9 of the code; the schedule counts steps. Padding
   before the crop (10 pixels), area, shape and colour of what is erased are BoT's.

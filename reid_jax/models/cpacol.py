@@ -69,7 +69,7 @@ Section III-D:
   128 pairs of a GPU: steps 12.8 times as long.
 - How s_ij joins the distance is not said: z-scores for each query, with weight 0.3 (the
   code, which takes the logit in place of s_ij: `fusion_score`). Parts weigh 1/4 in the
-  vector, and distances are squared (the code).
+  vector, which is brought to unit length, and distances are squared (the code).
 
 Section IV:
 

@@ -39,8 +39,9 @@ collections other than `params` after the step."""
 
 Embedding = dict[str, jax.Array]
 """Small per-image arrays with a leading batch axis, stored for every gallery image:
-`vector` [B, D] of unit norm, or `parts` [B, K, D] with `visibility` [B, K]; more where
-distances need it."""
+`vector` [B, D] of unit norm, or `parts` [B, K, D] with `visibility` [B, K], bool or 0
+and 1 in the dtype that the method's own `distance` takes; more where distances need
+it."""
 
 
 @dataclasses.dataclass(frozen=True)
