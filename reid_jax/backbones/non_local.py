@@ -14,15 +14,13 @@ import jax.numpy as jnp
 
 from reid_jax.layers.linear import Conv, Dense
 from reid_jax.layers.norm import BatchNorm
+from reid_jax.layers.parameters import FAN_OUT
 
 NON_LOCAL = "nonlocal"
 """How the names of non-local blocks begin; no ImageNet file has them."""
 
 _COMPRESSION = 16
 """Channels of a map per channel inside its non-local block."""
-
-INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""torchvision's: Kaiming, fan out, normal and not cut off."""
 
 
 class NonLocal(nn.Module):
@@ -45,7 +43,7 @@ class NonLocal(nn.Module):
         inner = max(channels // _COMPRESSION, 1)
 
         def projected(name: str) -> jax.Array:
-            dense = Dense(inner, dtype=self.dtype, kernel_init=INIT, name=name)
+            dense = Dense(inner, dtype=self.dtype, kernel_init=FAN_OUT, name=name)
             return dense(features).reshape(batch, height * width, inner)
 
         theta, phi, g = map(projected, ("theta", "phi", "g"))
@@ -80,7 +78,7 @@ class DotNonLocal(nn.Module):
         batch, height, width, channels = features.shape
 
         def projected(name: str) -> jax.Array:
-            layer = Conv(1, 1, dtype=self.dtype, kernel_init=INIT, name=name)
+            layer = Conv(1, 1, dtype=self.dtype, kernel_init=FAN_OUT, name=name)
             return layer(features).astype(jnp.float32).reshape(batch, height * width)
 
         theta, phi, g = map(projected, ("theta", "phi", "g"))

@@ -17,14 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reid_jax.backbones.non_local import INIT
 from reid_jax.backbones.resnet import check_dtype, conv
 from reid_jax.errors import UserError
 from reid_jax.layers import gradients
 from reid_jax.layers.convolution import relu
 from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
-from reid_jax.layers.parameters import parameter
+from reid_jax.layers.parameters import FAN_OUT, parameter
 from reid_jax.layers.remat import run_block
 
 STREAMS = 4
@@ -103,7 +102,7 @@ class Depthwise(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to the same shape, in `dtype`."""
         height, width, channels = features.shape[1:]
-        kernel = parameter(self, "kernel", INIT, (3, 3, 1, channels))
+        kernel = parameter(self, "kernel", FAN_OUT, (3, 3, 1, channels))
         kernel = gradients.cast(kernel, self.dtype)
         around = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
         around = around.astype(jnp.float32)
@@ -171,7 +170,7 @@ class ChannelGate(nn.Module):
         channels = stream.shape[-1]
 
         def layer(width: int, name: str) -> nn.Conv:
-            return nn.Conv(width, (1, 1), kernel_init=INIT, name=name)
+            return nn.Conv(width, (1, 1), kernel_init=FAN_OUT, name=name)
 
         pooled = stream.astype(jnp.float32).mean((1, 2), keepdims=True)
         hidden = relu(layer(channels // _GATE_REDUCTION, "fc1")(pooled))

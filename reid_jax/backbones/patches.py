@@ -88,7 +88,8 @@ class PatchProjection(nn.Module):
         if tuple(self.stride) == (size, size):
             patches = images[:, : rows * size, : columns * size]
             patches = patches.reshape(-1, rows, size, columns, size, channels)
-            patches = patches.swapaxes(2, 3).reshape(-1, rows * columns, size**2 * 3)
+            patches = patches.swapaxes(2, 3)
+            patches = patches.reshape(-1, rows * columns, size**2 * channels)
             tokens = row_product(patches, kernel.reshape(-1, self.width))
         else:
             patches = gradients.convolved(images, kernel, self.stride, "VALID")

@@ -17,12 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from reid_jax.backbones.non_local import INIT, NON_LOCAL, DotNonLocal, NonLocal
+from reid_jax.backbones.non_local import NON_LOCAL, DotNonLocal, NonLocal
 from reid_jax.errors import UserError
 from reid_jax.layers.convolution import convolution, relu
 from reid_jax.layers.heads import fully_connected
 from reid_jax.layers.linear import Conv
 from reid_jax.layers.norm import BatchNorm, InstanceNorm
+from reid_jax.layers.parameters import FAN_OUT
 from reid_jax.layers.remat import run_block
 
 EXPANSION = 4
@@ -38,7 +39,7 @@ def conv(width: int, size: int, *, stride: int = 1, dtype: Any, name: str) -> Co
         padding=size // 2,
         use_bias=False,
         dtype=dtype,
-        kernel_init=INIT,
+        kernel_init=FAN_OUT,
         convolution=convolution,
         name=name,
     )

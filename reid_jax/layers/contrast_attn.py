@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from reid_jax.layers.heads import BNNeck
 from reid_jax.layers.linear import Conv, Dense
 from reid_jax.layers.norm import BatchNorm
+from reid_jax.layers.parameters import FAN_OUT
 from reid_jax.layers.stripes import stripe_means
 
 
@@ -105,7 +106,7 @@ class ContrastAttn(nn.Module):
             3,
             use_bias=False,
             dtype=jnp.dtype(self.dtype),
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            kernel_init=FAN_OUT,
             name="conv",
         )(maps)
         norm = BatchNorm(self.bn_groups, name="bn")

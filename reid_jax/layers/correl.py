@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.layers.correlation4d import STACK, Blocks, CorrelationStack, similarity
+from reid_jax.layers.heat_maps import strongest
 from reid_jax.layers.linear import Conv
 from reid_jax.layers.norm import BatchNorm
-from reid_jax.layers.pair_graph import strongest
 from reid_jax.layers.stripes import stripe_positions
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from reid_jax.errors import UserError
 from reid_jax.layers import gradients
-from reid_jax.layers.parameters import parameter
+from reid_jax.layers.parameters import FAN_OUT, parameter
 
 Size = int | tuple[int, int]
 """Along the rows and the columns of one image; an int means both."""
@@ -135,8 +135,7 @@ class _Conv2d(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         shape = (*self.kernel, inputs.shape[-1], self.features)
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = parameter(self, "kernel", init, shape)
+        kernel = parameter(self, "kernel", FAN_OUT, shape)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         outputs = gradients.convolved(
             inputs,

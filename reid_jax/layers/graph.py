@@ -37,10 +37,6 @@ class Edges(NamedTuple):
     cross: jax.Array
     v: jax.Array
 
-    def turned(self) -> Edges:
-        """The same graph with the images exchanged."""
-        return Edges(self.v, self.cross.T, self.u)
-
 
 # Edges.
 

@@ -41,3 +41,29 @@ def relative(maps: jax.Array) -> jax.Array:
     """
     low, high = (f(maps, axis=(-2, -1), keepdims=True) for f in (jnp.min, jnp.max))
     return (maps - low) / jnp.where(high > low, high - low, 1)
+
+
+def strongest(
+    strengths: jax.Array, grid: tuple[int, int], *, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The places of an image that correspond most strongly, each with its partner.
+
+    Args:
+      strengths: [..., N, N], not negative, of the places of two images.
+      grid: rows and columns of both maps.
+      count: the most places to choose.
+
+    Returns:
+      The centres of both images' places as fractions of height and width,
+      [..., count, 2] each, and their strengths relative to the largest, [..., count];
+      strongest first.
+    """
+    best, places = jax.lax.top_k(strengths.max(-1), min(count, strengths.shape[-1]))
+    partners = jnp.take_along_axis(strengths.argmax(-1), places, axis=-1)
+    largest = jnp.maximum(best[..., :1], 1e-12)
+
+    def centres(places: jax.Array) -> jax.Array:
+        rows, columns = places // grid[1], places % grid[1]
+        return jnp.stack([(rows + 0.5) / grid[0], (columns + 0.5) / grid[1]], axis=-1)
+
+    return centres(places), centres(partners), best / largest

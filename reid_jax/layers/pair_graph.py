@@ -18,9 +18,7 @@ import jax.numpy as jnp
 
 from reid_jax.layers import gradients
 from reid_jax.layers import graph as graphs
-
-FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Kaiming's normal distribution by fan out, of 1 x 1 convolutions."""
+from reid_jax.layers.parameters import FAN_OUT
 
 Arrays = Mapping[str, jax.Array]
 """Weights by name, or what a pair needs of one of its images, see `PairGraph.nodes`."""
@@ -301,29 +299,3 @@ def _product(places: jax.Array, weights: jax.Array) -> jax.Array:
 def _matmul(values: jax.Array, weights: jax.Array, dtype: Any) -> jax.Array:
     values, weights = values.astype(dtype), gradients.cast(weights, dtype)
     return gradients.product(values, weights, dtype=jnp.float32)
-
-
-def strongest(
-    strengths: jax.Array, grid: tuple[int, int], *, count: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The places of an image that correspond most strongly, each with its partner.
-
-    Args:
-      strengths: [..., N, N], not negative, of the places of two images.
-      grid: rows and columns of both maps.
-      count: the most places to choose.
-
-    Returns:
-      The centres of both images' places as fractions of height and width,
-      [..., count, 2] each, and their strengths relative to the largest, [..., count];
-      strongest first.
-    """
-    best, places = jax.lax.top_k(strengths.max(-1), min(count, strengths.shape[-1]))
-    partners = jnp.take_along_axis(strengths.argmax(-1), places, axis=-1)
-    largest = jnp.maximum(best[..., :1], 1e-12)
-
-    def centres(places: jax.Array) -> jax.Array:
-        rows, columns = places // grid[1], places % grid[1]
-        return jnp.stack([(rows + 0.5) / grid[0], (columns + 0.5) / grid[1]], axis=-1)
-
-    return centres(places), centres(partners), best / largest

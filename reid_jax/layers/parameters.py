@@ -7,6 +7,9 @@ import jax
 import numpy as np
 from flax.errors import ScopeParamShapeError
 
+FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""torchvision's start of convolutions: Kaiming, fan out, normal and not cut off."""
+
 
 def parameter(
     module: nn.Module,

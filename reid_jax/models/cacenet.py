@@ -119,15 +119,10 @@ from reid_jax.errors import UserError, check_choices
 from reid_jax.layers import masks
 from reid_jax.layers.all_pairs import all_pairs
 from reid_jax.layers.heads import DropoutClassifier
+from reid_jax.layers.heat_maps import strongest
 from reid_jax.layers.norm import BatchNorm
-from reid_jax.layers.pair_graph import (
-    FAN_OUT,
-    Arrays,
-    PairGraph,
-    mean,
-    mean_and_maximum,
-    strongest,
-)
+from reid_jax.layers.pair_graph import Arrays, PairGraph, mean, mean_and_maximum
+from reid_jax.layers.parameters import FAN_OUT
 from reid_jax.layers.pixels import standardise
 from reid_jax.losses.identity import accuracy, cross_entropy
 from reid_jax.losses.pairs import mixup_cross_entropy, pair_distances, pair_triplet

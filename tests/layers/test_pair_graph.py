@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from reid_jax.layers.pair_graph import PairGraph, strongest
+from reid_jax.layers.pair_graph import PairGraph
 
 GRID, CHANNELS, WIDTH, PARTS = (3, 2), 8, 4, 3
 PLACES = GRID[0] * GRID[1]
@@ -246,22 +246,3 @@ def test_alignment_is_the_weighted_mean_cosine():
             total, weight = total + edge * (x @ y) / length, weight + edge
     for gap in graph.alignment(weights, u, v):
         np.testing.assert_allclose(gap, 1 - total / weight, rtol=1e-5)
-
-
-def test_strongest_places_and_their_partners():
-    strengths = np.random.default_rng(3).random((PLACES, PLACES)).astype(np.float32)
-    query, candidate, strength = strongest(strengths, GRID, count=4)
-    order = sorted(range(PLACES), key=lambda i: -strengths[i].max())[:4]
-
-    def centre(place):
-        row, column = divmod(int(place), GRID[1])
-        return [(row + 0.5) / GRID[0], (column + 0.5) / GRID[1]]
-
-    np.testing.assert_allclose(query, [centre(i) for i in order])
-    np.testing.assert_allclose(
-        candidate, [centre(strengths[i].argmax()) for i in order]
-    )
-    np.testing.assert_allclose(
-        strength, [strengths[i].max() / strengths.max() for i in order]
-    )
-    assert (np.asarray(strongest(0 * strengths, GRID, count=9)[2]) == 0).all()
