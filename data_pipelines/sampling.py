@@ -10,6 +10,10 @@ import numpy as np
 
 from reid_jax.errors import UserError
 
+VERSION = 2
+"""Of the plan. Another one has other batches for the same seed and step: 1, until
+November 2026, gave neighbouring batches mostly the same identities."""
+
 _ALWAYS_ALLOWED = 64  # Images of an identity, also where a tiny set has fewer in all.
 _EPOCHS_CACHED = 2  # Prefetching threads stand on both sides of an epoch's end.
 

@@ -16,6 +16,7 @@ from scipy import special
 from benchmarks import trainings
 from benchmarks.leaderboard import __main__ as command
 from benchmarks.leaderboard import board, page, standings, systems
+from data_pipelines import sampling
 from data_pipelines.synthetic import sets
 from tests.commands import ended
 
@@ -351,6 +352,12 @@ def test_other_runs_need_another_folder(processes, tmp_path, capsys):
     assert "choose another --workdir" in capsys.readouterr().err
     assert start(tmp_path, *chosen) == 0
     assert len(processes) == 3
+    path = tmp_path / "leaderboard.json"
+    facts = json.loads(path.read_text())
+    assert facts.pop("sampler") == sampling.VERSION
+    path.write_text(json.dumps(facts))  # as older versions left it
+    assert start(tmp_path, *chosen, "--seeds=2") == 2
+    assert "an older version's batches" in capsys.readouterr().err
 
 
 def test_seeds_of_two_configs_are_not_taken_together(processes, tmp_path, capsys):

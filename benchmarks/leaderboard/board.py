@@ -15,6 +15,7 @@ from benchmarks import beds, trainings
 from benchmarks.leaderboard.standings import Group, Line, Network
 from benchmarks.leaderboard.systems import IMAGES, IN_EPOCHS, PAPERS, System, systems
 from configs import run as run_config
+from data_pipelines import sampling
 from reid_jax import experiment, storage
 from reid_jax.errors import UserError
 from reid_jax.models.method import parameter_count
@@ -42,7 +43,8 @@ class Board:
     Attributes:
       folder: with a folder for each run, and `leaderboard.json`.
       facts: what that file has: `images` that each network saw, `flags` that all runs
-        got, `ceilings`, the oracle's mAP in percent by set; by system `parameters` and
+        got, `sampler`, the version of what deals their batches (absent for 1),
+        `ceilings`, the oracle's mAP in percent by set; by system `parameters` and
         `configs`, the fields that all seeds share; and `runs`, by name.
     """
 
@@ -77,6 +79,11 @@ class Board:
                 raise UserError(f"{flag}: the leaderboard sets that field itself")
         kept = [flag for flag in flags if not _FREE.match(flag)]
         wanted = {"images": images or self.facts.get("images", IMAGES), "flags": kept}
+        if self.facts["runs"] and self.facts.get("sampler", 1) != sampling.VERSION:
+            raise UserError(
+                f"{self.folder} holds runs of an older version's batches, which others "
+                "are not compared with: choose another --workdir"
+            )
         there = {name: self.facts.get(name) for name in wanted}
         if self.facts["runs"] and there != wanted:
             known = " ".join((f"--images={there['images']} --", *there["flags"]))
@@ -85,7 +92,7 @@ class Board:
                 "choose another --workdir"
             )
         self._free = [flag for flag in flags if _FREE.match(flag)]
-        self.facts |= wanted
+        self.facts |= wanted | {"sampler": sampling.VERSION}
 
     def add_ceilings(self, sets: Sequence[str]) -> None:
         """Asks the oracle of those sets that it was not asked of before."""

@@ -24,11 +24,7 @@ def self_attention(implementation: str, *, train: bool) -> Attend:
     if implementation == "pallas":
         return lambda query, key, value: (fused_attention(query, key, value), {})
     kernel = implementation if train else "xla"
-    if kernel == "cudnn" and jax.default_backend() != "gpu":
-        raise UserError(
-            "attention_implementation='cudnn' trains on an NVIDIA GPU, and JAX runs on "
-            f"{jax.default_backend()} here: 'xla' computes the same anywhere"
-        )
+    check_trains_here(kernel)
 
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array
@@ -44,12 +40,21 @@ def self_attention(implementation: str, *, train: bool) -> Attend:
     return attend
 
 
+def check_trains_here(implementation: str) -> None:
+    """Raises UserError for an implementation that the devices here cannot train by."""
+    if implementation == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(
+            "attention_implementation='cudnn' trains on an NVIDIA GPU, and JAX runs on "
+            f"{jax.default_backend()} here: 'xla' computes the same anywhere"
+        )
+
+
 def check_implementation(
     implementation: str, *, head_width: int, dtype: str, field: str
 ) -> None:
     """Raises UserError for an implementation of attention that a network cannot have.
 
-    Where it is trained, `self_attention` asks for; in test mode it runs anywhere.
+    In test mode it runs anywhere; for training see `check_trains_here`.
 
     Args:
       implementation: one of `IMPLEMENTATIONS`.

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from reid_jax import checks, experiment
+from reid_jax.backbones.self_attention import check_trains_here
 from reid_jax.errors import UserError
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
@@ -111,7 +112,8 @@ def points_over(
 
 
 def check_training(point: Point, stage: Stage) -> None:
-    """Raises UserError if the point's batch cannot be trained with."""
+    """Raises UserError if the point cannot be trained here, or with its batch."""
+    check_trains_here(point.config.model.get("attention_implementation", ""))
     per_identity = stage.images_per_identity
     if point.batch is not None and (
         point.batch % per_identity or point.batch < 2 * per_identity

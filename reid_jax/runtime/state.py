@@ -63,6 +63,7 @@ class Meta(TypedDict):
         far; None before the first.
       evaluation_due: whether an evaluation of this state was put off by a notice to
         stop; absent in checkpoints of older versions.
+      sampler: version of the plan of its batches, `sampling.VERSION`; absent for 1.
       config: fields by dotted name.
     """
 
@@ -77,6 +78,7 @@ class Meta(TypedDict):
     process_count: int
     best: dict[str, Any] | None
     evaluation_due: bool
+    sampler: int
     config: dict[str, Any]
 
 

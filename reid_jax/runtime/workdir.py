@@ -32,7 +32,7 @@ FREE_FIELDS = (
     *("model.scan_blocks", "model.options.scan_blocks"),
     *("data.data_dir", "data.num_workers", "data.resident_bytes"),
     *("max_steps", "log_every_steps", "trackers", "profile_steps"),
-    *("checkpoint", "evaluation", "evaluate_on"),
+    *("checkpoint", "evaluation", "evaluate_on", "variant"),
 )
 
 # Fields of a stage that `--extend` may change: its length, and its schedule.

@@ -12,9 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from data_pipelines import sampling
 from data_pipelines.protocols import Protocol
 from data_pipelines.records import Records
 from reid_jax import experiment, storage
+from reid_jax.backbones.self_attention import check_trains_here
 from reid_jax.errors import UserError
 from reid_jax.evaluation import evaluate, results
 from reid_jax.experiment import Stage
@@ -87,6 +89,11 @@ class Run:
         sources.check_unchanged(records, meta.get("data"), workdir=workdir)
         if first:
             _begin(workdir, fields, start, extended if extend else None)
+            if meta and meta.get("sampler", 1) != sampling.VERSION:
+                print(
+                    "note: this run was begun with an older version's batches; from "
+                    f"step {start.global_step} on it sees others of the same seed"
+                )
         return cls(
             **described,
             config=config,
@@ -188,6 +195,7 @@ class Run:
             process_count=jax.process_count(),
             best=self.best,
             evaluation_due=evaluation_due,
+            sampler=sampling.VERSION,
             config=workdirs.flatten(self.config.to_dict()),
         )
 
@@ -202,6 +210,7 @@ class Run:
 def _described(config: Any, records: Records) -> dict[str, Any]:
     """What the config describes, checked; by the names that `Run` has for it."""
     mesh = sharding.make_mesh()
+    check_trains_here(config.model.get("attention_implementation", ""))
     num_classes = len(np.unique(records.person[records.person > 0]))
     method = experiment.build_method(config, num_classes=num_classes)
     stages = _checked_stages(config, method, mesh)

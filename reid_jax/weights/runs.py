@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import baseline
+from data_pipelines import sampling
 from reid_jax import experiment, staging, storage
 from reid_jax.backbones.resnet import ResNet
 from reid_jax.errors import UserError
@@ -311,6 +312,7 @@ def write(
         process_count=1,
         best=None,
         evaluation_due=False,
+        sampler=sampling.VERSION,
         config=workdirs.flatten(fields),
     )
     target = target.resolve()  # no folder can be renamed to a link

@@ -117,6 +117,9 @@ def test_batches_that_cannot_be_trained_with(config, devices, batch, message):
     (point,) = points(config, devices=[devices], batches=[batch])
     with pytest.raises(UserError, match=message):
         check_training(point, *_stages(config))
+    point.config.model.attention_implementation = "cudnn"
+    with pytest.raises(UserError, match="trains on an NVIDIA GPU, and JAX runs on cpu"):
+        check_training(point, *_stages(config))
 
 
 def test_whole_systems_are_not_timed_with_other_batches():

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from data_pipelines import records
+from data_pipelines import records, sampling
 from reid_jax.errors import Terminated, UserError
 from reid_jax.evaluation import evaluate
 from reid_jax.runtime import checkpoint
@@ -209,3 +209,14 @@ def test_a_run_says_what_it_does_once(toy_config, tmp_path, on_devices, capsys):
     lines = [line for line in out.splitlines() if line.strip()]
     assert len(lines) == len(set(lines)), out
     assert "mAP" not in out + err  # the end's figures are its caller's to print
+    assert "older version's batches" not in out
+
+
+def test_a_run_of_an_older_version_s_batches_is_told(
+    toy_config, tmp_path, on_devices, monkeypatch, capsys
+):
+    on_devices(1)
+    _stopped(toy_config, tmp_path, step=1)
+    monkeypatch.setattr(sampling, "VERSION", sampling.VERSION + 1)
+    _stopped(toy_config, tmp_path, step=2)
+    assert "from step 1 on it sees others of the same seed" in capsys.readouterr().out
