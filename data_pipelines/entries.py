@@ -7,6 +7,7 @@ to them, and the store writes them.
 import dataclasses
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -128,7 +129,7 @@ def make_entry(
             f"camera {camera + 1} is out of range",
             "Cameras count from 1: rename it",
         )
-    if not path.name.isprintable():
+    if not is_text(path.name):
         raise bad_file(path, "the name has unprintable characters", "Rename it")
     return Entry(path, person, camera)
 
@@ -203,6 +204,14 @@ def fingerprint(
         "identities": len({int(p) for p in persons if p > 0}),
         "digest": digest.hexdigest()[:16],
     }
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is of what a line can show, with spaces of any kind.
+
+    Python has macOS' narrow space in the names of screenshots for unprintable.
+    """
+    return all(x.isprintable() or unicodedata.category(x) == "Zs" for x in name)
 
 
 def printable(path: object) -> str:

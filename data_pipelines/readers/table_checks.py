@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from data_pipelines.entries import SPLITS, shown
+from data_pipelines.entries import SPLITS, is_text, shown
 from data_pipelines.readers.table_rows import EXPECTED, MISSING, REQUIRED, USED, Row
 from reid_jax.errors import UserError
 
@@ -60,7 +60,7 @@ def cell_problems(rows: Sequence[Row]) -> Iterator[tuple[Row, str, str]]:
         if row["split"] not in (*MISSING, *SPLITS):
             yield row, "split", f"{row['split']!r} is none of {', '.join(SPLITS)}"
         for column in ("path", "parts"):
-            if not row.cells.get(column, "").isprintable():
+            if not is_text(row.cells.get(column, "")):
                 yield row, column, f"{row[column]!r} has unprintable characters"
         place = os.path.normpath(row["path"])
         first = seen.setdefault((row["split"], place), row.number)

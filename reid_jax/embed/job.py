@@ -63,13 +63,12 @@ def run(job: Job, extractor: Extractor) -> str:
     if job.target.is_dir():
         raise UserError(f"--to={job.target} is a folder: name a file in it")
     work = same.Work(job.listing, job.shard, job.flip, extractor.network)
-    folder = job.target.with_name(f".{job.target.name}.parts")
     if job.target.exists() and not job.overwrite:
         out = len(same.check(job.target, work).skipped)
-        _clear(folder)
         without = f", without {out} images that could not be read" if out else ""
         return f"{job.target} is already there{without}; nothing was done"
     storage.check_writable(job.target.parent)
+    folder = job.target.with_name(f".{job.target.name}.parts")
     with storage.written(job.target.parent), _held(folder):
         share = _Share(job, extractor, work, folder)
         try:
@@ -82,13 +81,6 @@ def run(job: Job, extractor: Extractor) -> str:
                 f"{error}. Repair it, or leave such images out with --skip_bad_images; "
                 f"{share.kept}"
             ) from error
-
-
-def _clear(folder: pathlib.Path) -> None:
-    """Removes parts whose run was killed at its very end, unless another is at them."""
-    if folder.exists() and (lock := staging.try_lock(folder)):
-        with lock:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines import images as encoded
 from data_pipelines import prepared
-from data_pipelines.entries import printable
+from data_pipelines.entries import is_text, printable
 from data_pipelines.readers import table_rows
 from data_pipelines.readers.table_rows import MISSING, Row
 from data_pipelines.records import Records
@@ -185,7 +185,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _of_files(names: list[str]) -> Listing:
     for name in names:
-        if not images.is_text(name):
+        if not is_text(name):
             raise UserError(
                 f"the name {printable(name)} has unprintable characters: rename it"
             )

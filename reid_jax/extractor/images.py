@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -78,7 +77,7 @@ def sources(images: Images) -> Iterable[Source]:
 def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The image file, or all image files below a folder, in the order of their names.
 
-    Hidden ones are left out, and linked folders are as others.
+    Hidden ones are left out; linked folders are as others, but no folder counts twice.
 
     Raises:
       UserError: it is not there, or there are none.
@@ -90,11 +89,10 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
         return [top]
     if not top.is_dir():
         raise UserError(f"there is no image or folder {os.fspath(path)!r}")
-    found: list[pathlib.Path] = []
-    for folder, inner, names in os.walk(top, followlinks=True):
-        inner[:] = [x for x in _shown(inner) if not _is_circle(pathlib.Path(folder, x))]
-        there = (pathlib.Path(folder, name) for name in _shown(names))
-        found += [file for file in there if _is_image(file) and file.is_file()]
+    there = (
+        pathlib.Path(folder, name) for folder, names in _folders(top) for name in names
+    )
+    found = [file for file in there if _is_image(file) and file.is_file()]
     if not found:
         raise UserError(
             f"there are no images below {os.fspath(path)!r} ({', '.join(SUFFIXES)})"
@@ -102,18 +100,24 @@ def files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     return sorted(found)
 
 
+def _folders(top: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the names in them, each once: links come last, and circles end."""
+    seen, starts = set(), [os.fspath(top)]
+    for start in starts:  # of which more are found on the way
+        for folder, inner, names in os.walk(start):
+            about = os.stat(folder)
+            place = about.st_dev, about.st_ino
+            inner[:] = _shown(inner) if place not in seen else []
+            if place in seen:
+                continue
+            seen.add(place)
+            paths = (os.path.join(folder, name) for name in sorted(inner))
+            starts += filter(os.path.islink, paths)
+            yield folder, _shown(names)
+
+
 def _shown(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith(".")]
-
-
-def _is_circle(folder: pathlib.Path) -> bool:
-    """Whether it is a link to a folder that it lies in."""
-    return folder.is_symlink() and any(map(folder.samefile, folder.parents))
-
-
-def is_text(name: str) -> bool:
-    """Whether a name can be kept as text, in a line: no control character, no bytes."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -184,7 +188,13 @@ def _source(place: int, image: Image, *, own: bool = True) -> Source:
         return _from_file(path)
     name = f"image {place}"
     read = functools.partial(_pixels, image, name)
-    return Source(name, read if own else _copied(read))
+    return Source(name, read if own or _is_unread(image) else _copied(read))
+
+
+def _is_unread(image: Any) -> bool:
+    """Whether it is a Pillow image of one frame whose file waits to be read."""
+    opened = isinstance(image, PIL.Image.Image) and getattr(image, "fp", None)
+    return bool(opened) and not getattr(image, "is_animated", False)
 
 
 def _from_file(path: pathlib.Path) -> Source:

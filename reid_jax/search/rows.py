@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from data_pipelines.entries import is_text
 from reid_jax.errors import UserError
 from reid_jax.extractor import batches
 from reid_jax.extractor import images as imaging
@@ -137,7 +138,7 @@ def from_files(
 
 
 def _digested(path: str) -> str:
-    if not imaging.is_text(path):
+    if not is_text(path):
         raise BadImage(f"the name of {path!r} is no plain text: rename it")
     return digest(imaging.read_both(path)[0])
 

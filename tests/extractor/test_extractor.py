@@ -1,6 +1,7 @@
 """The Python API: what it takes, and that it returns what the method does."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+import PIL.ImageSequence
 import pytest
 
 import reid_jax
@@ -96,6 +98,18 @@ def test_an_image_that_is_given_again_with_other_pixels(given):
     assert [source.read()["image"].mean() for source in read] == [0, 1, 2, 3]
     with pytest.raises(UserError, match="image 4 is a Pillow image of mode F"):
         last.read()
+
+
+def test_a_pillow_image_that_waits_is_read_by_who_reads(tmp_path):
+    frames = [PIL.Image.new("L", (2, 4), value) for value in (0, 60, 120)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    frames[1].save(tmp_path / "one.png")
+    one = PIL.Image.open(tmp_path / "one.png")
+    film = PIL.ImageSequence.Iterator(PIL.Image.open(tmp_path / "film.gif"))
+    first, *others = list(imaging.sources(itertools.chain([one], film)))
+    assert one.fp is not None
+    found = [source.read()["image"].mean() for source in (first, *others)]
+    assert found == [60, 0, 60, 120]
 
 
 def test_one_program_is_compiled_whatever_the_number_of_images(extractor, photos):
@@ -294,16 +308,21 @@ def test_bad_files_and_folders_are_named(extractor, tmp_path, photos):
         extractor.embed(photos, batch_size=0, progress=False)
 
 
-def test_linked_folders_are_as_others_and_circles_end(tmp_path):
+def test_linked_folders_are_as_others_and_none_counts_twice(tmp_path):
     top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
-    for folder in (top / "a", top / "b", top / ".c", elsewhere):
+    for folder in (top / "a", top / "b", top / ".c", elsewhere / "d"):
         folder.mkdir(parents=True)
         (folder / "1.png").touch()
-    links = {"linked": elsewhere, "a/b": top / "b", "b/a": top / "a", "up": tmp_path}
+    links = {"linked": elsewhere, "a/b": top / "b", "b/a": top / "a", "up": top}
+    links |= {"again": elsewhere / "d"}
     for name, to in (links | {"a/gone": top / "gone", "gone.png": "no"}).items():
         (top / name).symlink_to(to)
     found = [str(file.relative_to(top)) for file in imaging.files(top)]
-    assert found == ["a/1.png", "a/b/1.png", "b/1.png", "b/a/1.png", "linked/1.png"]
+    assert found == ["a/1.png", "again/1.png", "b/1.png"]
+    (top / "again").unlink()
+    assert "linked/d/1.png" in map(
+        str, (f.relative_to(top) for f in imaging.files(top))
+    )
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
