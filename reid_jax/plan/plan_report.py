@@ -52,7 +52,7 @@ class Report(Lines):
         same = (*self.identity, "program", "compiler")
         for line in self.lines:
             if all(line[name] == about[name] for name in same):
-                return line
+                return _judged(line)
         return None
 
     def finish(self) -> str:
@@ -111,6 +111,13 @@ def _row(line: Line, efficiency: float | None) -> tuple[str, ...]:
 def _usable(line: Line) -> int:
     """Bytes that a run has of the chip's memory, by which it fits or does not."""
     return CHIPS[line["chip"]].usable_bytes
+
+
+def _judged(line: Line) -> Line:
+    """A line that is there with `fits` by the memory that a run has, as known now."""
+    if "error" in line:
+        return line
+    return line | {"fits": line["total_bytes"] <= _usable(line)}
 
 
 def _fits(line: Line) -> str:

@@ -33,6 +33,9 @@ _DTYPES = {
 _FLOAT = 1
 _Field = tuple[int, int | memoryview]
 
+_COUNTERS = (6, 7, 9)
+"""int32, int64 and bool: shapes and counters, of which no layer is made."""
+
 STARTS = tuple(bytes([0x08, version]) for version in range(3, 16))
 """How files begin: the version of the format is their first field."""
 
@@ -41,7 +44,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The initialisers that are floats, by name: the others are shapes and counters.
 
     Raises:
-      UserError: if the file is cut off or damaged, has none, or keeps them elsewhere.
+      UserError: if the file is cut off or damaged, has none, has weights of another
+        type, or keeps them elsewhere.
     """
     with damage.explained(path):
         arrays: dict[str, np.ndarray] = {}
@@ -89,7 +93,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 
 def _tensor(path: pathlib.Path, message: int | memoryview) -> dict[str, np.ndarray]:
-    """Numbers of a TensorProto by its name; nothing where they are no floats."""
+    """Numbers of a TensorProto by its name; nothing of a counter."""
     shape: list[int] = []
     kind, name, raw = 0, "", memoryview(b"")
     for number, content in _fields(message):
@@ -105,8 +109,13 @@ def _tensor(path: pathlib.Path, message: int | memoryview) -> dict[str, np.ndarr
             raw, kind = content, _FLOAT if number == _FLOATS else kind
         elif number == _EXTERNAL:
             raise UserError(f"{path} keeps its numbers in other files; export it whole")
-    if kind not in _DTYPES:
+    if kind in _COUNTERS:
         return {}
+    if kind not in _DTYPES:
+        raise UserError(
+            f"{path}: {damage.shown(name)} is of ONNX's type {kind}, which is not "
+            "supported"
+        )
     count = math.prod(shape)
     if len(shape) > _MOST_AXES or max(shape, default=0) > _MOST or count > _MOST:
         raise ValueError(f"{damage.shown(name)} has the shape {shape[:_MOST_AXES]}")

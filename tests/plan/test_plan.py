@@ -113,11 +113,14 @@ def test_the_smallest_change_that_fits(toy_config, tmp_path, refused):
 
 
 def test_memory_that_does_not_suffice(toy_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(topologies.Chip, "usable_bytes", 100)
     request = Request(["v5e:2x2"], measures=["embed"])
     (line,) = plan(toy_config, str(tmp_path), request)
-    assert not line["fits"]
-    assert line["total_bytes"] > 100
+    assert line["fits"]
+    monkeypatch.setattr(topologies.Chip, "usable_bytes", 100)
+    for folder in (tmp_path / "new", tmp_path):  # one was judged by another memory
+        (line,) = plan(toy_config, str(folder), request)
+        assert not line["fits"]
+        assert line["total_bytes"] > 100
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_initialisers_by_name(tmp_path):
         tensor("bn1.num_batches_tracked", np.array(7), kind=7),
         tensor("fc.weight", half, kind=10),
         tensor("axes", np.arange(2, dtype=np.int32), kind=6),
+        tensor("given", np.array([True]), kind=9),
         shape,
     )
     found = read(tmp_path, content)
@@ -75,6 +76,7 @@ HOSTILE = {
     "many axes": model(field(1, 1) * 100 + field(2, 1) + field(9, b"1234")),
     "packed axes": model(field(1, b"\x01" * 1000) + field(2, 1) + field(9, b"1234")),
     "another length": model(tensor("a", A) + field(1, 2)),
+    "quantised": model(tensor("a", A.astype(np.int8), kind=3)),
     "text": model(field(1, 1) + field(2, 8) + field(6, b"text")),
     "another file": model(tensor("a", A) + field(13, b"\x0a\x08location")),
     "a number for a graph": field(1, 8) + field(7, 5),
