@@ -371,8 +371,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = _parse(argv)
     names = options.variants.split(",")
-    if unknown := ",".join(sorted(set(names) - set(VARIANTS))):
-        raise UserError(f"--variants={unknown}: known are {', '.join(VARIANTS)}")
+    if not set(names) <= set(VARIANTS):
+        raise UserError(
+            f"--variants={options.variants}: known are {', '.join(VARIANTS)}"
+        )
     options.workdir.mkdir(parents=True, exist_ok=True)
     settings = {name: vars(options)[name] for name in SETTINGS}
     record = Record(options.workdir / "results.jsonl", settings)

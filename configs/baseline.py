@@ -113,7 +113,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise UserError(
             f"row=sie embeds cameras, and how many {config.data.dataset} has is not "
             "known here: leave it away and give --config.model.backbone=vit and "
-            "--config.model.options.cameras=NUMBER"
+            "--config.model.options.cameras=NUMBER, the highest of its cameras' numbers"
         )
     return config
 

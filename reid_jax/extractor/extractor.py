@@ -82,8 +82,8 @@ class Extractor:
           flip: embeds the mirror images too, and averages; twice the work.
           batch_size: images at once over all devices; 8 for each CPU device and 128 for
             each accelerator unless given; rounded up to a multiple of the devices.
-          cameras: the training set's number of each image's camera, from 0 on in the
-            sorted order of its cameras, for the networks that read it.
+          cameras: the training set's number of each image's camera, from 0 on (see
+            docs/python.md), for the networks that read it.
           progress: shows a bar on standard error.
 
         Returns:

@@ -7,6 +7,7 @@ again; no path of a request is opened.
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import json
 import threading
@@ -104,13 +105,14 @@ class Review:
                 "gallery": self._gallery.uri,
                 "images": self._gallery.count(),
                 "method": self._gallery.about.method.rsplit(".", 1)[-1],
-                "cameras": self._cameras(),
+                "cameras": self._cameras,
                 "counts": self._marks.counts(),
                 "marks": str(self._marks.folder / "table.csv"),
             }
 
+    @functools.cached_property
     def _cameras(self) -> list[str]:
-        """Those of all entries, until there are too many to choose from."""
+        """Those of all entries at the first look, or as many as one can choose from."""
         found: set[str] = set()
         some = where = "camera is not null"
         while some and len(found) < _CAMERAS:

@@ -625,7 +625,8 @@ def test_real_photographs_go_through(shared_data, data_dir):
     own(shared_data / "grocery_photos", data_dir, name="grocery")
     stored = prepared.open_splits("grocery", data_dir)
     assert [len(stored[s]) for s in SPLITS] == [4572, 220, 472]
-    lines = report.report("grocery", stored, {}).splitlines()
+    about = prepared.metadata("grocery", data_dir)
+    lines = report.report("grocery", stored, about).splitlines()
     assert ["query", "220", "15", "1"] in [x.split() for x in lines]
 
 

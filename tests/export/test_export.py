@@ -57,7 +57,9 @@ def test_pair_model(toy_run, tmp_path):
         )
         got = _call(folder, "embed", images)
         wanted = method.embed(variables, images)
-        np.testing.assert_allclose(got["vector"], wanted["vector"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            got["vector"], wanted["vector"], rtol=1e-5, atol=1e-6
+        )
         distances = _call(folder, "distance", got, wanted)
         assert distances.shape == (count, count)
         rng = np.random.default_rng(count)

@@ -109,5 +109,5 @@ def test_alignments_rerank_the_same_lists(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"'top_k': 5}, not of .*'top_k': 6}"):
         look_alikes.main([*arguments, "--top_k=6"])
-    with pytest.raises(UserError, match="--variants=typo: known are part"):
+    with pytest.raises(UserError, match="--variants=ones,typo: known are part"):
         look_alikes.main([*arguments, "--variants=ones,typo"])

@@ -40,7 +40,7 @@ def ragged_toy(toy_config):
     return toy_config
 
 
-EVALUATED = ("embed", "_distances", "_pair_maps", "_score", "fuse")
+EVALUATED = ("embed", "_distances", "_pair_maps", "scores", "fuse")
 
 
 def _of(found, *names):
