@@ -218,14 +218,20 @@ class Board:
             yield Line(role, system.row, scores, network)
 
     def origins(self) -> str:
-        """What the runs were made with, in a sentence."""
+        """What the runs were made with."""
         runs = self.facts["runs"].values()
         revisions = {run["revision"] for run in runs}
         versions = {run["jax"] for run in runs}
         devices = {name for run in runs for name in run["devices"]}
-        return (
+        text = (
             f"Code of {', '.join(sorted(revisions))}; jax "
             f"{', '.join(sorted(versions))} on {', '.join(sorted(devices))}."
+        )
+        if self.facts.get("sampler", 1) == sampling.VERSION:
+            return text
+        return (
+            f"{text} Their batches are an older version's, neighbours of which held "
+            "mostly the same people: new seeds need a `--workdir` of their own."
         )
 
     def _runs(self, system: System) -> dict[int, dict[str, Any]]:
