@@ -35,6 +35,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from matplotlib.figure import Figure
 
 from configs import aaformer, baseline, cacenet, common, drop, sanet
 from data_pipelines import prepare
@@ -88,6 +89,16 @@ def on_devices(monkeypatch):
         )
 
     return use
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **k: figures.append(figure)
+    )
+    return figures
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 import cv2
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from reid_jax.benchmark import speed_report
 from reid_jax.benchmark.speed_report import Report, efficiencies
@@ -139,16 +138,6 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "benchmark.jsonl").write_text('{"a":')
     with pytest.raises(UserError, match=r"benchmark\.jsonl is damaged"):
         Report(tmp_path, {})
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *a, **k: figures.append(figure)
-    )
-    return figures
 
 
 @pytest.mark.parametrize("over", ["devices", "batch", "sweep"])

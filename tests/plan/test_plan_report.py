@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from matplotlib.figure import Figure
 
 from reid_jax.errors import UserError
 from reid_jax.plan.plan_report import Report, notes, plot, table
@@ -115,16 +114,6 @@ def test_plans_from_before_a_field_came_stay(tmp_path, newer):
     for changed in ({"gradient_dtype": "float32"}, {"remat": False}):
         with pytest.raises(UserError, match="with other fields"):
             Report(tmp_path, {"model": now | changed})
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *a, **k: figures.append(figure)
-    )
-    return figures
 
 
 def test_bars_of_one_name_are_told_apart(tmp_path, drawn):

@@ -51,6 +51,7 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
     with pytest.raises(UserError, match=r"data\.dataset: a there, b here"):
         _claim(tmp_path, other, saved=workdir.flatten(CONFIG))
     _claim(tmp_path, CONFIG, saved=workdir.flatten(CONFIG))
+    _claim(tmp_path, {**CONFIG, "variant": "of another name"})
 
 
 def test_a_field_that_is_newer_than_the_run_may_have_the_value_of_old(tmp_path):
