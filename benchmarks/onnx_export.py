@@ -60,11 +60,14 @@ def convert(text: str, folder: pathlib.Path) -> dict[str, float]:
 
 def main() -> None:
     """Prints a row for each config and artifact."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--configs", required=True, help="names, with commas")
+    configs = parser.parse_args().configs.split(",")
     print("| config | artifact | MB | largest difference | seconds |")
     print("|---|---|---|---|---|")
-    for text in parser.parse_args().configs.split(","):
+    for text in configs:
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             try:

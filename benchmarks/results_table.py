@@ -10,9 +10,9 @@ the date, the revision and the command that made it, for `docs/results.md`.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import shlex
-import sys
 from collections.abc import Sequence
 
 from reid_jax import errors
@@ -47,11 +47,15 @@ def section(path: pathlib.Path) -> str:
     return f"{title}\n\n{table(lines)}\n" + "\n".join(about)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the sections of files, or of all files in folders."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="*", type=pathlib.Path, default=[RESULTS])
     found = [
         file
-        for path in map(pathlib.Path, arguments or [RESULTS])
+        for path in parser.parse_args(argv).paths
         for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
     ]
     if not found:
@@ -61,4 +65,4 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with errors.answered():
-        main(sys.argv[1:])
+        main()

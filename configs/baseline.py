@@ -9,9 +9,10 @@ Backbones: `vit` (ViT-B/16, the ViT-baseline of AAformer's Tables II to IV, on i
 schedule), `vit_small`, `vit_large`, `transreid` (ViT-B/16 with jigsaw parts),
 `resnet50` and `resnet50_ibn_a` (BoT), `hrnet_w32` (BoT without the centre loss), `pcb`
 (stripes on ResNet-50), and `osnet_x1_0`, `osnet_x0_75`, `osnet_x0_5`, `osnet_x0_25`,
-`osnet_ibn_x1_0` and `osnet_ain_x1_0` (as `hrnet_w32`). Each but OSNet trains by the
-recipe of the authors' code; what is left of it, and what a row of `VARIANTS` below is,
-is said in `reid_jax/models/baseline.py`.
+`osnet_ibn_x1_0` and `osnet_ain_x1_0` (as `hrnet_w32`). `transreid` and the ResNets
+train by the recipes of their authors' code, the other ViTs by AAformer's, all else by
+BoT's; where each deviates, and what a row of `VARIANTS` below is, is said in
+`reid_jax/models/baseline.py`.
 
 A demo is none of these recipes. It trains a small network with AdamW, and in its few
 epochs BoT's losses learn faster than TransReID's: all demos have those, without the

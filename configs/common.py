@@ -116,7 +116,8 @@ def _data(dataset: str) -> ConfigDict:
 
 def _augment() -> ConfigDict:
     augment = ConfigDict()
-    # Steps are applied in this order to the resized image.
+    # Names of `data_pipelines.transforms.STEPS`, applied in this order to the resized
+    # image; the fields of each, in `augment.NAME`, are those of its class.
     augment.steps = ("flip", "pad_crop", "random_erasing")
     augment.flip = ConfigDict({"p": 0.5})
     augment.pad_crop = ConfigDict({"pad": 10})

@@ -74,7 +74,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
         does not exist or cannot be read.
     """
     if "--help" in argv:
-        print(f"{about}\nFields of a config: configs/common.py.\n")
+        print(f"{about}\nFields of a config: {_library() / 'common.py'}\n")
         print(
             flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag(config.name))
         )

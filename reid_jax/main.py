@@ -91,8 +91,8 @@ PROCESS_TIMEOUT = flags.DEFINE_integer(
 MEASURE = flags.DEFINE_list(
     "measure",
     None,
-    "What to measure, such as train,embed; default everything but comparisons, and "
-    "train,embed for plan. See reid_jax/benchmark/benchmark.py.",
+    "What to measure: train, embed, pairs and ranking (the default; for plan "
+    "train,embed), or comparisons, such as pmap.",
 )
 BATCH = flags.DEFINE_list(
     "batch", [], "Images per step over all devices, such as 64,128 (strong scaling)."

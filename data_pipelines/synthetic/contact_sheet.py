@@ -145,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
       UserError: for no rows, or a file that cannot be written.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, help="PNG or JPEG file to write")
     parser.add_argument("--size", default="demo", choices=plan.SIZES)
     parser.add_argument("--identities", type=int, default=5, help="rows of people")

@@ -171,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
       UserError: if runs or their lists are missing.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", required=True, help="folders of runs, with commas")
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--dataset", default="", help="name of the protocol")

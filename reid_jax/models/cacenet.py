@@ -167,7 +167,7 @@ class Options:
     # What a pair's importance must exceed to be an edge, Eq. 4: ReLU(S - threshold).
     threshold: float = 0.0
     # For align="semantic": the part classes of each body part, and the kind of labels
-    # that these numbers are of: "parts", "pifpaf" or "hpnet".
+    # that these numbers are of: "parts", "pifpaf", "hpnet" or "lip".
     part_groups: Sequence[Sequence[int]] = BODY_PARTS
     part_kind: str = "parts"
 

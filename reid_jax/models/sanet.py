@@ -56,7 +56,7 @@ Section 3.2:
 - "The global branch is utilized as a residual path" says no more here than that it is
   a fifth branch, with the union of the parts as its label.
 - The part labels' source, [12], is OpenPifPaf in the list of references and dynamic
-  routing in the introduction: `labels=` of the config takes PifPaf's or HPNet's.
+  routing in the introduction: `labels=` of the config takes PifPaf's, HPNet's or LIP's.
 - The two convolutions of a segmentation head are HPNet's: 3x3 to `mask_width` channels,
   with batch normalisation and ReLU, and 1x1 to the logit of the mask.
 - Eq. 4 multiplies by the mask as it is; `binary_mask` is HPNet's, without gradient.
@@ -164,7 +164,7 @@ class Options:
     # MFE: whether there is a branch for the whole body beside those of the parts.
     global_branch: bool = True
     # Part classes of each part, of which the first that names a class has it; captions;
-    # and the kind of labels that the classes are of: "parts", "pifpaf" or "hpnet".
+    # and the kind of labels that they are of: "parts", "pifpaf", "hpnet" or "lip".
     part_groups: Sequence[Sequence[int]] = PART_GROUPS
     part_names: Sequence[str] = PART_NAMES
     part_kind: str = "parts"

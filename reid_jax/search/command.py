@@ -247,7 +247,9 @@ def serve(args: argparse.Namespace) -> None:
 @functools.cache
 def _loaded(place: str) -> Extractor:
     if not place:
-        raise UserError("say which network embeds: --model=RUN, or an export's folder")
+        raise UserError(
+            "say which network embeds: --model=RUN, an export's folder or shipped/NAME"
+        )
     return loading.load(place)
 
 
@@ -322,7 +324,9 @@ def _verb(
     )
     if model:
         parser.add_argument(
-            "--model", default="", help="a run's folder, or an export's"
+            "--model",
+            default="",
+            help="a run's folder, a checkpoint, an export or shipped/NAME",
         )
     return parser
 

@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--as", dest="kind", metavar="KIND", help="of a trained network, see below"
     )
-    parser.epilog = f"kinds of trained networks:\n{kinds}"
+    own = "  shipped: what the library brings, --from=shipped/NAME"
+    parser.epilog = f"kinds of trained networks:\n{kinds}\n{own}"
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", help="new folder, or FILE.safetensors")
     where.add_argument("--ship", metavar="NAME", help="for the library to bring")

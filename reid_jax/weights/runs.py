@@ -69,7 +69,9 @@ def convert(source: str, kind: str, target: pathlib.Path) -> str:
         nothing is written then.
     """
     if kind not in KINDS:
-        raise UserError(f"--as={kind} is no kind; known: {', '.join(KINDS)}")
+        raise UserError(
+            f"--as={kind} is no kind; known: {', '.join((*KINDS, 'shipped'))}"
+        )
     path = fetch.locate(source)
     file = files.read(path)
     if file.convention != files.PYTORCH:
