@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reid_jax import errors
 from reid_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def load(
     Raises:
       UserError: if there is no network, or it is damaged; the message says what to do.
     """
+    errors.check_own("data_pipelines")
     from reid_jax.extractor import load as loading
 
     return loading.load(place, devices=devices)

@@ -59,6 +59,7 @@ def _run(verb: str, rest: Sequence[str]) -> None:
     if verb not in VERBS:
         known = ", ".join([*CONFIG_VERBS, *VERBS])
         raise UserError(f"no verb {verb!r}; known: {known}. See reid-jax --help")
+    errors.check_own("configs", "data_pipelines")
     module = importlib.import_module(VERBS[verb][0])
     from reid_jax.runtime import interrupts
 

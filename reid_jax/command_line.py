@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
+from reid_jax import errors
 from reid_jax.errors import UserError
 from reid_jax.runtime import workdir
 
@@ -71,7 +72,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
 
     Raises:
       UserError: for a flag, a config, an argument after its colon or a field of it that
-        does not exist or cannot be read.
+        does not exist or cannot be read, and for a package that hides the library's.
     """
     if "--help" in argv:
         print(f"{about}\nFields of a config: {_library() / 'common.py'}\n")
@@ -79,6 +80,7 @@ def parse(argv: list[str], *, config: flags.FlagHolder, about: str) -> list[str]
             flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag(config.name))
         )
         sys.exit(0)
+    errors.check_own("configs", "data_pipelines")
     argv = [argv[0], *_of_the_run(argv), *_by_path(argv)[1:]]
     _check_once(argv)
     for kind, parser in _PARSERS.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -42,6 +44,26 @@ def answered(*, interrupted: str = "interrupted") -> Iterator[None]:
     except Terminated as notice:
         print(notice, flush=True)
         sys.exit(143)
+
+
+def check_own(*packages: str) -> None:
+    """Raises a `UserError` for a package of the library that another one hides.
+
+    Python takes the first `configs` of its path, and the working directory, or that of
+    a user's script, is ahead of where the library is.
+    """
+    library = pathlib.Path(__file__).resolve().parents[1]
+    for name in packages:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        found = pathlib.Path(spec.origin).resolve()
+        if found != library / name / "__init__.py":
+            theirs = found.parent if found.name == "__init__.py" else found
+            raise UserError(
+                f"{theirs} hides the library's own package {name!r}; rename it, or "
+                "start Python in another folder"
+            )
 
 
 def check_choices(**fields: tuple[str, tuple[str, ...]]) -> None:

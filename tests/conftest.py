@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import pathlib
 import signal
+import sys
 import tempfile
 
 # Tests compile much and compute little: half the time is saved. Processes that they
@@ -89,6 +90,21 @@ def on_devices(monkeypatch):
         )
 
     return use
+
+
+@pytest.fixture
+def hidden(monkeypatch, tmp_path):
+    """Puts a user's package ahead of the library's of that name; returns its folder."""
+
+    def hide(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.syspath_prepend(tmp_path)
+        return folder
+
+    return hide
 
 
 @pytest.fixture

@@ -104,6 +104,18 @@ def test_a_config_of_the_library_is_found_by_name_in_any_folder(
     assert found == [["reid-jax", *form.format(path).split(), *others]]
 
 
+@pytest.mark.parametrize("package", ["configs", "data_pipelines"])
+def test_a_package_that_hides_the_librarys(package, hidden, capsys):
+    folder = hidden(package)
+    holder = types.SimpleNamespace(name="config", value=None)
+    with pytest.raises(errors.UserError, match=f"^{folder} hides .* {package!r}; re"):
+        command_line.parse(["reid-jax", "--config=aaformer"], config=holder, about="")
+    with pytest.raises(SystemExit) as ended:
+        verbs.main(["weights", "--help"])
+    assert ended.value.code == 2
+    assert f"error: {folder} hides" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import types
 from collections.abc import Sequence
 
 import jax
 
+from reid_jax import errors
 from reid_jax.errors import UserError
 from reid_jax.extractor import exported
 from reid_jax.extractor.extractor import Extractor
@@ -23,18 +25,21 @@ def load(place: Place, *, devices: Sequence[jax.Device] | None = None) -> Extrac
     """See `reid_jax.load`."""
     mesh = sharding.make_mesh(devices or jax.local_devices())
     if os.fspath(place).startswith(SHIPPED):
-        from reid_jax.extractor import trained
-
-        return Extractor(trained.read_shipped(os.fspath(place), mesh), mesh)
+        return Extractor(_trained().read_shipped(os.fspath(place), mesh), mesh)
     folder = _folder(os.fspath(place))
     if exported.holds(folder):
         return Extractor(exported.read(folder), mesh)
     if not os.fspath(place) or not folder.is_dir():
         raise UserError(_nowhere(os.fspath(place)))
-    # Flax, Orbax and the data's libraries take seconds, and an export needs none.
+    return Extractor(_trained().read(os.fspath(place), mesh), mesh)
+
+
+def _trained() -> types.ModuleType:
+    """Flax, Orbax and the data's libraries take seconds, and an export needs none."""
+    errors.check_own("configs")
     from reid_jax.extractor import trained
 
-    return Extractor(trained.read(os.fspath(place), mesh), mesh)
+    return trained
 
 
 def _folder(place: str) -> pathlib.Path:

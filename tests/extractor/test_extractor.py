@@ -441,6 +441,18 @@ def test_an_export_of_a_run_that_knew_one_way_of_resizing(places, tmp_path):
     assert reid_jax.load(older).network.squared_distances
 
 
+def test_packages_that_hide_the_librarys(places, hidden):
+    """An export needs no configs."""
+    folder = hidden("configs")
+    for place in (places.run, "shipped/vit"):
+        with pytest.raises(UserError, match=f"{folder} hides"):
+            reid_jax.load(place)
+    reid_jax.load(places.export)
+    folder = hidden("data_pipelines")
+    with pytest.raises(UserError, match=f"{folder} hides"):
+        reid_jax.load(places.export)
+
+
 _ALONE = """
 import sys
 blocked = {"flax", "optax", "orbax", "grain", "clu", "etils", "fsspec", "pyarrow"}
