@@ -11,9 +11,10 @@ Importing this is instant; JAX and the rest are loaded on use. More is in
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reid_jax import errors
 from reid_jax.errors import UserError
@@ -21,9 +22,25 @@ from reid_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-    from reid_jax.extractor.extractor import Extractor
+    from reid_jax.extractor.extractor import Embedding, Extractor
+    from reid_jax.extractor.ranking import Ranking
 
-__all__ = ["UserError", "load"]
+__all__ = ["Embedding", "Extractor", "Ranking", "UserError", "__version__", "load"]
+
+__version__ = "0.1.0"
+
+_TYPES = {
+    "Embedding": "reid_jax.extractor.extractor",
+    "Extractor": "reid_jax.extractor.extractor",
+    "Ranking": "reid_jax.extractor.ranking",
+}
+"""What `load` gives, and its module, which imports JAX."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TYPES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_TYPES[name]), name)
 
 
 def load(

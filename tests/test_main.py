@@ -7,6 +7,7 @@ import types
 import jax
 import pytest
 
+import reid_jax
 from reid_jax import __main__ as verbs
 from reid_jax import command_line, errors
 from tests.conftest import CHECKOUT
@@ -174,6 +175,14 @@ def test_flags_are_answered_before_anything_heavy_is_imported():
     heavy = {"flax", "grain", "matplotlib", "orbax", "tensorflow_datasets"}
     assert not heavy & _imported("reid_jax.main")
     assert "jax" not in _imported("reid_jax", "reid_jax.__main__")
+
+
+def test_the_api_has_what_it_names():
+    assert all(hasattr(reid_jax, name) for name in reid_jax.__all__)
+    assert not hasattr(reid_jax, "Extracter")
+    assert (
+        f"version = {{{reid_jax.__version__}}}" in (CHECKOUT / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "tpux"])
