@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,44 +24,30 @@ def convolution(
     inputs: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    *,
-    feature_group_count: int = 1,
-    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
-    **options: Any,
+    padding: str | gradients.Pads,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` with the same values; layers take it by this name.
+    """`gradients.convolved` with the same values; layers take it by this name.
 
     Args:
       inputs: [B, H, W, C].
-      kernel: [h, w, C / feature_group_count, D], from `gradients.cast`: one that was
-        not cast is for images without groups and further options.
-      strides, padding, feature_group_count, dimension_numbers, **options: as there.
-        A 1x1 kernel without padding and groups is differentiated in reverse only.
+      kernel: [h, w, C, D], from `gradients.cast`.
+      strides, padding: as there.
 
     Returns:
-      [B, H', W', D] in the dtype of `inputs`.
+      [B, H', W', D] in the dtype of `inputs`. Of a 1x1 kernel without padding it is
+      differentiated in reverse only.
     """
-    if kernel.dtype != inputs.dtype:
-        return gradients.convolved(inputs, kernel, strides, padding, **options)
     # "SAME" and "VALID" are none for such a kernel.
     padded = not isinstance(padding, str) and any(map(any, padding))
-    if kernel.shape[:-2] == (1, 1) and feature_group_count == 1 and not padded:
-        return _traced_once(tuple(strides), options.get("precision"), inputs, kernel)
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        strides,
-        padding,
-        feature_group_count=feature_group_count,
-        dimension_numbers=dimension_numbers,
-        **options,
-    )
+    cast = kernel.dtype == inputs.dtype
+    if cast and kernel.shape[:2] == (1, 1) and not padded:
+        return _traced_once(tuple(strides), inputs, kernel)
+    return gradients.convolved(inputs, kernel, strides, padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pointwise(
-    strides: tuple[int, int], precision: Any, inputs: jax.Array, kernel: jax.Array
+    strides: tuple[int, int], inputs: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """A 1x1 convolution.
 
@@ -72,79 +57,62 @@ def _pointwise(
     return lax.platform_dependent(
         inputs,
         kernel,
-        cpu=functools.partial(_product, strides, precision),
-        default=functools.partial(_convolved, strides, precision),
+        cpu=functools.partial(_product, strides),
+        default=functools.partial(_convolved, strides),
     )
 
 
 def _pointwise_forward(
-    strides: tuple[int, int], precision: Any, inputs: jax.Array, kernel: jax.Array
+    strides: tuple[int, int], inputs: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, Pair]:
-    return _pointwise(strides, precision, inputs, kernel), (inputs, kernel)
+    return _pointwise(strides, inputs, kernel), (inputs, kernel)
 
 
 def _pointwise_backward(
-    strides: tuple[int, int], precision: Any, saved: Pair, gradient: jax.Array
+    strides: tuple[int, int], saved: Pair, gradient: jax.Array
 ) -> Pair:
     return lax.platform_dependent(
         *saved,
         gradient,
-        cpu=functools.partial(_product_gradients, strides, precision),
-        default=functools.partial(_convolved_gradients, strides, precision),
+        cpu=functools.partial(_product_gradients, strides),
+        default=functools.partial(_convolved_gradients, strides),
     )
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 # Once for each shape, and inlined where it is called: a network calls it often.
-_traced_once = jax.jit(_pointwise, static_argnums=(0, 1), inline=True)
+_traced_once = jax.jit(_pointwise, static_argnums=0, inline=True)
 
 
 def _convolved(
-    strides: tuple[int, int], precision: Any, inputs: jax.Array, kernel: jax.Array
+    strides: tuple[int, int], inputs: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        strides,
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
+    return gradients.convolved(inputs, kernel, strides, "VALID")
 
 
 def _convolved_gradients(
-    strides: tuple[int, int],
-    precision: Any,
-    inputs: jax.Array,
-    kernel: jax.Array,
-    gradient: jax.Array,
+    strides: tuple[int, int], inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> Pair:
-    of_inputs = functools.partial(_convolved, strides, precision, kernel=kernel)
-    of_kernel = functools.partial(_convolved, strides, precision, inputs)
+    of_inputs = functools.partial(_convolved, strides, kernel=kernel)
+    of_kernel = functools.partial(_convolved, strides, inputs)
     (to_inputs,) = jax.linear_transpose(of_inputs, inputs)(gradient)
     (to_kernel,) = jax.linear_transpose(of_kernel, kernel)(gradient)
     return to_inputs, to_kernel
 
 
 def _product(
-    strides: tuple[int, int], precision: Any, inputs: jax.Array, kernel: jax.Array
+    strides: tuple[int, int], inputs: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     seen = inputs[:, :: strides[0], :: strides[1]]
-    numbers = ((3,), (0,)), ((), ())
-    return lax.dot_general(seen, kernel[0, 0], numbers, precision)
+    return lax.dot_general(seen, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
 def _product_gradients(
-    strides: tuple[int, int],
-    precision: Any,
-    inputs: jax.Array,
-    kernel: jax.Array,
-    gradient: jax.Array,
+    strides: tuple[int, int], inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> Pair:
     seen = inputs[:, :: strides[0], :: strides[1]]
-    numbers = ((3,), (1,)), ((), ())
-    to_seen = lax.dot_general(gradient, kernel[0, 0], numbers, precision)
+    to_seen = lax.dot_general(gradient, kernel[0, 0], (((3,), (1,)), ((), ())))
     # Zeros in the places between, and behind the last one.
     between = [
         (0, size - (count - 1) * stride - 1, stride - 1)
@@ -157,9 +125,9 @@ def _product_gradients(
     )
     # The narrower first, which is up to twice as fast.
     if seen.shape[-1] <= gradient.shape[-1]:
-        to_kernel = kernel_gradient(seen, gradient, precision)[None, None]
+        to_kernel = kernel_gradient(seen, gradient)[None, None]
     else:
-        turned = kernel_gradient(gradient, seen, precision)
+        turned = kernel_gradient(gradient, seen)
         # Of four axes: XLA would undo the transposition of a mere matrix.
         to_kernel = turned[None, None].swapaxes(2, 3)
     return to_inputs, to_kernel

@@ -62,25 +62,21 @@ def cast(parameter: jax.Array, dtype: Any) -> jax.Array:
     return parameter if _IN_FLOAT32.get() else parameter.astype(dtype)
 
 
-def product(
-    inputs: jax.Array, kernel: jax.Array, *, precision: Any = None, dtype: Any = None
-) -> jax.Array:
+def product(inputs: jax.Array, kernel: jax.Array, *, dtype: Any = None) -> jax.Array:
     """`inputs @ kernel`.
 
     Args:
       inputs: [..., C].
       kernel: [C, D], from `cast`.
-      precision: as of `lax.dot_general`.
       dtype: of the result; None for that of `inputs`.
 
     Returns:
       [..., D]. Differentiated in reverse only, where `kernel` was not cast.
     """
-    plain = functools.partial(_product, precision, dtype)
+    plain = functools.partial(_product, dtype)
     if kernel.dtype == inputs.dtype:
         return plain(inputs, kernel)
-    gradient = functools.partial(_of_product, precision)
-    return _with_cast(plain, gradient, inputs, kernel)
+    return _with_cast(plain, _of_product, inputs, kernel)
 
 
 def convolved(
@@ -88,30 +84,26 @@ def convolved(
     kernel: jax.Array,
     strides: Sequence[int],
     padding: str | Pads,
-    *,
-    precision: Any = None,
 ) -> jax.Array:
     """`lax.conv_general_dilated` of images.
 
     Args:
       inputs: [B, H, W, C].
       kernel: [h, w, C, D], from `cast`.
-      strides, padding, precision: as there.
+      strides, padding: as there.
 
     Returns:
       [B, H', W', D] in the dtype of `inputs`. Differentiated in reverse only, where
       `kernel` was not cast.
     """
-    plain = functools.partial(_convolved, tuple(strides), padding, precision)
+    plain = functools.partial(_convolved, tuple(strides), padding)
     if kernel.dtype == inputs.dtype:
         return plain(inputs, kernel)
     pads = padding
     if isinstance(padding, str):
         sides = inputs.shape[1:3], kernel.shape[:2]
         pads = lax.padtype_to_pads(*sides, strides, padding)
-    gradient = functools.partial(
-        _of_convolved, tuple(strides), pads, precision, kernel.shape[:2]
-    )
+    gradient = functools.partial(_of_convolved, tuple(strides), pads, kernel.shape[:2])
     return _with_cast(plain, gradient, inputs, kernel)
 
 
@@ -186,42 +178,32 @@ def _backward(
 _with_cast.defvjp(_forward, _backward)
 
 
-def _product(
-    precision: Any, dtype: Any, inputs: jax.Array, kernel: jax.Array
-) -> jax.Array:
+def _product(dtype: Any, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     numbers = ((inputs.ndim - 1,), (0,)), ((), ())
-    return lax.dot_general(inputs, kernel, numbers, precision, dtype)
+    return lax.dot_general(inputs, kernel, numbers, preferred_element_type=dtype)
 
 
-def _of_product(
-    precision: Any, inputs: jax.Array, gradient: jax.Array, *, dtype: Any
-) -> jax.Array:
+def _of_product(inputs: jax.Array, gradient: jax.Array, *, dtype: Any) -> jax.Array:
     rows = tuple(range(inputs.ndim - 1))
     numbers = (rows, rows), ((), ())
-    return lax.dot_general(inputs, gradient, numbers, precision, dtype)
+    return lax.dot_general(inputs, gradient, numbers, preferred_element_type=dtype)
 
 
 def _convolved(
     strides: Sequence[int],
     padding: str | Pads,
-    precision: Any,
     inputs: jax.Array,
     kernel: jax.Array,
 ) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
+        inputs, kernel, strides, padding, dimension_numbers=numbers
     )
 
 
 def _of_convolved(
     strides: Sequence[int],
     pads: Pads,
-    precision: Any,
     size: Sequence[int],
     inputs: jax.Array,
     gradient: jax.Array,
@@ -236,7 +218,7 @@ def _of_convolved(
     """
     if tuple(size) == (1, 1) and not any(map(any, pads)):
         seen = inputs[:, :: strides[0], :: strides[1]]
-        return _of_product(precision, seen, gradient, dtype=dtype)[None, None]
+        return _of_product(seen, gradient, dtype=dtype)[None, None]
     sides = zip(
         size, inputs.shape[1:3], gradient.shape[1:3], strides, pads, strict=True
     )
@@ -250,6 +232,5 @@ def _of_convolved(
         ],
         rhs_dilation=strides,
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
-        precision=precision,
         preferred_element_type=dtype,
     )

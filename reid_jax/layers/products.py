@@ -9,7 +9,6 @@ the last layer. Of two matrices it needs no copy. Elsewhere the derived form sta
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 from jax import lax
@@ -19,67 +18,49 @@ from reid_jax.layers import gradients
 Pair = tuple[jax.Array, jax.Array]
 
 
-def row_product(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    dimension_numbers: Any = None,
-    precision: Any = None,
-) -> jax.Array:
-    """`inputs @ kernel`; a layer takes it as its `product`, or `dot_general`.
+def row_product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`inputs @ kernel`; a layer takes it as its `product`.
 
     Args:
       inputs: [..., C].
       kernel: [C, D], from `gradients.cast`.
-      dimension_numbers: those of this product, which are the only ones.
-      precision: as of `lax.dot_general`.
 
     Returns:
       [..., D]. Differentiated in reverse only.
     """
-    expected = ((inputs.ndim - 1,), (0,)), ((), ())
-    if dimension_numbers not in (None, expected):
-        raise ValueError(f"a product of rows has {expected}, not {dimension_numbers}")
     if kernel.dtype != inputs.dtype:
-        return gradients.product(inputs, kernel, precision=precision)
-    return _product(precision, inputs, kernel)
+        return gradients.product(inputs, kernel)
+    return _product(inputs, kernel)
 
 
-def kernel_gradient(
-    inputs: jax.Array, gradient: jax.Array, precision: Any = None
-) -> jax.Array:
+def kernel_gradient(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
     """The gradient [C, D] of a kernel, from [..., C] and [..., D], as two matrices."""
     rows, columns = (x.reshape(-1, x.shape[-1]) for x in (inputs, gradient))
-    return lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), precision)
+    return lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
 
 
-def _derived(precision: Any, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    numbers = ((inputs.ndim - 1,), (0,)), ((), ())
-    return lax.dot_general(inputs, kernel, numbers, precision)
+def _derived(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(inputs, kernel, (((inputs.ndim - 1,), (0,)), ((), ())))
 
 
-_product = jax.custom_vjp(_derived, nondiff_argnums=(0,))
+_product = jax.custom_vjp(_derived)
 
 
-def _forward(
-    precision: Any, inputs: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, Pair]:
-    return _derived(precision, inputs, kernel), (inputs, kernel)
+def _forward(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Pair]:
+    return _derived(inputs, kernel), (inputs, kernel)
 
 
-def _backward(precision: Any, saved: Pair, gradient: jax.Array) -> Pair:
+def _backward(saved: Pair, gradient: jax.Array) -> Pair:
     inputs, kernel = saved
 
     def derived(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-        of_kernel = functools.partial(_derived, precision, inputs)
+        of_kernel = functools.partial(_derived, inputs)
         return jax.linear_transpose(of_kernel, kernel)(gradient)[0]
 
-    of_inputs = functools.partial(_derived, precision, kernel=kernel)
+    of_inputs = functools.partial(_derived, kernel=kernel)
     (to_inputs,) = jax.linear_transpose(of_inputs, inputs)(gradient)
     to_kernel = lax.platform_dependent(
-        inputs,
-        gradient,
-        cpu=functools.partial(kernel_gradient, precision=precision),
-        default=derived,
+        inputs, gradient, cpu=kernel_gradient, default=derived
     )
     return to_inputs, to_kernel
 
