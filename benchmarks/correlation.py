@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import memory
 from reid_jax.layers.correlation4d import CorrelationStack, similarity
 from reid_jax.layers.pair_blocks import in_blocks
 
@@ -133,7 +132,7 @@ def _measure(
     return result, {
         "pairs_per_second": round(len(pairs) / seconds, 1),
         "memory_mib": round(planned / 2**20, 1),
-        "process_mib": round(_peak_mib()),
+        "process_mib": round(1024 * memory.peak_gib()),
     }
 
 
@@ -222,11 +221,6 @@ def _device() -> str:
     return (
         f"{jax.devices()[0].device_kind} ({platform.machine()}), JAX {jax.__version__}"
     )
-
-
-def _peak_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 if __name__ == "__main__":

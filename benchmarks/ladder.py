@@ -133,8 +133,11 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def _cell(results: Sequence[dict[str, Any]], group: str, name: str) -> str:
     values = [100 * result[group][name] for result in results if group in result]
-    if not values:
-        return ""
+    return spread(values) if values else ""
+
+
+def spread(values: Sequence[float]) -> str:
+    """Their mean, and of several the sample deviation."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

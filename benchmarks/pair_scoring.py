@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 import tempfile
 import time
 from functools import partial
@@ -25,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import memory
 from benchmarks.retrieval import SIZES
 from reid_jax.evaluation.pairs import PairNetwork, PairRescorer
 from reid_jax.models import cacenet
@@ -150,7 +149,7 @@ class _Bench:
         rows = np.arange(options.queries)
         distances = rng.random((options.queries, size.gallery), np.float32)
         network = PairNetwork(self._scorer)
-        before = _peak_gib()
+        before = memory.peak_gib()
         with (
             tempfile.TemporaryDirectory() as folder,
             MapStore(
@@ -184,7 +183,7 @@ class _Bench:
             "seconds_drawing_random_maps": round(self._drawing, 1),
             "store_gib": round(on_disk / 2**30, 2),
             "whole_gallery_gib": round(size.gallery * self.bytes_per_image / 2**30, 2),
-            "peak_memory_gib": round(_peak_gib(), 2),
+            "peak_memory_gib": round(memory.peak_gib(), 2),
             "peak_memory_gib_before": round(before, 2),
             "extrapolated": {
                 "pairs_of_all_queries": total,
@@ -208,11 +207,6 @@ def _unfolded(
         return jnp.linalg.norm(mine - theirs, axis=-1)
 
     return method.module.apply(variables, method=forward)
-
-
-def _peak_gib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.retrieval import SIZES, features, labels, peak_gib
+from benchmarks import memory
+from benchmarks.retrieval import SIZES, features, labels
 from reid_jax.retrieval import search
 from reid_jax.retrieval.distances import euclidean
 from reid_jax.retrieval.k_reciprocal import Encoding, KReciprocal, searched
@@ -112,7 +113,7 @@ def _ours(size: str, dim: int, block: int) -> dict[str, Any]:
     named["processor"] = time.process_time() - spent
     return {
         "seconds": {name: round(float(value), 2) for name, value in named.items()},
-        "peak": round(peak_gib(), 2),
+        "peak": round(memory.peak_gib(), 2),
         "metrics": ranker.result().metrics((1,)),
         "sample": sample,
     }
@@ -137,7 +138,7 @@ def _theirs(size: str, dim: int) -> dict[str, Any]:
     }
     return {
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "peak": round(peak_gib(), 2),
+        "peak": round(memory.peak_gib(), 2),
         "sample": keys[:64].copy(),
     }
 

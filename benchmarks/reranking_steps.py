@@ -10,11 +10,11 @@ the runs; their pictures and results stay as they are.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.ladder import spread
 from configs import run
 from reid_jax import checks, errors
 from reid_jax.evaluation import evaluate
@@ -64,16 +64,10 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| steps | " + " | ".join(COLUMNS) + " |", "|---" * 4 + "|"]
     for name, runs in found.items():
         cells = [
-            _cell([100 * metrics[column] for metrics in runs]) for column in COLUMNS
+            spread([100 * metrics[column] for metrics in runs]) for column in COLUMNS
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _cell(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 if __name__ == "__main__":

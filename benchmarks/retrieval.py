@@ -14,13 +14,12 @@ import argparse
 import dataclasses
 import json
 import platform
-import resource
-import sys
 import time
 
 import jax
 import numpy as np
 
+from benchmarks import memory
 from reid_jax.retrieval.distances import euclidean
 from reid_jax.retrieval.labels import Labels
 from reid_jax.retrieval.ranking import Ranker
@@ -88,7 +87,7 @@ def measure(size: Size, *, dim: int, block: int) -> dict[str, object]:
             sample = np.array(keys[:SAMPLE])
     result = ranker.result()
     seconds["total"] = time.perf_counter() - started
-    peak = peak_gib()  # before the reference, which needs more
+    peak = memory.peak_gib()  # before the reference, which needs more
     return {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_gib": round(peak, 2),
@@ -161,11 +160,6 @@ def features(
         features[part] += shift[labels.person[part]]
         features[part] /= np.linalg.norm(features[part], axis=1, keepdims=True)
     return features
-
-
-def peak_gib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import functools
 import multiprocessing
 import os
 import pathlib
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 import faiss
 import numpy as np
 
+from benchmarks import memory
 from reid_jax.search import check, rows, schema
 from reid_jax.search import gallery as galleries
 from reid_jax.search.layout import About
@@ -142,8 +142,7 @@ def _alone_in_a_process(work: Callable[[], Iterator[str]]) -> None:
 def _say(work: Callable[[], Iterator[str]]) -> None:
     for line in work():
         print(line, flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"  peak memory {peak / 1e6:.2f} GB", flush=True)
+    print(f"  peak memory {memory.peak_gib():.2f} GiB", flush=True)
 
 
 def main() -> None:
