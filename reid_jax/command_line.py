@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import keyword
 import pathlib
@@ -242,6 +241,5 @@ def _check_field(override: str, config: dict[str, Any]) -> None:
     stem = name.partition("[")[0]
     if stem in known or any(field.startswith(stem + ".") for field in known):
         return
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = errors.did_you_mean(name, known)
     raise UserError(f"the config has no field {name}{hint}")

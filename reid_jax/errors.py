@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -44,6 +45,17 @@ def answered(*, interrupted: str = "interrupted") -> Iterator[None]:
     except Terminated as notice:
         print(notice, flush=True)
         sys.exit(143)
+
+
+def first_line(error: Exception) -> str:
+    """Of what another library's exception says: for a message of one sentence."""
+    return (str(error).strip().splitlines() or ["nothing said"])[0][:300]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What is added of the known name that is nearest; nothing if none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def check_own(*packages: str) -> None:

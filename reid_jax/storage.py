@@ -27,7 +27,7 @@ from typing import IO
 import fsspec
 from etils import epath
 
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 
 BUCKET = "gs://"
 
@@ -136,11 +136,10 @@ def _understood(path: PathLike, action: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # gcsfs, google-auth and aiohttp raise many kinds.
-        first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"cannot {action} {path} ({type(error).__name__}: {first[:200]}). Is the "
-            "bucket's name right, and may you use it? Credentials come from 'gcloud "
-            "auth application-default login', from the file that "
+            f"cannot {action} {path} ({type(error).__name__}: {first_line(error)}). "
+            "Is the bucket's name right, and may you use it? Credentials come from "
+            "'gcloud auth application-default login', from the file that "
             "GOOGLE_APPLICATION_CREDENTIALS names, or from the VM's service account"
         ) from error
     finally:

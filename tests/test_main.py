@@ -138,6 +138,15 @@ def test_how_a_verb_may_end(raised, code, said, monkeypatch, capsys):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [("\n no such key\n  at 3", "no such key"), ("", "nothing said"), ("x" * 999, 300)],
+)
+def test_what_is_said_of_another_librarys_exception(said, wanted):
+    line = errors.first_line(ValueError(said))
+    assert line == ("x" * wanted if isinstance(wanted, int) else wanted)
+
+
 def test_a_verb_that_is_none(capsys):
     with pytest.raises(SystemExit) as ended:
         verbs.main(["trian"])

@@ -29,7 +29,7 @@ import PIL.Image
 from data_pipelines.entries import Entry, Split, bad_file, printable, shown
 from data_pipelines.part_labels.kinds import CLASS_NAMES, KINDS, UNLABELLED, check_kind
 from reid_jax import storage
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 
 THRESHOLD = 0.5
 """Where no confidence reaches this there is background, as in BPBreID."""
@@ -349,7 +349,7 @@ def _read_map(path: pathlib.Path, data: bytes, kind: str) -> np.ndarray:
 
 def _short(error: Exception) -> str:
     unknown = isinstance(error, PIL.UnidentifiedImageError)
-    return "it is no PNG" if unknown else str(error).split("\n")[0][:120]
+    return "it is no PNG" if unknown else first_line(error)
 
 
 def _bad(path: pathlib.Path, problem: str) -> UserError:

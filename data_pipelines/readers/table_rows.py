@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -124,7 +124,7 @@ def _read_parquet(
             rows = [Row.make(n, names, row) for n, row in enumerate(cells, start=1)]
             return [name.strip().lower() for name in stored], rows
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        reason = str(error).split("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{table} cannot be read as Parquet ({reason}).") from error
 
 

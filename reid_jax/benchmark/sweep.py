@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 
 from reid_jax import checks, experiment
 from reid_jax.backbones.self_attention import check_trains_here
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, did_you_mean
 from reid_jax.experiment import Stage
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
@@ -182,8 +181,7 @@ def parse_sweep(text: str, config: Any) -> tuple[str, tuple[Any, ...]]:
     name = name.removeprefix("config.")
     known = workdirs.flatten(config.to_dict())
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, known)
         raise UserError(f"--sweep={text}: the config has no field {name!r}{hint}")
     if not given or not values:
         raise UserError(f"--sweep={text}: write --sweep={name}=VALUE,VALUE")

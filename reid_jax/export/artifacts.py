@@ -7,7 +7,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -157,7 +157,7 @@ class Recorder:
         jitted = jax.jit(function)
         scope = jax.export.SymbolicScope()
         shapes = [
-            jax.tree.map(functools.partial(_symbolic, ",".join(letters), scope), given)
+            jax.tree.map(functools.partial(symbolic, letters, scope), given)
             for letters, given in zip(axes.values(), example, strict=True)
         ]
         file = f"{name}.jaxexport"
@@ -188,11 +188,11 @@ class Recorder:
         (self._folder / "check.json").write_text(json.dumps(self._calls))
 
 
-def _symbolic(
-    letters: str, scope: jax.export.SymbolicScope, array: Any
+def symbolic(
+    names: Iterable[str], scope: jax.export.SymbolicScope, array: Any
 ) -> jax.ShapeDtypeStruct:
-    """The shape of `array` with symbols for its leading axes."""
-    leading = jax.export.symbolic_shape(letters, scope=scope)
+    """The shape of `array` with names for its leading axes."""
+    leading = jax.export.symbolic_shape(",".join(names), scope=scope)
     return jax.ShapeDtypeStruct((*leading, *array.shape[len(leading) :]), array.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -15,7 +16,8 @@ import jax.export  # not loaded by `import jax`
 import jax.extend.core
 import numpy as np
 
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
+from reid_jax.export.artifacts import symbolic
 from reid_jax.export.rewriting import rewritten
 from reid_jax.runtime.progress import said
 
@@ -142,7 +144,9 @@ def _convert(
 
     scope = jax.export.SymbolicScope()
     shapes = [
-        jax.tree.map(lambda x, of=letters: _symbolic(x, of, scope), given)
+        jax.tree.map(
+            functools.partial(symbolic, [_AXES[x] for x in letters], scope), given
+        )
         for letters, given in zip(axes.values(), example, strict=True)
     ]
     leaves, tree = jax.tree.flatten(shapes)
@@ -179,11 +183,10 @@ def _check_precision(traced: jax.extend.core.ClosedJaxpr) -> None:
 
 
 def _refusal(name: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or ["nothing said"])[0]
     return (
         f"{name} cannot be converted to ONNX by jax2onnx "
         f"{importlib.metadata.version('jax2onnx')} with jax {jax.__version__} "
-        f"({type(error).__name__}: {first[:300]}); nothing was exported. "
+        f"({type(error).__name__}: {first_line(error)}); nothing was exported. "
         "--format=jax exports it for JAX"
     )
 
@@ -207,15 +210,6 @@ def _session(data: bytes) -> Any:
     return onnxruntime.InferenceSession(
         data, options, providers=["CPUExecutionProvider"]
     )
-
-
-def _symbolic(
-    array: Any, letters: str, scope: jax.export.SymbolicScope
-) -> jax.ShapeDtypeStruct:
-    """The shape of an array with names for its leading axes."""
-    names = ",".join(_AXES[letter] for letter in letters)
-    leading = jax.export.symbolic_shape(names, scope=scope)
-    return jax.ShapeDtypeStruct((*leading, *array.shape[len(leading) :]), array.dtype)
 
 
 def _named(trees: Mapping[str, Any]) -> dict[str, Any]:

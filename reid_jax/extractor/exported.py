@@ -12,7 +12,7 @@ import jax
 import jax.export  # not loaded by `import jax`
 
 from data_pipelines.images import BILINEAR
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 from reid_jax.extractor.network import Arrays, Network
 
 _SIZE = re.compile(r"\[b, (\d+), (\d+), 3\]")
@@ -87,10 +87,9 @@ def _artifact(folder: pathlib.Path, name: str) -> jax.export.Exported:
     try:
         return jax.export.deserialize(bytearray(data))
     except Exception as error:  # flatbuffers and MLIR raise many kinds
-        first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{folder}/{name} cannot be read by jax {jax.__version__} "
-            f"({type(error).__name__}: {first[:200]}); {_AGAIN}"
+            f"({type(error).__name__}: {first_line(error)}); {_AGAIN}"
         ) from error
 
 

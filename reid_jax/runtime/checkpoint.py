@@ -23,7 +23,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from reid_jax import storage
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 from reid_jax.runtime import digests, exported
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.runtime.state import AVERAGED, Meta, TrainState, wrong_entry
@@ -338,8 +338,7 @@ def _readable(checkpoint: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-        first = (str(error).strip().splitlines() or [""])[0]
-        reason = f"{type(error).__name__}: {first[:200]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(_damaged(checkpoint, reason)) from error
 
 

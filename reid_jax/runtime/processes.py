@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 
 # JAX ends the process with a dump of its stack when its own waiting time is over, so
 # ours has to be over first.
@@ -77,7 +77,9 @@ def check_devices() -> None:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("joined")
     except Exception as error:  # JAX raises several kinds, one of them without words.
-        first = (str(error).splitlines() or ["none is found"])[0].partition(" (set")[0]
+        first = (
+            first_line(error).partition(" (set")[0] if str(error) else "none is found"
+        )
         wanted = f"JAX_PLATFORMS={asked}" if asked else "JAX"
         raise UserError(
             f"{wanted} has no devices here: {first}. Without JAX_PLATFORMS the best "

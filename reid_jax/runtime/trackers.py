@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from reid_jax import storage
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 from reid_jax.runtime import workdir
 
 DEFAULT = ("tensorboard", "jsonl")
@@ -250,8 +250,7 @@ _HINTS = {
 
 
 def _said(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or ["nothing said"])[0]
-    return f"{type(error).__name__}: {first[:300]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class JsonLines:

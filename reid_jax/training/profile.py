@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 from reid_jax import storage
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 from reid_jax.runtime.metrics import StepLog
 from reid_jax.runtime.progress import said
 
@@ -107,5 +107,4 @@ def _noted() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of the profiler, the disk or the bucket
-        first = (str(error).strip().splitlines() or [""])[0]
-        tqdm.write(f"note: no profile ({type(error).__name__}: {first})")
+        tqdm.write(f"note: no profile ({type(error).__name__}: {first_line(error)})")

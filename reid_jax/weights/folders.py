@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from reid_jax import storage
-from reid_jax.errors import UserError
+from reid_jax.errors import UserError, first_line
 from reid_jax.runtime import checkpoint, digests
 from reid_jax.runtime import workdir as workdirs
 from reid_jax.weights import damage, grids
@@ -98,10 +98,9 @@ def _explained(folder: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-        first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{folder} is damaged, or no checkpoint of this library "
-            f"({type(error).__name__}: {damage.shown(first)})"
+            f"({type(error).__name__}: {damage.shown(first_line(error))})"
         ) from error
 
 
