@@ -73,7 +73,7 @@ def measure(run: pathlib.Path) -> dict[str, Any]:
         batch_size=config.evaluation.batch_size,
     )
     query, gallery = (
-        experiment.open_split(config.data.data_dir, protocol.dataset, split)
+        experiment.open_split(protocol.dataset, split, config.data.data_dir)
         for split in (protocol.query_split, protocol.gallery_split)
     )
     embedded = (

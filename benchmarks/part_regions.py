@@ -50,7 +50,7 @@ def measure(run: pathlib.Path) -> dict[str, np.ndarray]:
     variables = sharding.fetch(variables)
     protocol = experiment.build_protocols(config)[0]
     query = experiment.open_split(
-        config.data.data_dir, protocol.dataset, protocol.query_split
+        protocol.dataset, protocol.query_split, config.data.data_dir
     )
     experiment.check_parts(method, query, ("parts",))
     regions = groupings.grouping(REGIONS, query.parts_kind)

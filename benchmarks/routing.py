@@ -242,7 +242,7 @@ def _measured(
     block = config.evaluation.batch_size
     found: list[tuple[np.ndarray, ...]] = []
     for split in (protocol.query_split, protocol.gallery_split):
-        records = experiment.open_split(config.data.data_dir, protocol.dataset, split)
+        records = experiment.open_split(protocol.dataset, split, config.data.data_dir)
         experiment.check_parts(method, records, ("parts",))
         for start in range(0, len(records), block):
             rows = np.arange(start, min(start + block, len(records)))

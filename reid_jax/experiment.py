@@ -194,7 +194,7 @@ def build_augment(config: Any) -> transforms.Augment:
 
 
 def open_split(
-    data_dir: str, dataset: str, split: str, *, resize: str = images.BILINEAR
+    dataset: str, split: str, data_dir: str, *, resize: str = images.BILINEAR
 ) -> records.Records:
     """One split of a prepared data set; the embedded one is rendered when missing.
 

@@ -251,8 +251,7 @@ class Evaluator:
         """Query and gallery, with what the method needs of them."""
         query, gallery = (
             experiment.open_split(
-                *(self._spec.data_dir, protocol.dataset, split),
-                resize=self._spec.resize,
+                protocol.dataset, split, self._spec.data_dir, resize=self._spec.resize
             )
             for split in (protocol.query_split, protocol.gallery_split)
         )

@@ -34,7 +34,7 @@ def open_data(config: Any) -> records.Records:
             if not protocol.dataset.startswith("synthetic/"):
                 prepared.check_there(protocol.dataset, data.data_dir)
         return experiment.open_split(
-            data.data_dir, data.dataset, "train", resize=data.resize
+            data.dataset, "train", data.data_dir, resize=data.resize
         )
     except UserError as error:
         known = weights.KNOWN.get(config.pretrained)
