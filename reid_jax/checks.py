@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines.images import BILINEAR, RESIZES
+from data_pipelines.images import RESIZES
 from reid_jax.errors import UserError
 from reid_jax.layers.gradients import DTYPES
 from reid_jax.retrieval.ranking import APS
@@ -88,13 +88,13 @@ def check_config(config: Any) -> None:
         *_outside(fields, limits),
         *_unreadable(fields),
         *_no_protocols(fields["evaluate_on"]),
-        *_unknown_trackers(fields.get("trackers", [])),
+        *_unknown_trackers(fields["trackers"]),
         *_no_names(fields, ITEMS),
-        *_no_steps(config.get("profile_steps", ())),
-        *_no_choice("evaluation.ap", fields["evaluation.ap"], APS),
+        *_no_steps(config.profile_steps),
+        *_no_choice("evaluation.ap", config.evaluation.ap, APS),
         *_of_reranking(config.evaluation.to_dict()),
-        *_no_choice("gradient_dtype", fields.get("gradient_dtype", "compute"), DTYPES),
-        *_no_choice("data.resize", fields.get("data.resize", BILINEAR), RESIZES),
+        *_no_choice("gradient_dtype", config.gradient_dtype, DTYPES),
+        *_no_choice("data.resize", config.data.resize, RESIZES),
         *_of_model(config.model.to_dict()),
         *(line for name in config.stages for line in _of_stage(config, name)),
     ]
@@ -169,10 +169,8 @@ def _no_names(
 ) -> Iterator[str]:
     """Items of lists that are of no type that they may have."""
     for name, kinds in names.items():
-        value, known = (
-            fields.get(name, []),
-            " or ".join(kind.__name__ for kind in kinds),
-        )
+        value = fields.get(name, [])
+        known = " or ".join(kind.__name__ for kind in kinds)
         if not isinstance(value, list) or not all(type(x) in kinds for x in value):
             yield f"config.{name} is {value}; it is a tuple of {known}"
 
@@ -194,7 +192,7 @@ def _no_choice(name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
 
 def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """Steps that there are not or that do not follow each other, and idle fields."""
-    steps, field = evaluation.get("rerank", ()), "config.evaluation.rerank"
+    steps, field = evaluation["rerank"], "config.evaluation.rerank"
     if wrong := wrong_steps(steps):
         yield f"{field} is {wrong}"
         return
@@ -205,7 +203,7 @@ def _of_reranking(evaluation: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"config.evaluation.{line}" for line in said)
         elif options is not None:
             yield from _idle(step, of_step, options(), f"{field} has no {step!r}")
-    yield from _of_search(evaluation.get("search", {}), steps)
+    yield from _of_search(evaluation["search"], steps)
 
 
 def _of_search(search: Mapping[str, Any], steps: Sequence[Any]) -> Iterator[str]:

@@ -328,7 +328,7 @@ def takes_average(config: Any, trained: Mapping[str, Any]) -> bool:
       config: says whether they are to be.
       trained: fields of the run's config, by dotted name: whether there are any.
     """
-    return trained.get("ema_decay", 0.0) > 0 and config.evaluation.get("ema", True)
+    return trained.get("ema_decay", 0.0) > 0 and config.evaluation.ema
 
 
 def without_rows(method: Method, variables: Variables) -> Variables:

@@ -171,16 +171,9 @@ def stage_program(
         steps_per_epoch=STEPS_PER_EPOCH,
         seed=config.seed,
         shard_parameters=config.shard_parameters,
-        **_of_steps(config),
+        ema_decay=config.ema_decay,
+        gradient_dtype=config.gradient_dtype,
     )
-
-
-def _of_steps(config: Any) -> dict[str, Any]:
-    """What `make_step` takes of a config."""
-    return {
-        "ema_decay": config.get("ema_decay", 0.0),
-        "gradient_dtype": config.get("gradient_dtype", "compute"),
-    }
 
 
 class _Trainer:
@@ -241,23 +234,29 @@ def _mapped_trainer(
     mapped = functools.partial(jax.pmap, axis_name=_DEVICES, devices=devices)
     optimizer, rate = stage_optimizer(method, share, steps_per_epoch=STEPS_PER_EPOCH)
 
-    of_steps = _of_steps(config)
-
     def update(gradients: Any, *rest: Any) -> tuple[Any, Any]:
         return optimizer.update(jax.lax.pmean(gradients, _DEVICES), *rest)
 
     def fresh(index: jax.Array) -> TrainState:
         state = init_state(
-            *(method, share, optimizer),
+            method,
+            share,
+            optimizer,
             shapes=shapes,
             seed=config.seed,
-            ema_decay=of_steps["ema_decay"],
+            ema_decay=config.ema_decay,
         )
         return state.replace(rng=jax.random.fold_in(state.rng, index))
 
     averaged = optax.GradientTransformation(optimizer.init, update)
     step = make_step(
-        *(method, share, averaged, rate), steps_per_epoch=STEPS_PER_EPOCH, **of_steps
+        method,
+        share,
+        averaged,
+        rate,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        ema_decay=config.ema_decay,
+        gradient_dtype=config.gradient_dtype,
     )
     batch = {
         name: rows.reshape(len(devices), -1, *rows.shape[1:])

@@ -67,10 +67,9 @@ class Run:
         cls, config: Any, workdir: str, records: Records, *, extend: bool = False
     ) -> Run:
         """Checks all that can be checked before anything is computed or written."""
-        trackers.check_installed(config.get("trackers", ()))
+        trackers.check_installed(config.trackers)
         described = _described(config, records)
-        profiled = config.get("profile_steps", ())
-        profile.check(profiled, last=_last_step(config, described))
+        profile.check(config.profile_steps, last=_last_step(config, described))
         if extend:
             extension.check_begun(workdir)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
@@ -101,13 +100,15 @@ class Run:
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,
-                trackers=config.get("trackers", trackers.DEFAULT),
+                trackers=config.trackers,
                 config=workdirs.flatten(fields),
                 resume_step=start.global_step,
                 resume_rows=meta.get("metric_rows"),
                 enabled=first,
             ),
-            trace=profile.StepTrace(profiled, workdir, done=start.global_step),
+            trace=profile.StepTrace(
+                config.profile_steps, workdir, done=start.global_step
+            ),
             start=start,
             resumed=bool(meta),
             best=checkpoints.best(),

@@ -133,8 +133,8 @@ class _StageLoop:
             steps_per_epoch=self._steps_per_epoch,
             seed=config.seed,
             shard_parameters=config.shard_parameters,
-            ema_decay=config.get("ema_decay", 0.0),
-            gradient_dtype=config.get("gradient_dtype", "compute"),
+            ema_decay=config.ema_decay,
+            gradient_dtype=config.gradient_dtype,
         )
         # `max_steps` counts over all stages; 0 is no limit.
         limit = config.max_steps - self._offset if config.max_steps else self._total
