@@ -87,11 +87,6 @@ def protocol(name: str) -> Protocol:
     return _with_options(made, name, options) if colon else made
 
 
-def published_protocols() -> tuple[str, ...]:
-    """Names of the protocols of published data sets."""
-    return tuple(_PUBLISHED)
-
-
 def _with_options(made: Protocol, name: str, options: str) -> Protocol:
     match = _OPTIONS.fullmatch(options)
     repeats = int(match[1] or SINGLE_SHOT_REPEATS) if match else 0

@@ -125,7 +125,7 @@ def check_training(point: Point, stage: Stage) -> None:
     experiment.check_split(point.resize(stage), mesh, field="--batch")
 
 
-def share_of_device(stage: Stage, count: int, *, field: str = "--batch") -> Stage:
+def share_of_device(stage: Stage, count: int) -> Stage:
     """The stage with the identities that each of `count` devices gets by `jax.pmap`.
 
     Raises:
@@ -134,11 +134,11 @@ def share_of_device(stage: Stage, count: int, *, field: str = "--batch") -> Stag
     if stage.identities % count:
         raise UserError(
             f"--measure=pmap: {count} devices cannot share {stage.identities} "
-            f"identities; change {field}"
+            "identities; change --batch"
         )
     share = dataclasses.replace(stage, identities=stage.identities // count)
     one = sharding.make_mesh(jax.local_devices()[:1])
-    experiment.check_split(share, one, field=field)
+    experiment.check_split(share, one, field="--batch")
     return share
 
 

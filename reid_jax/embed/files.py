@@ -15,7 +15,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -252,7 +252,7 @@ def _flat(column: Any) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def check_suffix(path: pathlib.Path, known: Iterable[str] = SUFFIXES) -> None:
+def check_suffix(path: pathlib.Path) -> None:
     """Raises UserError for a name that says no kind of file."""
-    if path.suffix not in known:
-        raise UserError(f"--to={path}: name a file ending in {' or '.join(known)}")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--to={path}: name a file ending in {' or '.join(SUFFIXES)}")

@@ -31,10 +31,10 @@ def element(name: str, *children: str, **attributes: object) -> Html:
     return Html(f"<{name}{given}>{joined(children)}</{name}>")
 
 
-def joined(children: Sequence[str], between: str = "") -> Html:
+def joined(children: Sequence[str]) -> Html:
     """Pieces behind each other, text among them escaped."""
     pieces = (c if isinstance(c, Html) else html.escape(c) for c in children)
-    return Html(between.join(pieces))
+    return Html("".join(pieces))
 
 
 def section(title: str, *children: str) -> Html:

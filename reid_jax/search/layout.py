@@ -26,9 +26,6 @@ digests of the path and of what lies there, `time` and `added` are UTC, such as
 ANSWERS = ("query", "rank", "distance", "mark")
 """What an answer says of an entry beside its fields; no column has such a name."""
 
-COLUMN_TYPES = {"text": str, "whole": int, "number": float, "truth": bool}
-"""Kinds of further columns."""
-
 _PREFIX = "embedding_"
 _SMALL = 64
 """Arrays of at most so many numbers an image are no vectors for the engine."""
@@ -44,7 +41,7 @@ class About:
       model: where the network was, for queries by image; "" if that is not known.
       image_size: height and width that it takes.
       arrays: name -> (dtype, *shape without the images' axis) of its Embeddings.
-      columns: further columns and their kinds, of `COLUMN_TYPES`.
+      columns: further columns and their kinds: text, whole, number or truth.
     """
 
     fingerprint: str

@@ -55,7 +55,7 @@ PUBLISHED = {
 
 
 def test_published_protocols():
-    assert set(protocols.published_protocols()) == set(PUBLISHED)
+    assert set(protocols._PUBLISHED) == set(PUBLISHED)
     for name, (train, camera_filter, ranks, queries) in PUBLISHED.items():
         assert protocols.protocol(name) == protocols.Protocol(
             name=name,
