@@ -72,7 +72,10 @@ def _attention(
     own: jax.Array,
 ) -> jax.Array:
     return jax.lax.platform_dependent(
-        *(query, key, value, own),
+        query,
+        key,
+        value,
+        own,
         tpu=functools.partial(forward_kernel, parts_visible),
         default=functools.partial(_plain, parts_visible),
     )
@@ -125,7 +128,10 @@ def forward_kernel(
     """As `fused_attention`; `interpret` runs it without a TPU."""
     (output,) = _call(
         functools.partial(_forward_body, parts_visible),
-        *(own, (query, key, value), 1, interpret),
+        own,
+        (query, key, value),
+        1,
+        interpret,
     )
     return output
 
@@ -143,7 +149,10 @@ def backward_kernel(
     """The gradients of query, key and value, of that of the output."""
     return _call(
         functools.partial(_backward_body, parts_visible),
-        *(own, (query, key, value, gradient), 3, interpret),
+        own,
+        (query, key, value, gradient),
+        3,
+        interpret,
     )
 
 

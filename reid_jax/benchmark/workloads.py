@@ -313,7 +313,8 @@ def _pairs(
     # A run tells the loop over queries its length; of one that knows it, all counts.
     flops = flops_of(
         lambda asked, maps: network.scores(variables, asked, queries, maps),
-        *(asked, maps),
+        asked,
+        maps,
     )
     yield dataclasses.replace(work, flops=flops)
 

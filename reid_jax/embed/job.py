@@ -129,7 +129,9 @@ class _Share:
     def embed(self) -> None:
         """All images that no part has; what was done is kept, whatever happens."""
         with tqdm(
-            *(None, "embedding", len(self._numbers)),
+            None,
+            "embedding",
+            len(self._numbers),
             unit="img",
             initial=self.done,
             leave=False,

@@ -65,7 +65,9 @@ def export_checkpoint(
             folder, method, variables, stage=meta["stage"], image_size=image_size
         )
         about = card.describe(
-            *(method, variables, meta),
+            method,
+            variables,
+            meta,
             changed=experiment.changed_fields(config, meta["config"]),
             image_size=image_size,
             embedding=embedding,

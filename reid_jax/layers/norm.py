@@ -70,8 +70,14 @@ class BatchNorm(nn.Module):
         if not train:
             return _normalised(inputs, *running, running[0], scale, bias, self.epsilon)
         outputs, updated = _by_the_batch(
-            *(inputs, weights, running, scale, bias),
-            *(self.groups, self.momentum, self.epsilon),
+            inputs,
+            weights,
+            running,
+            scale,
+            bias,
+            self.groups,
+            self.momentum,
+            self.epsilon,
         )
         if not self.is_initializing():
             running_mean.value, running_var.value = updated

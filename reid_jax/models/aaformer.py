@@ -352,7 +352,10 @@ def auto_alignment(
         else:
             subsets = given[..., None, :, :]  # the same in every head
         output, weights = align(
-            *(query, key, value, subsets),
+            query,
+            key,
+            value,
+            subsets,
             parts_visible=options.parts_visible,
             fused=fused,
         )

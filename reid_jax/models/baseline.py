@@ -274,7 +274,10 @@ class Method(method.Method):
         else:
             given["bn_groups"] = bn_groups
         self.module = network(
-            *(trunk(**given), num_classes, bn_groups, self.losses.cosine),
+            trunk(**given),
+            num_classes,
+            bn_groups,
+            self.losses.cosine,
             pool=pool,
             neck=neck,
         )

@@ -167,7 +167,8 @@ def _embedding(
         function=embed_function(method, mesh),
         arguments=(
             place(variables, sharding.replicated(mesh)),
-            *(place(image, rows), place(rest, rows)),
+            place(image, rows),
+            place(rest, rows),
         ),
     )
 
@@ -193,7 +194,10 @@ def _pairs(
     for what, unit, items, function, arguments in (
         ("pair maps", "images", block, network.pair_maps, inputs),
         (
-            *("pair scores", "pairs", queries * block, score),
+            "pair scores",
+            "pairs",
+            queries * block,
+            score,
             (variables, asked, maps),
         ),
     ):
@@ -208,7 +212,9 @@ def _ranking(
     image, rest = _inputs(config, 2, method.embed_inputs)
     shapes = jax.eval_shape(
         lambda variables, image, rest: method.embed(variables, image, **rest),
-        *(variables, image, rest),
+        variables,
+        image,
+        rest,
     )
     block = config.evaluation.query_block
     query, gallery = (

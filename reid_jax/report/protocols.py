@@ -152,7 +152,7 @@ def _distances(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
         )
         drawn.append(
             charts.histogram(
-                *(caption, found.edges, found.right, found.wrong), threshold=threshold
+                caption, found.edges, found.right, found.wrong, threshold=threshold
             )
         )
     if drawn:
@@ -222,8 +222,11 @@ def _queries(scored: Sequence[tuple[Run, Entry]]) -> Iterator[Html]:
 def _listed(queries: Sequence[Mapping[str, Any]]) -> Html:
     rows = [
         [
-            *(one["file"], one["person"], one["camera"]),
-            *(f"{one['average_precision']:.1%}", f"{one['first_rank']:g}"),
+            one["file"],
+            one["person"],
+            one["camera"],
+            f"{one['average_precision']:.1%}",
+            f"{one['first_rank']:g}",
         ]
         for one in queries
     ]

@@ -168,7 +168,8 @@ class Gallery:
         """Entries that a filter lets through, in no certain order."""
         with milvus.answered(self.uri):
             found = self._client.query(
-                *(self.name, where or _ALL),
+                self.name,
+                where or _ALL,
                 output_fields=list(fields),
                 limit=limit,
                 offset=offset,

@@ -70,7 +70,8 @@ def schema(client: MilvusClient, about: About) -> Any:
             fields.add_field(layout.field(name), DataType.FLOAT_VECTOR, dim=numbers)
         else:
             fields.add_field(
-                *(layout.field(name), DataType.ARRAY),
+                layout.field(name),
+                DataType.ARRAY,
                 element_type=DataType.FLOAT,
                 max_capacity=numbers,
             )

@@ -79,7 +79,7 @@ class Run:
         if extend:
             stages, batches = described["stages"], described["batches"]
             extended = extension.accepted(
-                *(workdir, fields, meta), stages=stages, batches=batches
+                workdir, fields, meta, stages=stages, batches=batches
             )
         first = jax.process_index() == 0
         if first:

@@ -153,7 +153,10 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         gradients, (metrics, collections) = _differentiate(
-            *(method, stage, state, batch),
+            method,
+            stage,
+            state,
+            batch,
             steps_per_epoch=steps_per_epoch,
             layout=layout,
             gradient_dtype=gradient_dtype,
@@ -321,12 +324,13 @@ class StageProgram:
         optimizer, rate = stage_optimizer(
             method, stage, steps_per_epoch=steps_per_epoch
         )
-        keeping = {"ema_decay": ema_decay}
         self.layout = state_layout(
-            *(method, optimizer, mesh),
+            method,
+            optimizer,
+            mesh,
             shapes=shapes,
             shard_parameters=shard_parameters,
-            **keeping,
+            ema_decay=ema_decay,
         )
         self.step: StepFunction = jax.jit(
             make_step(
@@ -337,19 +341,22 @@ class StageProgram:
                 steps_per_epoch=steps_per_epoch,
                 layout=self.layout,
                 gradient_dtype=gradient_dtype,
-                **keeping,
+                ema_decay=ema_decay,
             ),
             donate_argnums=0,
             out_shardings=(self.layout, sharding.replicated(mesh)),
         )
         self._init = functools.partial(
-            *(init_state, method, stage, optimizer),
+            init_state,
+            method,
+            stage,
+            optimizer,
             shapes=shapes,
             seed=seed,
-            **keeping,
+            ema_decay=ema_decay,
         )
         self._next = functools.partial(
-            next_state, stage=stage, optimizer=optimizer, seed=seed, **keeping
+            next_state, stage=stage, optimizer=optimizer, seed=seed, ema_decay=ema_decay
         )
 
     def fresh(self, given: Any = None) -> TrainState:
