@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from reid_jax.losses.distances import mean_of_valid
 from reid_jax.losses.groups import in_groups
 from reid_jax.retrieval.distances import normalise
 
@@ -41,7 +42,7 @@ def circle_loss(
         in_groups(normalise(features.astype(jnp.float32)), groups),
         in_groups(labels, groups),
     )
-    return jnp.where(valid, losses, 0).sum() / jnp.maximum(valid.sum(), 1)
+    return mean_of_valid(losses, valid)
 
 
 def circle_logits(

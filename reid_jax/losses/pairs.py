@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from reid_jax.losses.distances import row_distances
+from reid_jax.losses.distances import mean_of_valid, mined, row_distances
 
 
 def mixup_cross_entropy(
@@ -60,12 +60,7 @@ def pair_triplet(
     """
     same = labels[:, None] == labels[None, :]
     positives = same & ~jnp.eye(labels.shape[0], dtype=bool)
-    # Chosen by index, so that of equal distances one alone has the gradient.
-    fixed = jax.lax.stop_gradient(distances)
-    farthest = jnp.argmax(jnp.where(positives, fixed, -jnp.inf), axis=1)
-    closest = jnp.argmin(jnp.where(same, jnp.inf, fixed), axis=1)
+    farthest, nearest, valid = mined(distances, positives, ~same)
     row = jnp.arange(labels.shape[0])
-    excess = distances[row, farthest] - distances[row, closest] + margin
-    valid = positives.any(1) & ~same.all(1)
-    losses = jnp.where(valid, jnp.maximum(excess, 0), 0)
-    return losses.sum() / jnp.maximum(valid.sum(), 1)
+    excess = distances[row, farthest] - distances[row, nearest] + margin
+    return mean_of_valid(jnp.maximum(excess, 0), valid)

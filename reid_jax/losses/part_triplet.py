@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from reid_jax.layers.memory_bank import EMPTY
-from reid_jax.losses.distances import row_distances
+from reid_jax.losses.distances import (
+    mean_of_valid,
+    mined,
+    row_distances,
+    squared_distances,
+)
 
 
 def part_average_triplet(
@@ -41,22 +46,18 @@ def part_average_triplet(
     features = features.astype(jnp.float32)
     if anchors is None:
         anchors = jnp.arange(labels.shape[0])
-    # Pairs are chosen without gradient from the Gram matrix; the distances of the
-    # chosen ones then cost A x K x D and lose no digits to cancellation.
-    distances = jax.lax.stop_gradient(_mean_distances(features, anchors))
     exists = labels != EMPTY
     same = labels[anchors][:, None] == labels
     itself = anchors[:, None] == jnp.arange(labels.shape[0])
-    positives = same & exists & ~itself
-    negatives = ~same & exists
-    farthest = jnp.argmax(jnp.where(positives, distances, -jnp.inf), axis=1)
-    nearest = jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1)
+    farthest, nearest, valid = mined(
+        _mean_distances(features, anchors),
+        same & exists & ~itself,  # of an anchor that does not exist there are none
+        ~same & exists,
+    )
     chosen = features[anchors]
     excess = row_distances(chosen, features[farthest]).mean(-1)
     excess -= row_distances(chosen, features[nearest]).mean(-1)
-    valid = exists[anchors] & positives.any(1) & negatives.any(1)
-    losses = jnp.where(valid, jnp.maximum(excess + margin, 0), 0)
-    return losses.sum() / jnp.maximum(valid.sum(), 1)
+    return mean_of_valid(jnp.maximum(excess + margin, 0), valid)
 
 
 def hard_center_triplet(
@@ -81,12 +82,11 @@ def hard_center_triplet(
 
     def one_part(rows: jax.Array) -> jax.Array:
         centers = jnp.matmul(weights, rows, precision=jax.lax.Precision.HIGHEST)
-        distances = jnp.sqrt(jax.lax.stop_gradient(_squares(centers, rows)))
-        farthest = jnp.argmax(jnp.where(same, distances, -jnp.inf), axis=1)
-        nearest = jnp.argmin(jnp.where(same, jnp.inf, distances), axis=1)
+        distances = jnp.sqrt(squared_distances(centers, rows))
+        farthest, nearest, valid = mined(distances, same, ~same)
         excess = row_distances(centers, rows[farthest])
         excess -= row_distances(centers, rows[nearest])
-        return jnp.where(~same.all(), jnp.maximum(excess + margin, 0), 0).mean()
+        return jnp.where(valid, jnp.maximum(excess + margin, 0), 0).mean()
 
     return jax.vmap(one_part, in_axes=1)(features.astype(jnp.float32)).mean()
 
@@ -94,14 +94,5 @@ def hard_center_triplet(
 def _mean_distances(features: jax.Array, anchors: jax.Array) -> jax.Array:
     """Distances [A, N] of rows `anchors` to all rows, averaged over parts."""
     parts = features.swapaxes(0, 1)  # [K, N, D]
-    squares = jax.vmap(_squares)(parts[:, anchors], parts)  # Eq. 6
+    squares = jax.vmap(squared_distances)(parts[:, anchors], parts)  # Eq. 6
     return jnp.sqrt(squares).mean(0)
-
-
-def _squares(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Squared distances [A, N] of [A, D] and [N, D] by their inner products."""
-    centre = right.mean(0)  # changes no distance, but leaves them more digits
-    left, right = left - centre, right - centre
-    inner = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
-    norms = jnp.square(left).sum(1)[:, None] + jnp.square(right).sum(1)
-    return jnp.maximum(norms - 2 * inner, 0)

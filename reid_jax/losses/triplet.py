@@ -11,7 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reid_jax.losses.distances import row_distances
+from reid_jax.losses.distances import (
+    mean_of_valid,
+    mined,
+    row_distances,
+    squared_distances,
+)
 from reid_jax.losses.groups import in_groups
 
 
@@ -55,32 +60,17 @@ def batch_hard_triplet(
         losses = jax.nn.softplus(excess)
     else:
         losses = jnp.maximum(excess + margin, 0)
-    losses = jnp.where(hardest.valid, losses, 0)
-    return losses.sum() / jnp.maximum(hardest.valid.sum(), 1)
+    return mean_of_valid(losses, hardest.valid)
 
 
 def hardest_pairs(features: jax.Array, labels: jax.Array) -> Hardest:
-    """Finds each anchor's hardest positive and negative; of equal ones the first.
-
-    Pairs are chosen by the Gram matrix, without gradient; the distances of the
-    chosen ones are then taken from differences, which loses no digits to
-    cancellation and costs B x D, not B x B x D.
-    """
+    """Finds each anchor's hardest positive and negative; of equal ones the first."""
     features = features.astype(jnp.float32)
-    squares = jax.lax.stop_gradient(_squared_distances(features))
     same = labels[:, None] == labels[None, :]
     positives = same & ~jnp.eye(labels.shape[0], dtype=bool)
-    farthest = jnp.argmax(jnp.where(positives, squares, -jnp.inf), axis=1)
-    nearest = jnp.argmin(jnp.where(same, jnp.inf, squares), axis=1)
+    found = mined(squared_distances(features, features), positives, ~same)
     return Hardest(
-        row_distances(features, features[farthest]),
-        row_distances(features, features[nearest]),
-        positives.any(1) & ~same.all(1),
+        row_distances(features, features[found.positive]),
+        row_distances(features, features[found.negative]),
+        found.valid,
     )
-
-
-def _squared_distances(features: jax.Array) -> jax.Array:
-    features -= features.mean(0)  # changes no distance, but leaves it more digits
-    norms = jnp.square(features).sum(1)
-    inner = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
-    return norms[:, None] + norms[None, :] - 2 * inner

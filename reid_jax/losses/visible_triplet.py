@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from reid_jax.losses.distances import row_distances
+from reid_jax.losses.distances import mean_of_valid, mined, row_distances
 from reid_jax.losses.groups import in_groups
 from reid_jax.retrieval.distances import euclidean
 
@@ -40,22 +40,19 @@ def visible_triplet(
     losses, valid = jax.vmap(partial(_hinges, margin=margin))(
         split(features.astype(jnp.float32)), split(visible), split(labels)
     )
-    return losses.sum() / jnp.maximum(valid.sum(), 1)
+    return mean_of_valid(losses, valid)
 
 
 def _hinges(
     features: jax.Array, visible: jax.Array, labels: jax.Array, *, margin: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Each anchor's loss, 0 where it does not count, and whether it does."""
-    distances, pair = _distances(jax.lax.stop_gradient(features), visible)
+    """Each anchor's loss, and whether it counts."""
+    distances, pair = _distances(features, visible)
     same = labels[:, None] == labels[None, :]
     positives = same & pair & ~jnp.eye(len(labels), dtype=bool)
-    negatives = ~same & pair
-    farthest = jnp.argmax(jnp.where(positives, distances, -jnp.inf), axis=1)
-    nearest = jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1)
-    valid = positives.any(1) & negatives.any(1)
+    farthest, nearest, valid = mined(distances, positives, ~same & pair)
     excess = _to(features, visible, farthest) - _to(features, visible, nearest)
-    return jnp.where(valid, jnp.maximum(excess + margin, 0), 0), valid
+    return jnp.maximum(excess + margin, 0), valid
 
 
 def _distances(features: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
