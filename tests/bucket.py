@@ -49,6 +49,8 @@ def emulated(name="bucket"):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body in one packet: a second one waits for the first's receipt.
+    wbufsize = -1
 
     def log_message(self, *_):
         pass
