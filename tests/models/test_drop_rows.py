@@ -7,13 +7,16 @@ parameters and ResNet-50 without its classifier 23,508,032.
 import ast
 import dataclasses
 import fnmatch
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import drop as configs
 from reid_jax import experiment
+from reid_jax.backbones.hrnet import HRNet
 from reid_jax.errors import UserError
 from reid_jax.models import drop
 from reid_jax.models.method import parameter_count
@@ -81,6 +84,29 @@ def test_the_full_system_by_hand():
     assert parameters() == 37_698_633
 
 
+WHOLE = "table4-all"
+"""The row that is traced with all of HRNet-W32. The others have a shorter one: most of
+what takes the time, and the same for all."""
+
+SHORT = (1, 0, 0)
+
+
+@functools.cache
+def left_out():
+    """Parameters of HRNet-W32 that the shorter one has not."""
+    init = functools.partial(HRNet(modules=SHORT).init, train=False)
+    images = jax.ShapeDtypeStruct((1, 256, 128, 3), jnp.float32)
+    return HRNET - parameter_count(jax.eval_shape(init, jax.random.key(0), images))
+
+
+def shorten(config):
+    """Makes an HRNet the shorter one; returns how many parameters it has less."""
+    if config.model.backbone != "hrnet_w32":
+        return 0
+    config.model.options.modules = SHORT
+    return left_out()
+
+
 TRACED = {}
 
 
@@ -109,10 +135,11 @@ def traced(method, config):
 def test_row(row):
     config = configs.get_config(f"row={row}")
     assert config.variant == f"occluded_duke-{row}"
+    less = 0 if row == WHOLE else shorten(config)
     method = experiment.build_method(config, num_classes=CLASSES)
     variables, collections = traced(method, config)
     wanted, vectors = ROWS[row]
-    assert parameter_count(variables) == wanted
+    assert parameter_count(variables) == wanted - less
     rest = {name: value for name, value in variables.items() if name != "params"}
     assert jax.tree.map(lambda x: x.shape, collections) == jax.tree.map(
         lambda x: x.shape, rest
@@ -126,10 +153,11 @@ def test_row(row):
 @pytest.mark.parametrize("row", ["table4-all", "table5-pcb-pct", "table6-legs"])
 def test_embeddings_and_distances(row):
     config = configs.get_config(f"dataset=occluded_duke,row={row}")
+    shorten(config)
     method = experiment.build_method(config, num_classes=CLASSES)
-    batch = experiment.example_batch(config, BATCH)
-    variables = jax.eval_shape(method.init, jax.random.key(0), batch)
-    embedding = jax.eval_shape(method.embed, variables, batch["image"])
+    variables, _ = traced(method, config)
+    images = experiment.example_batch(config, BATCH)["image"]
+    embedding = jax.eval_shape(method.embed, variables, images)
     vectors = ROWS[row][1]
     assert embedding["parts"].shape == (BATCH, vectors, D)
     assert embedding["visibility"].shape == (BATCH, vectors)
