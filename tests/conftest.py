@@ -3,6 +3,7 @@
 JAX_PLATFORMS=cuda,cpu in the environment is for the tests that are marked `gpu`.
 """
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -50,6 +51,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Grain's worker processes read absl flags, which only app.run would parse.
 flags.FLAGS.mark_as_parsed()
 
+MAKE_MESH = sharding.make_mesh
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -79,17 +81,17 @@ def shared_data() -> pathlib.Path:
     return path
 
 
+def use_devices(patch, count):
+    """Makes the loop use the first of the simulated devices, until `patch` ends."""
+    patch.setattr(
+        sharding, "make_mesh", lambda _=None: MAKE_MESH(jax.devices()[:count])
+    )
+
+
 @pytest.fixture
 def on_devices(monkeypatch):
-    """Makes the loop use the first n of the simulated devices."""
-    real = sharding.make_mesh
-
-    def use(count):
-        monkeypatch.setattr(
-            sharding, "make_mesh", lambda _=None: real(jax.devices()[:count])
-        )
-
-    return use
+    """`use_devices` for a test."""
+    return functools.partial(use_devices, monkeypatch)
 
 
 @pytest.fixture
@@ -193,11 +195,16 @@ def _shrink(config, data_dir) -> None:
 @pytest.fixture
 def toy_config(tiny_data):
     """Config of `tests/toy_method.py`: two stages of 6 and 4 steps."""
+    return toy(tiny_data)
+
+
+def toy(data_dir):
+    """`toy_config` for what outlives a test."""
     config = common.base("toy", common.parse("demo,scratch"))
     config.method = "tests.toy_method"
     config.model.update(width=6, top_k=3, bank_batches=3, explode_at=-1.0)
     config.stages = {"first": common.stage(), "second": common.stage()}
-    _shrink(config, tiny_data)
+    _shrink(config, data_dir)
     for stage, epochs in (("first", 1.0), ("second", 4 / 6)):
         config.stages[stage].epochs = epochs
         config.stages[stage].optimizer.learning_rate = 0.1

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -22,20 +23,29 @@ from reid_jax.export import artifacts, card, export
 from reid_jax.models.method import parameter_count
 from reid_jax.runtime import checkpoint, sharding
 from reid_jax.training import train
+from tests.conftest import toy, use_devices
+
+PAIR_INPUTS = ("parts", "camera")
+"""All there are."""
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory):
+    """A run of the toy method."""
+    config, folder = toy(tiny_data), tmp_path_factory.mktemp("finished") / "run"
+    config.model.pair_inputs = PAIR_INPUTS
+    with pytest.MonkeyPatch.context() as patch:
+        use_devices(patch, 1)
+        train.train_and_evaluate(config, str(folder))
+    return folder
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    real = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda _=None: real(jax.devices()[:1]))
-
-
-@pytest.fixture
-def toy_run(toy_config, tmp_path, one_device):
-    """A finished run of the toy method, whose pairs take all inputs there are."""
-    toy_config.model.pair_inputs = ("parts", "camera")
-    train.train_and_evaluate(toy_config, str(tmp_path / "run"))
-    return toy_config, tmp_path / "run"
+def toy_run(toy_config, finished, tmp_path, on_devices):
+    """Its config and a copy of it, on one device."""
+    on_devices(1)
+    toy_config.model.pair_inputs = PAIR_INPUTS
+    return toy_config, shutil.copytree(finished, tmp_path / "run")
 
 
 def _call(folder: pathlib.Path, name: str, *args):
@@ -282,7 +292,7 @@ def test_an_artifact_that_differs_is_not_exported(toy_run, tmp_path, monkeypatch
 def test_aaformer_and_its_bad_checkpoints(aaformer_config, toy_run, tmp_path):
     """Exports from a run that was stopped; then configs of other models."""
     config = aaformer_config
-    config.max_steps = 1
+    config.model.depth, config.max_steps = 1, 1
     train.train_and_evaluate(config, str(tmp_path / "aa"))
     folder = export.export_checkpoint(
         config, str(tmp_path / "aa"), directory=tmp_path / "aa" / "export"
@@ -294,12 +304,12 @@ def test_aaformer_and_its_bad_checkpoints(aaformer_config, toy_run, tmp_path):
 
     with pytest.raises(UserError, match=r"model of tests\.toy_method"):
         evaluate.evaluate_checkpoint(config, str(toy_run[1]), workdir=str(tmp_path))
-    config.model.depth = 3
-    with pytest.raises(UserError, match=r"missing there: .*blocks_2"):
+    config.model.depth = 2
+    with pytest.raises(UserError, match=r"missing there: .*blocks_1"):
         evaluate.evaluate_checkpoint(
             config, str(tmp_path / "aa"), workdir=str(tmp_path / "aa")
         )
-    config.model.depth, config.model.width = 2, 32
+    config.model.depth, config.model.width = 1, 32
     with pytest.raises(UserError, match=r"\(24.*there.*\(32.*here"):
         evaluate.evaluate_checkpoint(
             config, str(tmp_path / "aa"), workdir=str(tmp_path / "aa")

@@ -17,6 +17,7 @@ from reid_jax.training import train
 from reid_jax.weights import __main__ as command
 from reid_jax.weights import files, included, shipping
 from tests import commands
+from tests.conftest import use_devices
 
 NAME = "shipped/tiny"
 
@@ -41,7 +42,9 @@ def config(tiny_data):
 def run(config, tmp_path_factory):
     """Two steps of it."""
     folder = tmp_path_factory.mktemp("run")
-    train.train_and_evaluate(config, str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        use_devices(patch, 1)
+        train.train_and_evaluate(config, str(folder))
     return folder
 
 
