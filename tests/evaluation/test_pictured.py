@@ -14,6 +14,7 @@ from reid_jax.evaluation import evaluate, side_by_side
 from reid_jax.runtime import sharding
 from reid_jax.runtime import workdir as workdirs
 from tests import commands
+from tests.conftest import toy
 from tests.variables import random_variables
 
 
@@ -58,9 +59,13 @@ def nearest(config, method, variables, rows):
 @pytest.fixture
 def chosen(toy_config):
     """The toy's config with two queries of one's choice, and their rows."""
-    query = open_records("tiny", "query", toy_config.data.data_dir)
-    toy_config.evaluation.pictured = (query.filename(13), 4)
-    return toy_config, [13, 4]
+    return choose(toy_config)
+
+
+def choose(config):
+    query = open_records("tiny", "query", config.data.data_dir)
+    config.evaluation.pictured = (query.filename(13), 4)
+    return config, [13, 4]
 
 
 def test_chosen_queries_are_drawn_and_written(chosen, tmp_path, monkeypatch):
@@ -102,10 +107,10 @@ def test_an_unknown_query_is_refused_before_anything_is_computed(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def two_runs(chosen, tmp_path):
-    config, rows = chosen
-    folders = [tmp_path / "one", tmp_path / "other"]
+@pytest.fixture(scope="module")
+def two_runs(tiny_data, tmp_path_factory):
+    config, rows = choose(toy(tiny_data))
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("one", "other")]
     lists = []
     for seed, folder in enumerate(folders):
         folder.mkdir()
@@ -163,7 +168,7 @@ def test_what_cannot_be_set_side_by_side(two_runs, tmp_path, capsys):
     for given, message in (
         (f"{tmp_path}/empty", f"{tmp_path / 'empty'} has no ranking lists:"),
         (f"{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
-        (f"{tmp_path}/one,{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
+        (f"{runs[0]},{tmp_path}/none", f"{tmp_path / 'none'} does not exist"),
         (",", "--runs=, names no run"),
     ):
         argv = [f"--runs={given}", f"--out={out}"]
