@@ -22,6 +22,10 @@ NAMES = sorted(
 BATCH = {("cacenet", None): 16}
 BATCH |= {(name, "demo"): 32 for name in ("cacenet", "drop", "sanet")}
 
+# Traced at this size by `models/test_*_rows.py` and `models/test_baseline.py`.
+TRACED = {(name, None) for name in NAMES if name != "pretrain"}
+TRACED |= {("baseline", f"backbone={name}") for name in ("resnet50_ibn_a", "hrnet_w32")}
+
 
 @pytest.mark.parametrize(
     ("name", "arg"),
@@ -38,10 +42,11 @@ def test_every_config_builds_its_method(name, arg):
     config = importlib.import_module(f"configs.{name}").get_config(arg)
     assert config.name == name
     method = experiment.build_method(config, num_classes=3)
-    shapes = jax.eval_shape(
-        method.init, jax.random.key(0), experiment.example_batch(config, 2)
-    )
-    assert shapes["params"]
+    if (name, arg) not in TRACED:
+        shapes = jax.eval_shape(
+            method.init, jax.random.key(0), experiment.example_batch(config, 2)
+        )
+        assert shapes["params"]
     for stage in experiment.build_stages(config, method):
         assert stage.batch_size == BATCH.get((name, arg), 64)
 
