@@ -134,9 +134,13 @@ def test_results_of_other_steps_protocols_and_fields_are_kept(tmp_path):
     first, other = entry("a", 0.1, best={"step": 1}), entry("b", 0.3)
     changed = entry("a", 0.4, changed={"model.assignment": "nn"})
     of_another = entry("a", 0.7, run="runs/another")
-    for written in (first, other, changed, of_another, entry("a", 0.2)):
+    ways = {"ap": "rectangle", "camera_filter": False, "averaged": True}
+    ways |= {"rerank": {"flip": {}}, "search": {"recall": 0.9}}
+    otherwise = [entry("a", 0.5, **{name: value}) for name, value in ways.items()]
+    kept = [other, changed, of_another, *otherwise]
+    for written in (first, *kept, entry("a", 0.2)):
         results.write(str(tmp_path), [written])
-    wanted = [other, changed, of_another, entry("a", 0.2, best={"step": 1})]
+    wanted = [*kept, entry("a", 0.2, best={"step": 1})]
     assert json.loads((tmp_path / "results.json").read_text()) == wanted
 
 

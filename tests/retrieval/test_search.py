@@ -68,13 +68,20 @@ def test_least_of_long_rows(size, k):
     np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=1))
 
 
-def test_an_approximation_by_name_finds_most(data):
+def test_an_approximation_by_name_finds_most(data, monkeypatch):
     query, gallery, apart = data
+    asked, real = [], jax.lax.approx_min_k
+    monkeypatch.setattr(
+        jax.lax,
+        "approx_min_k",
+        lambda *of, **how: asked.append(how) or real(*of, **how),
+    )
     chosen = search.Search(by="approx_max_k", recall=0.9)
     comparison = search.Comparison(_distance, chosen, jax.devices()[:1])
     found = search.Gallery(comparison, gallery).nearest(query, 6)
     wanted = np.sort(apart, axis=1)[:, :6]
     assert (found.distances == wanted).mean() >= 0.9
+    assert asked == [{"recall_target": 0.9}]  # a CPU finds all in any case
 
 
 def test_distances_of_pairs(data):
