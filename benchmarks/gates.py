@@ -84,6 +84,9 @@ VARIANTS = {
 }
 
 
+ROUTES = ("most probable", "all, weighted", "random")
+
+
 class Suspect(Cell):
     """A cell whose gate pools otherwise or is dynamic routing's, see `Variant`."""
 
@@ -202,8 +205,8 @@ def unevenness(paths: jax.Array) -> jax.Array:
     return (shares * jnp.log(shares + 1e-6)).sum()
 
 
-def tested(variant: Variant, variables: Any) -> dict[str, float]:
-    """Figures over 900 unseen images."""
+def tested(variant: Variant, variables: Any, routes: Sequence[str]) -> dict[str, float]:
+    """Figures over 900 unseen images by some of `ROUTES`."""
     data, temperature = images(900, 1), Options(**variant.fields).temperature
     decisions = {
         "most probable": choice,
@@ -211,15 +214,16 @@ def tested(variant: Variant, variables: Any) -> dict[str, float]:
         "random": at_random(0),
     }
     figures = {}
-    for name, decide in decisions.items():
+    for name in routes:
+        decide = decisions[name]
         network = classifier(variant, decide)
         run = jax.jit(functools.partial(network.apply, train=False))
-        logits, routes = run(variables, data.maps)
+        logits, taken = run(variables, data.maps)
         right = np.asarray(logits).argmax(1) == data.classes
         figures[name] = float(right.mean())
         if decide is choice:
-            taken = np.nan_to_num(routes["activity"])
-            figures["bits"] = bits(taken, data.scales)
+            active = np.nan_to_num(taken["activity"])
+            figures["bits"] = bits(active, data.scales)
     return figures
 
 
@@ -231,7 +235,7 @@ def lines() -> Iterator[dict[str, Any]]:
     for name in ONLY.value or VARIANTS:
         for seed in range(SEEDS.value):
             variables = trained(VARIANTS[name], seed=seed, steps=STEPS.value)
-            figures = tested(VARIANTS[name], variables)
+            figures = tested(VARIANTS[name], variables, ROUTES)
             rounded = {key: round(value, 3) for key, value in figures.items()}
             yield {"gates": name, "seed": seed, "steps": STEPS.value, **rounded}
 
