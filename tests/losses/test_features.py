@@ -34,7 +34,7 @@ def looped(fields):
         found["id"].append(smoothed_cross_entropy(logits, fields.label_smoothing))
         rows = OUTPUTS["before"][:, index]
         found["triplet"].append(batch_hard_triplet(rows, LABELS, margin=None))
-        found["circle"].append(circle_loss(rows, LABELS, margin=0.25, scale=8.0))
+        found["circle"].append(circle_loss(rows, LABELS, margin=0.4, scale=8.0))
         apart = rows.astype(np.float64) - CENTERS[LABELS, index]
         found["center"].append((apart**2).sum(1).mean())
     return {name: np.array(losses, np.float64) for name, losses in found.items()}
@@ -51,6 +51,7 @@ def test_every_loss_by_its_weight(weights):
         triplet_weight=2.0,
         margin=None,
         circle_weight=0.5,
+        circle_margin=0.4,
         circle_scale=8.0,
         center_weight=0.1,
         part_weights=weights or (1.0, 1.0),

@@ -34,7 +34,7 @@ def distance(left, right):
     return np.mean(gaps)
 
 
-def average_by_loops(features, labels, anchors=None):
+def average_by_loops(features, labels, anchors=None, margin=MARGIN):
     """Eq. 7, anchor by anchor; rows labelled -1 do not exist."""
     rows = features.astype(np.float64)
     losses = []
@@ -48,7 +48,7 @@ def average_by_loops(features, labels, anchors=None):
             elif labels[j] not in (-1, labels[i]):
                 negative.append(distance(rows[i], rows[j]))
         if positive and negative:
-            losses.append(max(0, max(positive) - min(negative) + MARGIN))
+            losses.append(max(0, max(positive) - min(negative) + margin))
     return np.mean(losses) if losses else 0.0
 
 

@@ -28,7 +28,7 @@ def _sgd(parameter):
     """torch.optim.SGD: d = g + wd p; buf = m buf + d; p -= lr buf."""
     buffer = 0.0
     for rate, gradient in zip(RATES, _gradients(), strict=True):
-        buffer = 0.9 * buffer + gradient + DECAY * parameter
+        buffer = 0.8 * buffer + gradient + DECAY * parameter
         parameter = parameter - rate * buffer
     return parameter
 
@@ -59,7 +59,7 @@ REFERENCES = {
 @pytest.mark.parametrize("name", REFERENCES)
 def test_updates_are_those_of_pytorch(name):
     start = np.linspace(-1, 1, 5)
-    spec = OptimizerSpec(name, 0.1, momentum=0.9, weight_decay=DECAY)
+    spec = OptimizerSpec(name, 0.1, momentum=0.8, weight_decay=DECAY)
     optimizer = make_optimizer(spec, lambda step: jnp.asarray(RATES)[step])
     parameter = {"w": jnp.asarray(start, jnp.float32)}
     state = optimizer.init(parameter)
@@ -170,6 +170,11 @@ def test_schedule_of_bot():
     wanted |= {281: 3.5e-5, 489: 3.5e-5, 491: 3.5e-6, 839: 3.5e-6}
     for step, value in wanted.items():
         assert float(rate(step)) == pytest.approx(value), step
+    spec = OptimizerSpec("sgd", 0.1, milestones=(1, 2), decay_factor=0.5)
+    rate = schedule(spec, epochs=3, steps_per_epoch=7)
+    assert [float(rate(step)) for step in (6, 8, 15)] == pytest.approx(
+        [0.1, 0.05, 0.025]
+    )
 
 
 def test_schedule_without_warm_up_starts_at_the_learning_rate():
