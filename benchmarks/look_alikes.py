@@ -21,7 +21,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -79,6 +79,7 @@ class Pictures:
         return np.unique(self.person, return_inverse=True)[1].astype(np.int32)
 
 
+@cache
 def look_alikes(people: int) -> list[list[int]]:
     """Groups of `ALIKE` of so many people, by number, in a random order."""
 

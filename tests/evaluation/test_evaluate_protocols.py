@@ -120,8 +120,9 @@ def test_part_labels_that_pairs_need_are_checked_for(config):
             evaluator.check(bare, stages)
 
 
-def test_a_trained_model_on_two_protocols(config, tmp_path):
+def test_a_trained_model_on_two_protocols(config, tmp_path, on_devices):
     """Both of another data set than it was trained on, with pairs scored."""
+    on_devices(1)
     run, after = tmp_path / "run", tmp_path / "after"
     train.train_and_evaluate(config, str(run))
     config.evaluate_on = ("occluded_reid", SINGLE_SHOT)

@@ -81,15 +81,6 @@ def test_first_in_first_out():
     assert bank["pointer"] == 2
 
 
-def test_a_bank_of_one_batch_is_the_part_average_triplet():
-    features, labels = batches()
-    bank = empty(1)
-    for now in range(3):
-        (value, bank), _ = step()(features[now], bank, labels[now])
-        alone = part_average_triplet(features[now], labels[now], margin=MARGIN)
-        np.testing.assert_allclose(value, alone, rtol=1e-6)
-
-
 def test_one_and_eight_devices_hold_the_same():
     features, labels = batches()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -18,6 +18,7 @@ TINY |= {"ramp_epochs": 4.0, "stripes": 4, "parts": 3, "drop_path": 0.0}
 BLOCKS = ((3, 2, 4), (3, 1, 8))
 TINY |= {"correlation_channels": 8, "correlation_blocks": BLOCKS, "pair_block": 8}
 EXTRACTOR = {"correlation": False}
+SHALLOW = {"depth": 2, "attention_layers": (1,), "residual_weights": (0.5,)}
 
 
 def make(**fields):

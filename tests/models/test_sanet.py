@@ -401,7 +401,8 @@ def test_unlabelled_places_and_images_are_left_out():
 OBJECTIVES = {
     "text": {},
     "HPNet's": {"binary_mask": True, "identity": "visible", "triplet": "joint"}
-    | {"enhancement": "none", "global_branch": False, "label_smoothing": 0.1},
+    | {"enhancement": "none", "global_branch": False, "label_smoothing": 0.1}
+    | {"focal_gamma": 1.0, "focal_alpha": 0.4},
 }
 
 
@@ -452,6 +453,8 @@ def test_objective_is_the_sum_of_its_equations(name):
             np.asarray(outputs["mask_logits"])[:, k],
             np.isin(data["parts"], tuple(classes))[centres],
             known[centres],
+            gamma=fields.get("focal_gamma", 2.0),
+            alpha=fields.get("focal_alpha", 0.25),
         )
     if fields:
         triplet = triplet_by_loops(features, visible)
@@ -498,7 +501,7 @@ def test_training_step_is_finite(path):
 
 
 def test_one_and_eight_devices_agree():
-    method = make(part_groups=((1, 2),), part_names=("a",))
+    method = make(part_groups=((1, 2),), part_names=("a",), global_branch=False)
     variables = as_a_run_begins(variables_of(method))
     data, rng = batch(16), jax.random.key(3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -683,7 +686,8 @@ def test_mistakes(fields, message):
         make(**fields)
 
 
-def test_a_run_is_evaluated_and_pictured(sanet_config, tmp_path):
+def test_a_run_is_evaluated_and_pictured(sanet_config, tmp_path, on_devices):
+    on_devices(1)
     sanet_config.max_steps = 2
     sanet_config.stages.train.epochs = 1 / 3
     (entry,) = train.train_and_evaluate(sanet_config, str(tmp_path))
