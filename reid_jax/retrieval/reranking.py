@@ -88,15 +88,15 @@ class Reranking:
         )
 
     def _nearest(self, query: Embedding, gallery: Embedding, k: int) -> search.Nearest:
-        size = len(jax.tree.leaves(query)[0])
-        with tqdm(total=size, desc="neighbours", unit="img", leave=False) as bar:
-            return search.nearest(
-                search.Gallery(self._comparison, gallery),
-                query,
-                k,
-                block=self._block,
-                progress=bar.update,
-            )
+        placed = search.Gallery(self._comparison, gallery)
+        with tqdm(
+            total=len(jax.tree.leaves(query)[0]) * placed.size,
+            desc="neighbours",
+            unit="pair",
+            unit_scale=True,
+            leave=False,
+        ) as bar:
+            return placed.nearest(query, k, block=self._block, progress=bar.update)
 
 
 def check(steps: Iterable[str], embedding: Embedding, titles: tuple[str, ...]) -> None:

@@ -2,8 +2,9 @@
 
 A gallery lies on one device where it fits there; otherwise it is split over all
 devices, whose nearest images are merged; and where it does not fit at all, shares of it
-are sent from the host for every block of queries. The neighbours are the same each
-time: of equal distances the earlier gallery image is the nearer one.
+are sent from the host: once for the neighbours of all queries, and for every block of
+queries where all distances are wanted. The neighbours are the same each time: of equal
+distances the earlier gallery image is the nearer one.
 """
 
 from __future__ import annotations
@@ -204,18 +205,35 @@ class Gallery:
         distances = np.concatenate(parts, axis=1)
         return distances, np.isfinite(distances).all(axis=1)
 
-    def nearest(self, query: Embedding, k: int) -> Nearest:
-        """The k nearest images of queries on the host; all where there are fewer."""
-        k, joined = min(k, self.size), None
+    def nearest(
+        self,
+        query: Embedding,
+        k: int,
+        *,
+        block: int,
+        progress: Callable[[int], object] = lambda pairs: None,
+    ) -> Nearest:
+        """The k nearest images of all queries, a block of them at a time.
+
+        Args:
+          query: arrays [Q, ...] on the host.
+          k: how many; all where there are fewer.
+          block: queries at once.
+          progress: is told how many further pairs were compared.
+        """
+        k, joined = min(k, self.size), []
         for start, part in self._parts():
-            count = np.int32(min(self._rows, self.size - start))
-            found = self._comparison.nearest(
-                query, part, count, k=min(k, self._rows), mesh=self.mesh
-            )
-            values, index, farthest = map(np.asarray, found)
-            here = Nearest(values, index + np.int32(start), farthest)
-            joined = _joined(joined, here, k) if joined else here
-        return joined
+            count, found = min(self._rows, self.size - start), []
+            for rows, some in blocks(query, block):
+                near = self._comparison.nearest(
+                    some, part, np.int32(count), k=min(k, self._rows), mesh=self.mesh
+                )
+                values, index, farthest = (np.asarray(x)[: len(rows)] for x in near)
+                found.append(Nearest(values, index + np.int32(start), farthest))
+                progress(len(rows) * count)
+            pairs = zip(joined, found, strict=True)
+            joined = [_joined(*pair, k) for pair in pairs] if joined else found
+        return Nearest(*map(np.concatenate, zip(*joined, strict=True)))
 
     def _parts(self) -> Iterator[tuple[int, Embedding]]:
         """Where each part begins, and its rows on the devices."""
@@ -272,30 +290,6 @@ def blocks(embedding: Embedding, size: int) -> Iterator[tuple[np.ndarray, Embedd
     for start in range(0, total, size):
         rows = np.arange(start, min(start + size, total))
         yield rows, _rows(embedding, np.resize(rows, size))
-
-
-def nearest(
-    gallery: Gallery,
-    query: Embedding,
-    k: int,
-    *,
-    block: int,
-    progress: Callable[[int], object] = lambda rows: None,
-) -> Nearest:
-    """The k nearest gallery images of all queries, a block of them at a time.
-
-    Args:
-      gallery: that is searched.
-      query: arrays [Q, ...] on the host.
-      k: how many; all where there are fewer.
-      block: queries at once.
-      progress: is told how many further queries are done.
-    """
-    found = []
-    for rows, part in blocks(query, block):
-        found.append([x[: len(rows)] for x in gallery.nearest(part, k)])
-        progress(len(rows))
-    return Nearest(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def pair_distances(

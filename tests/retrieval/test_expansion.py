@@ -79,7 +79,7 @@ def test_others_are_not_the_image_itself():
         lambda q, g: euclidean(q["vector"], g["vector"]), devices=jax.devices()[:1]
     )
     gallery = search.Gallery(comparison, {"vector": vectors})
-    nearest = search.nearest(gallery, {"vector": vectors}, 3, block=5)
+    nearest = gallery.nearest({"vector": vectors}, 3, block=5)
     # The last of the three copies is not among its three nearest with itself first.
     wanted = [[1, 3], [3, 4], [1, 3], [1, 4], [1, 3]]
     np.testing.assert_array_equal(expansion.others(nearest), wanted)

@@ -49,9 +49,7 @@ COMPARISONS = {
 def _reranked(distance, embedding, queries, options, *, block=7):
     comparison = COMPARISONS[distance]
     gallery = search.Gallery(comparison, embedding)
-    nearest = search.nearest(
-        gallery, embedding, k_reciprocal.searched(options), block=block
-    )
+    nearest = gallery.nearest(embedding, k_reciprocal.searched(options), block=block)
     encoding = Encoding(
         options,
         nearest,

@@ -35,7 +35,7 @@ def data():
     ],
 )
 def test_neighbours_are_the_same_wherever_they_lie(
-    data, devices, device_bytes, mesh, parts, k
+    data, devices, device_bytes, mesh, parts, k, monkeypatch
 ):
     query, gallery, apart = data
     comparison = search.Comparison(
@@ -45,8 +45,14 @@ def test_neighbours_are_the_same_wherever_they_lie(
     )
     placed = search.Gallery(comparison, gallery)
     assert placed.mesh.size == mesh
-    assert len(list(placed._parts())) == parts
-    found = search.nearest(placed, query, k, block=8)
+    put, starts, compared = placed._put, [], []
+    monkeypatch.setattr(
+        placed, "_put", lambda start: starts.append(start) or put(start)
+    )
+    found = placed.nearest(query, k, block=8, progress=compared.append)
+    # A part is sent once, however many blocks of queries there are.
+    assert len(starts) == (parts if parts > 1 else 0)
+    assert sum(compared) == apart.size
     order = np.argsort(apart, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(found.indices, order)
     wanted = np.take_along_axis(apart, order, axis=1)
@@ -78,7 +84,7 @@ def test_an_approximation_by_name_finds_most(data, monkeypatch):
     )
     chosen = search.Search(by="approx_max_k", recall=0.9)
     comparison = search.Comparison(_distance, chosen, jax.devices()[:1])
-    found = search.Gallery(comparison, gallery).nearest(query, 6)
+    found = search.Gallery(comparison, gallery).nearest(query, 6, block=13)
     wanted = np.sort(apart, axis=1)[:, :6]
     assert (found.distances == wanted).mean() >= 0.9
     assert asked == [{"recall_target": 0.9}]  # a CPU finds all in any case
