@@ -122,7 +122,7 @@ def workloads(point: Point, measures: Sequence[str]) -> Iterator[Work]:
         yield _embedding(config, method, variables, mesh, point.embedded)
     if not point.first or jax.process_index() != 0:
         return
-    variables = jax.device_put(sharding.fetch(variables), jax.local_devices()[0])
+    variables = sharding.local(variables)
     scorers = (method.pair_scorer(stage.name) for stage in reversed(stages))
     scorer = next(filter(None, scorers), None)
     if "pairs" in measures and scorer is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -12,8 +15,12 @@ from data_pipelines import loader
 from data_pipelines.part_labels.kinds import flip_classes
 from data_pipelines.records import Records
 from reid_jax.models.method import Embedding, Method, Variables
-from reid_jax.retrieval.expansion import mirror
+from reid_jax.retrieval import expansion
 from reid_jax.runtime import sharding
+from reid_jax.runtime.ahead import one_ahead
+
+Inputs = dict[str, jax.Array]
+"""What a method embeds by beside the image, by name."""
 
 
 def embed_function(
@@ -54,6 +61,17 @@ class Embedder:
         self._inputs, self._mesh = method.embed_inputs, mesh
         self._image_size, self._batch_size = image_size, batch_size
         self._embed = embed_function(method, mesh)
+        self._titles = method.visibility_titles
+        self._mirrored = jax.jit(
+            _mirrored,
+            static_argnames="kind",
+            out_shardings=sharding.batch_sharding(mesh),
+        )
+        self._averaged = jax.jit(
+            expansion.with_mirrored,
+            static_argnames="sides",
+            out_shardings=sharding.replicated(mesh),
+        )
 
     def shapes(self, variables: Variables) -> Embedding:
         """Shapes and dtypes of a batch's embeddings; nothing is computed."""
@@ -66,22 +84,39 @@ class Embedder:
         rest = {name: rows[name] for name in self._inputs}
         return jax.eval_shape(self._embed, variables, rows["image"], rest)
 
-    def __call__(
-        self,
-        variables: Variables,
-        records: Records,
-        what: str,
-        *,
-        mirrored: bool = False,
-    ) -> Embedding:
+    def __call__(self, variables: Variables, records: Records, what: str) -> Embedding:
         """Embeddings [N, ...] of a split, on the host of every process.
 
         Args:
           variables: replicated on the mesh.
           records: the split.
           what: it is called by the progress bar.
-          mirrored: whether the mirror images are embedded instead.
         """
+        return self._embedded(functools.partial(self._embed, variables), records, what)
+
+    def with_flip(
+        self, variables: Variables, records: Records, what: str
+    ) -> tuple[Embedding, Embedding]:
+        """The same, and averaged with those of the mirror images; all are read once.
+
+        Raises:
+          UserError: if a part has no other side.
+        """
+
+        def both(image: jax.Array, rest: Inputs) -> tuple[Embedding, Embedding]:
+            plain = self._embed(variables, image, rest)
+            turned = self._mirrored(image, rest, kind=records.parts_kind)
+            other = self._embed(variables, *turned)
+            titles = self._titles if "visibility" in plain else ()
+            sides = expansion.other_sides(titles)
+            return plain, self._averaged(plain, other, sides=sides)
+
+        return self._embedded(both, records, what)
+
+    def _embedded(
+        self, start: Callable[[jax.Array, Inputs], Any], records: Records, what: str
+    ) -> Any:
+        """What `start` gives for all batches, joined, on the host of every process."""
         batches = loader.eval_batches(
             records,
             image_size=self._image_size,
@@ -89,6 +124,11 @@ class Embedder:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             with_parts="parts" in self._inputs,
+        )
+        placed = (sharding.put_batch(batch, self._mesh) for batch in batches)
+        started = (
+            start(rows["image"], {name: rows[name] for name in self._inputs})
+            for rows in placed
         )
         blocks = []
         with tqdm(
@@ -99,27 +139,17 @@ class Embedder:
             disable=jax.process_index() != 0,
         ) as bar:
             bar.set_postfix_str("the first batch is compiled first")
-            for batch in batches:
-                if mirrored:
-                    batch = _mirror(batch, records.parts_kind)
-                rows = sharding.put_batch(batch, self._mesh)
-                rest = {name: rows[name] for name in self._inputs}
-                blocks.append(
-                    sharding.fetch(self._embed(variables, rows["image"], rest))
-                )
+            for running in one_ahead(started):
+                blocks.append(sharding.fetch(running))
                 bar.set_postfix_str("", refresh=False)
                 bar.update(min(self._batch_size, len(records) - bar.n))
         # Only the last batch is padded, at its end.
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(records)], *blocks)
 
 
-def _mirror(batch: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+def _mirrored(image: jax.Array, rest: Inputs, kind: str) -> tuple[jax.Array, Inputs]:
     """A batch of the mirror images, with the labels of the other side."""
-    turned = {
-        name: np.ascontiguousarray(mirror(array))
-        for name, array in batch.items()
-        if name in ("image", "parts")
-    }
-    if "parts" in turned:
-        turned["parts"] = flip_classes(turned["parts"], kind)
-    return batch | turned
+    if "parts" in rest:
+        sides = jnp.asarray(flip_classes(np.arange(256, dtype=np.uint8), kind))
+        rest = rest | {"parts": sides[expansion.mirror(rest["parts"])]}
+    return expansion.mirror(image), rest

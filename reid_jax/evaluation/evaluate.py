@@ -33,7 +33,7 @@ from reid_jax.models.method import Embedding, Method, Variables
 from reid_jax.retrieval import reranking, search
 from reid_jax.retrieval.k_reciprocal import Encoding
 from reid_jax.retrieval.labels import Labels
-from reid_jax.retrieval.reranking import Reranking
+from reid_jax.retrieval.reranking import Pair, Reranking
 from reid_jax.retrieval.search import Comparison, Gallery
 from reid_jax.retrieval.steps import fields_of
 from reid_jax.retrieval.verification import Verification
@@ -98,15 +98,7 @@ class Evaluator:
         ranking = Ranking(protocol, query, gallery, self._spec.pictured)
         self.check_steps(variables)
         finite.check_variables(sharding.fetch(variables))
-        plain = self._embedded(variables, query, gallery)
-        compared = plain
-        if "flip" in self._spec.rerank:
-            compared = reranking.flipped(
-                plain,
-                lambda: self._embedded(variables, query, gallery, mirrored=True),
-                self._method.visibility_titles,
-                block=self._spec.query_block,
-            )
+        plain, compared = self._embedded(variables, query, gallery)
         # Every process has what the best is compared by.
         entry = results.describe(protocol, query, gallery, step) | self._ways()
         if jax.process_index() != 0:
@@ -137,20 +129,20 @@ class Evaluator:
         return entry
 
     def _embedded(
-        self,
-        variables: Variables,
-        query: Records,
-        gallery: Records,
-        *,
-        mirrored: bool = False,
-    ) -> tuple[Embedding, Embedding]:
-        """The embeddings of both splits, all of them finite."""
+        self, variables: Variables, query: Records, gallery: Records
+    ) -> tuple[Pair, Pair]:
+        """The embeddings of both splits, and those behind the flip; all are finite."""
         found = []
         for split, what in ((query, "query"), (gallery, "gallery")):
-            embedding = self._embed(variables, split, what, mirrored=mirrored)
-            finite.check_embedding(embedding, split, what)
-            found.append(embedding)
-        return tuple(found)
+            if "flip" in self._spec.rerank:
+                made = self._embed.with_flip(variables, split, what)
+            else:
+                made = (self._embed(variables, split, what),)
+            for embedding in made:
+                finite.check_embedding(embedding, split, what)
+            found.append((made[0], made[-1]))
+        plain, compared = zip(*found, strict=True)
+        return plain, compared
 
     def _states(
         self,
@@ -207,7 +199,7 @@ class Evaluator:
         roc: Verification | None,
     ) -> None:
         """All pictures of an evaluation."""
-        lists, local = states["final"].lists, _local(variables)
+        lists, local = states["final"].lists, sharding.local(variables)
         drawing.lists(lists)
         drawing.method(self._method, local, lists.some(PICTURED_MAPS))
         if drawing.visibility:
@@ -269,7 +261,10 @@ class Evaluator:
         if network is None:
             return None
         return SecondLook(
-            *(network, _local(variables), query, gallery),
+            network,
+            sharding.local(variables),
+            query,
+            gallery,
             image_size=self._spec.image_size,
             pair_block=self._spec.pair_block,
         )
@@ -399,8 +394,3 @@ def evaluate_protocols(
         )
         for protocol in protocols
     ]
-
-
-def _local(variables: Variables) -> Variables:
-    """The variables on this process's first device."""
-    return jax.device_put(sharding.fetch(variables), jax.local_devices()[0])

@@ -11,6 +11,7 @@ import numpy as np
 
 from reid_jax.models.method import PairScorer, Variables
 from reid_jax.retrieval.rescoring import MapStore, candidates
+from reid_jax.runtime.ahead import one_ahead
 
 
 class PairNetwork:
@@ -115,13 +116,18 @@ class PairRescorer:
         """Scores [q, K] of each query with its candidates [q, K]."""
         maps = self._query_maps(rows)
         scores = np.empty(chosen.shape, np.float32)
-        for i, indices in enumerate(chosen):
-            query = jax.tree.map(lambda m, i=i: m[i : i + 1], maps)
-            for part in self._parts(len(indices)):
-                fetched = self._fetch(indices[part])
-                block = self._network.score(self._variables, query, 1, fetched)
-                scores[i, part] = np.asarray(block)[0, : len(indices[part])]
-                self._progress(len(indices[part]))
+
+        def started() -> Iterator[tuple[int, slice, jax.Array]]:
+            for i, indices in enumerate(chosen):
+                query = jax.tree.map(lambda m, i=i: m[i : i + 1], maps)
+                for part in self._parts(len(indices)):
+                    fetched = self._fetch(indices[part])
+                    yield i, part, self._score(query, 1, fetched)
+
+        for i, part, block in one_ahead(started()):
+            size = part.stop - part.start
+            scores[i, part] = np.asarray(block)[0, :size]
+            self._progress(size)
         return scores
 
     def _score_all(
@@ -131,25 +137,22 @@ class PairRescorer:
         maps = jax.tree.map(lambda m: _fill(m, block), self._query_maps(rows))
         maps = jax.device_put(maps)
         scores = np.empty((len(rows), len(gallery)), np.float32)
-
-        def keep(part: slice, block: jax.Array) -> None:
-            size = len(gallery[part])
-            scores[:, part] = np.asarray(block)[: len(rows), :size]
-            self._progress(len(rows) * size)
-
         # To and fro: what the store read last, it still has.
         order = -1 if self._backwards else 1
         self._backwards = not self._backwards
-        running = None
-        for part in list(self._parts(len(gallery)))[::order]:
-            fetched = self._fetch(gallery[part])
-            if running:
-                keep(*running)
-            # The device computes while the next maps are fetched.
-            score = self._network.score(self._variables, maps, len(rows), fetched)
-            running = part, score
-        keep(*running)
+        started = (
+            (part, self._score(maps, len(rows), self._fetch(gallery[part])))
+            for part in list(self._parts(len(gallery)))[::order]
+        )
+        for part, block in one_ahead(started):
+            size = part.stop - part.start
+            scores[:, part] = np.asarray(block)[: len(rows), :size]
+            self._progress(len(rows) * size)
         return scores
+
+    def _score(self, query_maps: Any, count: int, maps: Any) -> jax.Array:
+        """Starts to score; the device computes while the next maps are fetched."""
+        return self._network.score(self._variables, query_maps, count, maps)
 
     def _parts(self, size: int) -> Iterator[slice]:
         """`pair_block` places at a time."""

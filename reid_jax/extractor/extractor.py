@@ -22,6 +22,7 @@ from reid_jax.retrieval import expansion, reranking, search
 from reid_jax.retrieval.lists import smallest
 from reid_jax.retrieval.steps import Steps, of_embeddings
 from reid_jax.runtime import sharding
+from reid_jax.runtime.ahead import one_ahead
 
 Embedding = dict[str, np.ndarray]
 """Arrays by name whose leading axis is that of the images. Most methods give `vector`,
@@ -175,15 +176,12 @@ class Extractor:
         size, how = self.network.image_size, self.network.resize
         read = functools.partial(imaging.resized, size=size, how=how)
         rows = batches.usable(imaging.read_ahead(read, sources), skipped)
-        running: tuple[list[Source], Arrays] | None = None
-        for batch, arrays in batches.padded(rows, self.batch_size(batch_size)):
-            # The next batch is started before this one is waited for.
-            started = batch, self._start(arrays, flip=flip)
-            if running:
-                yield _finished(*running)
-            running = started
-        if running:
-            yield _finished(*running)
+        started = (
+            (batch, self._start(arrays, flip=flip))
+            for batch, arrays in batches.padded(rows, self.batch_size(batch_size))
+        )
+        for batch, running in one_ahead(started):
+            yield _finished(batch, running)
 
     def batch_size(self, wanted: int | None = None) -> int:
         """Images at once over all devices: `wanted`, or what divides by them."""

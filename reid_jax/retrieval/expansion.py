@@ -151,20 +151,6 @@ def with_mirrored(
     return made
 
 
-_with_mirrored = jax.jit(with_mirrored, static_argnames="sides")
-
-
-def averaged(
-    embedding: Embedding, mirrored: Embedding, sides: tuple[int, ...], *, block: int
-) -> Embedding:
-    """`with_mirrored` of arrays on the host, of `block` images at once."""
-    found, sets = [], (blocks(one, block) for one in (embedding, mirrored))
-    for (rows, own), (_, other) in zip(*sets, strict=True):
-        made = _with_mirrored(own, other, sides=sides)
-        found.append({name: np.asarray(x)[: len(rows)] for name, x in made.items()})
-    return {name: np.concatenate([one[name] for one in found]) for name in embedding}
-
-
 def other_sides(titles: Sequence[str]) -> tuple[int, ...]:
     """Which part of the mirror image is each part of an image, by their names.
 

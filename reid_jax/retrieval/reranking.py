@@ -9,7 +9,7 @@ or a single-shot protocol does not draw, is a neighbour as well.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -112,28 +112,6 @@ def check(steps: Iterable[str], embedding: Embedding, titles: tuple[str, ...]) -
             expansion.check_averaged(embedding, step)
         if step == "flip" and "visibility" in embedding:
             expansion.other_sides(titles)
-
-
-def flipped(
-    plain: Pair, mirrored: Callable[[], Pair], titles: tuple[str, ...], *, block: int
-) -> Pair:
-    """Embeddings averaged with those of the mirror images.
-
-    Args:
-      plain: of the images.
-      mirrored: computes those of the mirror images.
-      titles: of the parts, for their sides.
-      block: images at once.
-
-    Raises:
-      UserError: if a part has no other side.
-    """
-    sides = expansion.other_sides(titles) if "visibility" in plain[0] else ()
-    query, gallery = (
-        expansion.averaged(*both, sides, block=block)
-        for both in zip(plain, mirrored(), strict=True)
-    )
-    return query, gallery
 
 
 def _say_if_few(options: KReciprocal, everyone: Embedding) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from data_pipelines import loader
+from data_pipelines import images, loader
 from data_pipelines.prepared import open_records
 from reid_jax import experiment, pictures
 from reid_jax.errors import UserError
@@ -319,24 +319,39 @@ def test_a_gallery_that_is_streamed_or_split_ranks_the_same(toy_config, toy, cap
     assert parts == whole
 
 
-def test_mirror_images_have_the_labels_of_the_other_side(toy_config):
-    """The image and its part labels are turned, and left is right then."""
+def test_mirror_images_have_the_labels_of_the_other_side(toy_config, monkeypatch):
+    """The image and its part labels are turned, and left is right then; read once."""
 
     class Seen(toy_method.Method):
         embed_inputs = ("parts",)
 
         def embed(self, variables, images, camera=None, parts=None):
-            return {"image": images, "parts": parts}
+            pair = (x.reshape(len(x), -1).astype("f") for x in (images, 9 * parts))
+            return {"vector": jnp.concatenate([*pair], axis=1)}
 
     records = open_records("tiny", "query", toy_config.data.data_dir)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    method = Seen(9, (32, 16), width=6, top_k=3)
-    embed = Embedder(method, mesh, image_size=(32, 16), batch_size=8)
-    plain, turned = (
-        embed({}, records, "query", mirrored=mirrored) for mirrored in (False, True)
-    )
-    np.testing.assert_array_equal(turned["image"], plain["image"][:, :, ::-1])
+    rows, size = range(len(records)), (32, 16)
+    batch = loader.image_batch(records, rows, image_size=size, with_parts=True)
+    image, parts = batch["image"], batch["parts"]
+    assert len(np.unique(parts)) == 9
     sides = np.arange(256)
     sides[[3, 4, 5, 6, 7, 8]] = [4, 3, 6, 5, 8, 7]  # arms, legs, feet
-    np.testing.assert_array_equal(turned["parts"], sides[plain["parts"][:, :, ::-1]])
-    assert len(np.unique(plain["parts"])) == 9
+    here, there = (
+        np.concatenate([x.reshape(15, -1), 9.0 * y.reshape(15, -1)], axis=1)
+        for x, y in (
+            (image, parts),
+            (image[:, :, ::-1], sides[parts[:, :, ::-1]]),
+        )
+    )
+    decode, read = images.decode, []
+    monkeypatch.setattr(images, "decode", lambda x: read.append(1) or decode(x))
+    method = Seen(9, size, width=6, top_k=3)
+    embed = Embedder(method, sharding.make_mesh(), image_size=size, batch_size=8)
+    plain, averaged = embed.with_flip({}, records, "query")
+    assert len(read) == len(records)
+    np.testing.assert_array_equal(plain["vector"], here)
+    length = sum(np.linalg.norm(x, axis=1, keepdims=True) for x in (here, there)) / 2
+    wanted = length * (here + there)
+    wanted /= np.linalg.norm(here + there, axis=1, keepdims=True)
+    np.testing.assert_allclose(averaged["vector"], wanted, rtol=1e-5)
+    assert embed._embed._cache_size() == 1

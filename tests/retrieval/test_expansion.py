@@ -118,19 +118,6 @@ def test_an_image_and_its_mirror_image():
     np.testing.assert_allclose(got["parts"][0], wanted, atol=1e-6)
 
 
-def test_mirror_images_are_averaged_some_at_a_time(monkeypatch):
-    rng, real, sizes = np.random.default_rng(4), expansion.normalise, []
-    here, there = _unit(rng, 7, 5), _unit(rng, 7, 5)
-    monkeypatch.setattr(
-        expansion, "normalise", lambda x: sizes.append(len(x)) or real(x)
-    )
-    got = expansion.averaged({"vector": here}, {"vector": there}, (), block=3)
-    wanted = here.astype("d") + there
-    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    np.testing.assert_allclose(got["vector"], wanted, atol=1e-6)
-    assert sizes == [3]  # of one program
-
-
 def test_what_cannot_be_averaged_is_named():
     with pytest.raises(UserError, match=r"flip averages .*`length`"):
         expansion.check_averaged({"vector": 0, "length": 1}, "flip")
