@@ -8,8 +8,9 @@ some hundred numbers for an image.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,8 +95,10 @@ class Evaluator:
         """
         picture_dir = picture_dir if self._spec.pictures else None
         query, gallery = self._open(protocol, (stage,))
+        pictured = self._spec.pictured if picture_dir is not None else None
+        ranked = functools.partial(Ranking, protocol, query, gallery, pictured)
         # First of all, because it fails where no query has a match.
-        ranking = Ranking(protocol, query, gallery, self._spec.pictured)
+        ranking = ranked()
         self.check_steps(variables)
         finite.check_variables(sharding.fetch(variables))
         plain, compared = self._embedded(variables, query, gallery)
@@ -104,7 +107,7 @@ class Evaluator:
         if jax.process_index() != 0:
             return entry
         look = self._second_look(variables, stage, query, gallery)
-        states = self._states(protocol, query, gallery, ranking, look)
+        states = self._states(ranked, look) | {"final": ranking}
         if "before_reranking" in states:
             self._rank(plain, query, {"final": states["before_reranking"]})
         steps = Reranking(
@@ -145,21 +148,12 @@ class Evaluator:
         return plain, compared
 
     def _states(
-        self,
-        protocol: Protocol,
-        query: Records,
-        gallery: Records,
-        ranking: Ranking,
-        look: SecondLook | None,
+        self, ranked: Callable[[], Ranking], look: SecondLook | None
     ) -> dict[str, Ranking]:
-        """What is ranked: the end, and what was before each change, by its name."""
+        """What is ranked beside the end: what was before each change, by its name."""
         names = ["before_reranking"] if self._spec.rerank else []
         names += ["before_pairs"] if look else []
-        others = {
-            name: Ranking(protocol, query, gallery, self._spec.pictured)
-            for name in names
-        }
-        return others | {"final": ranking}
+        return {name: ranked() for name in names}
 
     def _verification(
         self, protocol: Protocol, query: Records, gallery: Records

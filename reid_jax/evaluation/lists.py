@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.records import Records
 from reid_jax.errors import UserError
-from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.labels import Labels, MatchIndex
 from reid_jax.retrieval.lists import top_matches
 
 PICTURED_QUERIES = 10
@@ -62,8 +62,8 @@ class Lists:
         chosen: Chosen = (),
     ):
         self._query, self._gallery = query, gallery
-        self._labels = [Labels(r.person, r.camera) for r in (query, gallery)]
-        self._camera_filter = camera_filter
+        labels = (Labels(r.person, r.camera) for r in (query, gallery))
+        self._index = MatchIndex(*labels, camera_filter=camera_filter)
         chosen = (chosen,) if isinstance(chosen, str | int) else tuple(chosen)
         self._chosen = bool(chosen)
         self.rows = (
@@ -80,13 +80,7 @@ class Lists:
         if not len(shown):
             return
         keys = np.asarray(keys)[shown - rows[0]]
-        nearest = top_matches(
-            keys,
-            shown,
-            *self._labels,
-            k=PICTURED_RANKS,
-            camera_filter=self._camera_filter,
-        )
+        nearest = top_matches(keys, shown, self._index, k=PICTURED_RANKS)
         for row, key, found in zip(shown.tolist(), keys, nearest, strict=True):
             self.nearest[row], self.keys[row] = found, key[found]
 

@@ -21,11 +21,11 @@ class Ranking:
     Args:
       protocol: what is reported.
       query, gallery: the splits.
-      pictured: queries whose lists are kept.
+      pictured: queries whose lists are kept; None keeps none.
 
     Attributes:
-      lists: of some queries; they show the whole gallery, whatever a single-shot
-        protocol draws from it.
+      lists: of some queries, if any are kept; they show the whole gallery, whatever a
+        single-shot protocol draws from it.
 
     Raises:
       UserError: no query has a match, or a pictured one is not there.
@@ -36,19 +36,22 @@ class Ranking:
         protocol: Protocol,
         query: Records,
         gallery: Records,
-        pictured: Chosen = (),
+        pictured: Chosen | None = None,
     ):
         self._protocol = protocol
         labels = (Labels(r.person, r.camera) for r in (query, gallery))
         self._ranker = _ranker(protocol, *labels)
-        self.lists = Lists(
-            query, gallery, camera_filter=protocol.camera_filter, chosen=pictured
-        )
+        self.lists = None
+        if pictured is not None:
+            self.lists = Lists(
+                query, gallery, camera_filter=protocol.camera_filter, chosen=pictured
+            )
 
     def update(self, rows: np.ndarray, keys: jax.Array | np.ndarray) -> None:
         """Takes keys [>= q, G] of the queries `rows` [q]."""
         self._ranker.update(int(rows[0]), keys)
-        self.lists.update(rows, keys)
+        if self.lists:
+            self.lists.update(rows, keys)
 
     def scores(self, rows: np.ndarray) -> QueryScores:
         """What the queries `rows` [n] scored, once they were taken."""

@@ -5,24 +5,22 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from reid_jax.retrieval.labels import Labels, MatchIndex
+from reid_jax.retrieval.labels import MatchIndex
 
 
 def top_matches(
     keys: np.ndarray | jax.Array,
     rows: np.ndarray,
-    query: Labels,
-    gallery: Labels,
+    index: MatchIndex,
     *,
-    k: int = 10,
-    camera_filter: bool = True,
+    k: int,
 ) -> np.ndarray:
     """The images that a ranking list shows: the nearest ones that count.
 
     Args:
       keys: float [q, G], smaller is more alike.
       rows: int [q], which query each row of `keys` belongs to.
-      query, gallery, camera_filter: as for `Ranker`.
+      index: of all queries and the gallery.
       k: length of the lists.
 
     Returns:
@@ -30,10 +28,9 @@ def top_matches(
       where fewer than k images count.
     """
     keys = np.asarray(keys)
-    index = MatchIndex(query, gallery, camera_filter=camera_filter)
     lists = np.full((len(rows), k), -1, np.int32)
     for found, values, row in zip(lists, keys, rows, strict=True):
-        kept = np.delete(np.arange(len(gallery)), index.junk(row))
+        kept = np.delete(np.arange(keys.shape[1]), index.junk(row))
         nearest = kept[smallest(values[kept], k)]
         found[: len(nearest)] = nearest
     return lists

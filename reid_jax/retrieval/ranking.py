@@ -203,11 +203,16 @@ class Ranker:
             keys,
             matches,
             (self._query.person[padded], self._query.camera[padded]),
-            (self._gallery.person, self._gallery.camera),
+            self._gallery_on_device,
             camera_filter=self._camera_filter,
         )
         ranks = np.where(matches < 0, _PADDING, np.asarray(ranks))
         return ranks[: len(rows)], np.asarray(undefined)[: len(rows)]
+
+    @functools.cached_property
+    def _gallery_on_device(self) -> tuple[jax.Array, jax.Array]:
+        """Persons and cameras, sent once."""
+        return jax.device_put((self._gallery.person, self._gallery.camera))
 
     def _score(self, rows: np.ndarray, ranks: np.ndarray) -> None:
         """Scores queries by the ascending 0-based ranks [q, M] of their matches."""

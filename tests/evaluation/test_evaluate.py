@@ -368,7 +368,7 @@ def test_pairs_that_are_drawn(drawn, tmp_path):
 def _ranking(toy_config, keys):
     protocol = experiment.build_protocols(toy_config)[0]
     query, gallery = (_images(toy_config, split)[0] for split in ("query", "gallery"))
-    ranking = scoring.Ranking(protocol, query, gallery)
+    ranking = scoring.Ranking(protocol, query, gallery, ())
     ranking.update(np.arange(len(query)), keys)
     return ranking, query, gallery
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reid_jax.errors import UserError
 from reid_jax.retrieval import ranking
-from reid_jax.retrieval.labels import Labels
+from reid_jax.retrieval.labels import Labels, MatchIndex
 from reid_jax.retrieval.lists import top_matches
 from reid_jax.retrieval.ranking import Ranker
 
@@ -261,9 +261,8 @@ def test_mistakes_of_the_caller():
 def test_top_matches_equal_the_head_of_the_order(seed, levels, k, camera_filter):
     keys, query, gallery = random_case(seed, 5, 9, levels=levels)
     rows = np.array([3, 0, 4])
-    lists = top_matches(
-        keys[rows], rows, query, gallery, k=k, camera_filter=camera_filter
-    )
+    index = MatchIndex(query, gallery, camera_filter=camera_filter)
+    lists = top_matches(keys[rows], rows, index, k=k)
     assert lists.shape == (3, k)
     assert lists.dtype == np.int32
     for found, q in zip(lists, rows, strict=True):
