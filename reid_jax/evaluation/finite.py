@@ -43,7 +43,7 @@ def check_embedding(embedding: Embedding, records: Records, what: str) -> None:
       what: it is called.
     """
     for name, x in embedding.items():
-        rows = np.flatnonzero(_rows_not_finite(x))
+        rows = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
         if len(rows):
             images = _listed([records.filename(row) for row in rows])
             raise UserError(
@@ -71,15 +71,7 @@ def check_distances(finite: np.ndarray, rows: np.ndarray, query: Records) -> Non
 
 
 def _not_finite(x: jax.Array) -> int:
-    return int(_rows_not_finite(np.asarray(x).reshape(-1)).sum())
-
-
-def _rows_not_finite(x: np.ndarray) -> np.ndarray:
-    """bool [N]; bfloat16 has no test of its own in NumPy."""
-    x = np.asarray(x)
-    if not jax.numpy.issubdtype(x.dtype, np.floating):
-        return np.zeros(len(x), bool)
-    return ~np.isfinite(x.reshape(len(x), -1).astype(np.float32)).all(axis=1)
+    return int((~np.isfinite(np.asarray(x))).sum())
 
 
 def _listed(names: Sequence[str]) -> str:

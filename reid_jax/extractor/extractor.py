@@ -19,6 +19,7 @@ from reid_jax.extractor.images import BadImage, Images, Source
 from reid_jax.extractor.network import Arrays, Network
 from reid_jax.extractor.ranking import Ranking
 from reid_jax.retrieval import expansion, reranking, search
+from reid_jax.retrieval.k_reciprocal import Encoding
 from reid_jax.retrieval.lists import smallest
 from reid_jax.retrieval.steps import Steps, of_embeddings
 from reid_jax.runtime import sharding
@@ -99,18 +100,23 @@ class Extractor:
         return self._named(sources, **options)[1]
 
     def distance(
-        self, query: Embedding | Images, gallery: Embedding | Images
+        self,
+        query: Embedding | Images,
+        gallery: Embedding | Images,
+        *,
+        progress: bool = True,
     ) -> np.ndarray:
         """Distances [Q, G] as the method defines them, float32; smaller is more alike.
 
         Args:
           query, gallery: what `embed` has returned, or what it takes.
+          progress: shows a bar while images are embedded.
 
         Raises:
           UserError: if they are of different networks, empty or not finite.
         """
-        (_, query), (_, gallery) = self._embeddings(query, gallery)
-        return np.concatenate(list(self._distances(query, gallery)))
+        (_, query), (_, gallery) = self._embeddings(query, gallery, progress=progress)
+        return np.concatenate([block for _, block in self._distances(query, gallery)])
 
     def rank(
         self,
@@ -119,6 +125,7 @@ class Extractor:
         k: int = 10,
         *,
         rerank: Steps = (),
+        progress: bool = True,
     ) -> Ranking:
         """The `k` nearest gallery images of each query.
 
@@ -134,21 +141,33 @@ class Extractor:
             {"k_reciprocal": {"k1": 10}}; see `retrieval.steps`. Distances are then
             those of what comes out. The queries are neighbours of each other, too, and
             all gallery images are compared with all: ask for many queries at once.
+          progress: shows bars while images are embedded and re-ranked.
 
         Raises:
-          UserError: if they are of different networks, empty or not finite, `k` is no
-            whole number from 1, or a step or an option makes no sense.
+          UserError: if they or their distances are not finite, they are of different
+            networks or empty, `k` is no whole number from 1, or a step or an option
+            makes no sense.
         """
         if not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k={k!r}: a list has a whole number of images, at least 1")
         steps = of_embeddings(rerank)
-        (names, query), (gallery_names, gallery) = self._embeddings(query, gallery)
-        index, distance = [], []
-        for block in self._reranked(query, gallery, steps):
-            nearest = [smallest(row, k) for row in block]
-            index += nearest
-            distance += [row[i] for row, i in zip(block, nearest, strict=True)]
-        return Ranking(np.int32(index), np.float32(distance), names, gallery_names)
+        (names, query), (gallery_names, gallery) = self._embeddings(
+            query, gallery, progress=progress
+        )
+        reranking.check(steps, query, self.network.parts)
+        made = reranking.Reranking(
+            steps,
+            self._comparison,
+            squares=self.network.squared_distances,
+            block=QUERY_BLOCK,  # as gallery images are queries, too
+            progress=progress,
+        )
+        query, gallery = made.embeddings((query, gallery))
+        if encoding := made.encoding(query, gallery):
+            index, distance = self._encoded(query, gallery, k, encoding)
+        else:
+            index, distance = self._nearest(query, gallery, k)
+        return Ranking(index, distance, names, gallery_names)
 
     def stream(
         self,
@@ -226,7 +245,11 @@ class Extractor:
         names, blocks = [], []
         total = len(sources) if isinstance(sources, Sized) else None
         with tqdm(
-            *(None, "embedding", total), unit="img", leave=False, disable=not progress
+            desc="embedding",
+            total=total,
+            unit="img",
+            leave=False,
+            disable=not progress,
         ) as bar:
             for batch, embedding in self.stream(sources, **options):
                 names += [source.name for source in batch]
@@ -237,7 +260,7 @@ class Extractor:
         return tuple(names), jax.tree.map(lambda *x: np.concatenate(x), *blocks)
 
     def _embeddings(
-        self, *given: Embedding | Images
+        self, *given: Embedding | Images, progress: bool
     ) -> list[tuple[tuple[str, ...], Embedding]]:
         """Names and arrays; a wrong one is told before any image is embedded."""
         found = [
@@ -245,7 +268,9 @@ class Extractor:
             for each in given
         ]
         made = [
-            (_numbered(each), each) if isinstance(each, Mapping) else self._named(each)
+            (_numbered(each), each)
+            if isinstance(each, Mapping)
+            else self._named(each, progress=progress)
             for each in found
         ]
         for _, embedding in made:
@@ -272,36 +297,45 @@ class Extractor:
         made = jax.eval_shape(self.network.embed, self._variables, images, *inputs)
         return {name: x.shape[1:] for name, x in made.items()}
 
-    def _reranked(
-        self, query: Embedding, gallery: Embedding, steps: Mapping[str, Any]
-    ) -> Iterator[np.ndarray]:
-        """Distances [q, G] behind some steps of re-ranking, block by block."""
-        reranking.check(steps, query, self.network.parts)
-        made = reranking.Reranking(
-            steps,
-            self._comparison,
-            squares=self.network.squared_distances,
-            block=QUERY_BLOCK,  # as gallery images are queries, too
-        )
-        query, gallery = made.embeddings((query, gallery))
-        encoding, done = made.encoding(query, gallery), 0
-        for block in self._distances(query, gallery):
-            rows = np.arange(done, done + len(block))
-            yield encoding.keys(rows, block) if encoding else block
-            done += len(block)
-
-    def _distances(self, query: Embedding, gallery: Embedding) -> Iterator[np.ndarray]:
-        """Distances [q, G], block by block of queries."""
+    def _nearest(
+        self, query: Embedding, gallery: Embedding, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Indices [Q, K] of the nearest, and their distances; found on the devices."""
         there = search.Gallery(self._comparison, gallery)
-        block = min(QUERY_BLOCK, len(next(iter(query.values()))))
-        for rows, part in search.blocks(query, block):
-            yield np.asarray(there.distances(part)[0])[: len(rows)]
+        found = there.nearest(query, k, block=_block(query))
+        if len(wrong := np.flatnonzero(np.isnan(found.farthest))):
+            raise UserError(
+                f"the distances of query {wrong[0]} are no numbers: its embedding and "
+                "some of the gallery's are out of all proportion; embed them again"
+            )
+        return found.indices, found.distances
+
+    def _encoded(
+        self, query: Embedding, gallery: Embedding, k: int, encoding: Encoding
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same by k-reciprocal neighbours, whose distances the host has."""
+        index, distance = [], []
+        for rows, block in self._distances(query, gallery):
+            keys = encoding.keys(rows, block)
+            nearest = np.int32([smallest(row, k) for row in keys])
+            index.append(nearest)
+            distance.append(np.take_along_axis(keys, nearest, axis=1))
+        return np.concatenate(index), np.concatenate(distance)
+
+    def _distances(
+        self, query: Embedding, gallery: Embedding
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows [q] of queries, and their distances [q, G], block by block."""
+        there = search.Gallery(self._comparison, gallery)
+        for rows, part in search.blocks(query, _block(query)):
+            yield rows, np.asarray(there.distances(part)[0])[: len(rows)]
 
 
 _NEEDS = {
     "camera": (
         "this network reads each image's camera, the training set's number of it from "
-        "0 on: pass cameras=, or to reid-jax embed a table whose column camera has it "
+        "0 on: embed its images with embed(..., cameras=), as rank and distance take "
+        "embeddings, too, or by reid-jax embed with a table whose column camera has it "
         "in each row"
     ),
     "parts": (
@@ -309,6 +343,11 @@ _NEEDS = {
         "data it is ranked by --mode=evaluate"
     ),
 }
+
+
+def _block(query: Embedding) -> int:
+    """Queries that are compared at once."""
+    return min(QUERY_BLOCK, len(next(iter(query.values()))))
 
 
 def _with_cameras(

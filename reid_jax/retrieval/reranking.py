@@ -35,6 +35,7 @@ class Reranking:
       comparison: of the method.
       squares: whether the method's distances are squares already.
       block: queries at once.
+      progress: shows bars.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Reranking:
         *,
         squares: bool,
         block: int,
+        progress: bool = True,
     ):
         self._steps, self._comparison = steps, comparison
-        self._squares, self._block = squares, block
+        self._squares, self._block, self._progress = squares, block, progress
 
     def embeddings(self, plain: Pair) -> Pair:
         """What is compared in place of `plain` embeddings, behind the flip."""
@@ -95,6 +97,7 @@ class Reranking:
             unit="pair",
             unit_scale=True,
             leave=False,
+            disable=not self._progress,
         ) as bar:
             return placed.nearest(query, k, block=self._block, progress=bar.update)
 

@@ -140,19 +140,38 @@ def test_an_export_gives_the_same_and_is_the_same_network(places, extractor, pho
     assert reid_jax.load(step).network.fingerprint == extractor.network.fingerprint
 
 
-def test_ranking_and_distances(extractor, photos, reference):
+def test_ranking_and_distances(extractor, photos, reference, capsys):
     files, _, embedding = reference
     vectors = embedding["vector"].astype(np.float64)
     wanted = np.abs(vectors[:, None] - vectors[None]).sum(-1)
-    np.testing.assert_allclose(
-        extractor.distance(files, photos), wanted, rtol=1e-4, atol=1e-4
-    )
-    ranking = extractor.rank(files[2:4], photos, k=5)
+    got = extractor.distance(files, photos, progress=False)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    ranking = extractor.rank(files[2:4], photos, k=5, progress=False)
+    assert not capsys.readouterr().err
     order = np.argsort(wanted[2:4], axis=1, kind="stable")[:, :5]
     np.testing.assert_array_equal(ranking.index, order)
     assert ranking.names == [[str(files[i]) for i in row] for row in order]
     assert str(ranking).splitlines()[1].split() == ["1", "0.0000", str(files[2])]
     assert extractor.rank(embedding, embedding, k=99).index.shape == (21, 21)
+
+
+def test_distances_that_are_none_are_not_ranked(extractor):
+    def distance(query, gallery):
+        return (9 * query["vector"][:, None] - 9 * gallery["vector"]).sum(-1)
+
+    network = dataclasses.replace(extractor.network, distance=distance)
+    other = Extractor(network, sharding.make_mesh(jax.devices()[:1]))
+    vectors = np.float32([[1] * 6, [3e38] * 6])
+    given = {"vector": vectors, "visibility": np.ones((2, 3), bool)}
+    with pytest.raises(UserError, match="distances of query 1 are no numbers"):
+        other.rank(given, given)
+
+
+def test_who_ranks_is_told_how_cameras_are_given(extractor, photos):
+    network = dataclasses.replace(extractor.network, inputs=("camera",))
+    other = Extractor(network, sharding.make_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match=r"with embed\(\.\.\., cameras=\), as rank"):
+        other.rank(photos, photos, progress=False)
 
 
 def test_many_queries_are_compared_block_by_block(extractor):
@@ -214,7 +233,7 @@ def test_embeddings_that_have_no_average_are_refused(extractor):
         other.rank(given, given, rerank=("query_expansion",))
 
 
-def test_neighbours_are_averaged_in(extractor):
+def test_neighbours_are_averaged_in(extractor, capsys):
     """A query between two groups goes to the one that its two nearest are of."""
     lines = np.zeros((5, 6), np.float32)
     lines[:, 0], lines[:, 1] = 1, (0.5, 0.4, 0.35, 0.61, 0.9)
@@ -222,7 +241,8 @@ def test_neighbours_are_averaged_in(extractor):
     query = {name: array[:1] for name, array in every.items()}
     gallery = {name: array[1:] for name, array in every.items()}
     options = {"query_expansion": {"k": 2, "alpha": 0}}
-    got = extractor.rank(query, gallery, rerank=options)
+    got = extractor.rank(query, gallery, rerank=options, progress=False)
+    assert not capsys.readouterr().err
     made = expansion.expanded(query, gallery, np.array([[0, 2]]), alpha=0, block=1)
     apart = np.abs(made["vector"] - gallery["vector"]).sum(1)
     np.testing.assert_array_equal(got.index[0], np.argsort(apart))
