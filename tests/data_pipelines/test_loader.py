@@ -419,6 +419,13 @@ def test_image_batch_takes_any_rows():
     assert nothing["image"].shape == (0, *SIZE, 3)
 
 
+def test_an_image_batch_is_read_by_several_threads(monkeypatch):
+    both, decode = threading.Barrier(2, timeout=60), images.decode
+    monkeypatch.setattr(loader, "_READ_THREADS", 2)
+    monkeypatch.setattr(images, "decode", lambda x: both.wait() < 2 and decode(x))
+    assert loader.image_batch(MemoryRecords(), [4, 29], image_size=SIZE)["mask"].all()
+
+
 def test_batches_larger_than_memory_are_a_user_error():
     stored = MemoryRecords()
     with pytest.raises(UserError, match=r"of 100000000 x 100000 pixels take .*GiB"):
