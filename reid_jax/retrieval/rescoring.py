@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import io
 import math
 import pathlib
@@ -19,11 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from reid_jax.retrieval.lists import smallest
 from reid_jax.retrieval.ranking import on_accelerator
+from reid_jax.retrieval.search import least
 
 Maps = Any
 """A pytree of arrays whose leading axis counts images (`PairScorer.pair_maps`)."""
@@ -42,7 +41,7 @@ def candidates(distances: np.ndarray | jax.Array, k: int) -> np.ndarray:
     """
     k = min(k, distances.shape[1])
     if on_accelerator(distances):
-        return np.asarray(_nearest_on_device(distances, k))
+        return np.asarray(_least(distances, k)[1])
     rows = [smallest(row, k) for row in np.asarray(distances)]
     return np.array(rows, np.int32).reshape(len(rows), k)
 
@@ -197,7 +196,4 @@ class _Layout:
         return jax.tree.unflatten(self.structure, leaves)
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _nearest_on_device(distances: jax.Array, k: int) -> jax.Array:
-    # `top_k` takes the lower index of equal values; 0 and -0 are made equal for it.
-    return jax.lax.top_k(-jnp.where(distances == 0, 0, distances), k)[1]
+_least = jax.jit(least, static_argnums=1)
