@@ -12,17 +12,17 @@ _HUGE = 1e15
 """Squares of larger numbers, summed over a long vector, may overflow."""
 
 
-def normalise(x: jax.Array, axis: int = -1) -> jax.Array:
-    """Scales vectors along `axis` to unit L2 norm, float32.
+def normalise(x: jax.Array) -> jax.Array:
+    """Scales vectors along the last axis to unit L2 norm, float32.
 
     A zero vector stays zero and passes no gradient, where a plain division would
     give NaN for both. Huge ones are scaled down first, by a power of two, as their
     squares would overflow; the direction of an infinite one is NaN.
     """
     x = x.astype(jnp.float32)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
     x = x * jnp.where(largest > _HUGE, 2.0**-80, 1.0)
-    square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     nonzero = square > _SHORTEST**2
     return x * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 

@@ -25,7 +25,7 @@ MARGIN, SCALE = float(GOLDEN["margin"]), float(GOLDEN["scale"])
 @functools.cache
 def of_classes(kind):
     def loss(features, weights):
-        cosines = normalise(features) @ normalise(weights, axis=0)
+        cosines = normalise(features) @ normalise(weights.T).T
         given = {"kind": kind, "margin": MARGIN, "scale": SCALE}
         return cross_entropy(margin_logits(cosines, LABELS, **given), LABELS)
 

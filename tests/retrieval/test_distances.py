@@ -40,11 +40,10 @@ def test_euclidean_does_not_hide_nan():
     assert jnp.isnan(euclidean(jnp.full((1, 3), jnp.nan), jnp.ones((1, 3)))).all()
 
 
-@pytest.mark.parametrize("axis", [-1, 0, 1])
-def test_normalise_equals_numpy(axis):
+def test_normalise_equals_numpy():
     x = np.random.default_rng(3).normal(size=(3, 4, 5)) * 50
-    expected = x / np.linalg.norm(x, axis=axis, keepdims=True)
-    np.testing.assert_allclose(normalise(jnp.float32(x), axis), expected, rtol=1e-6)
+    expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(normalise(jnp.float32(x)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-18, 1e-11, 1.0])
