@@ -15,6 +15,7 @@ from data_pipelines.records import Records
 from reid_jax import pictures
 from reid_jax.evaluation.details import Details
 from reid_jax.evaluation.lists import Lists, spread
+from reid_jax.evaluation.results import BEFORE_PAIRS, BEFORE_RERANKING
 from reid_jax.evaluation.second_look import SecondLook
 from reid_jax.models.method import Batch, Embedding, Method, Variables
 from reid_jax.pictures.roc import draw_roc
@@ -22,8 +23,8 @@ from reid_jax.retrieval.verification import Curve
 from reid_jax.runtime import workdir
 
 BESIDE = {
-    "before_reranking": ("ranking_reranked.png", "before re-ranking"),
-    "before_pairs": ("ranking_pairs.png", "before pairs were scored"),
+    BEFORE_RERANKING: ("ranking_reranked.png", "before re-ranking"),
+    BEFORE_PAIRS: ("ranking_pairs.png", "before pairs were scored"),
 }
 """States before a change, by the name of their metrics: picture, and what it says."""
 COMPARED_QUERIES = 5
@@ -112,7 +113,7 @@ class Drawing:
             f"{figures(self.entry[f'metrics_{name}'])}"
         )
         both = {"; before": before, "; after": after}
-        plain = self.plain if name == "before_reranking" else self.visibility
+        plain = self.plain if name == BEFORE_RERANKING else self.visibility
         rows, seen = after.some(COMPARED_QUERIES), (plain, self.visibility)
         self._lists(file, both, rows, title, seen)
 

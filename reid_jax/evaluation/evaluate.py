@@ -108,8 +108,8 @@ class Evaluator:
             return entry
         look = self._second_look(variables, stage, query, gallery)
         states = self._states(ranked, look) | {"final": ranking}
-        if "before_reranking" in states:
-            self._rank(plain, query, {"final": states["before_reranking"]})
+        if results.BEFORE_RERANKING in states:
+            self._rank(plain, query, {"final": states[results.BEFORE_RERANKING]})
         steps = Reranking(
             self._spec.rerank,
             self._comparison,
@@ -151,8 +151,8 @@ class Evaluator:
         self, ranked: Callable[[], Ranking], look: SecondLook | None
     ) -> dict[str, Ranking]:
         """What is ranked beside the end: what was before each change, by its name."""
-        names = ["before_reranking"] if self._spec.rerank else []
-        names += ["before_pairs"] if look else []
+        names = [results.BEFORE_RERANKING] if self._spec.rerank else []
+        names += [results.BEFORE_PAIRS] if look else []
         return {name: ranked() for name in names}
 
     def _verification(
@@ -199,7 +199,7 @@ class Evaluator:
         if drawing.visibility:
             chosen = lists.examples(answers.QUERIES, answers.ANSWERS)
             answers.draw(drawing, self._method, local, chosen)
-        for name in ("before_reranking", "before_pairs"):
+        for name in results.STATES:
             if name in states:
                 drawing.lists_beside(states[name].lists, lists, name)
         if look:
@@ -291,7 +291,7 @@ class Evaluator:
                     shared = encoding.keys(rows, np.asarray(distances)[: len(rows)])
                     keys = np.resize(shared, distances.shape)
                 if rescorer:
-                    states["before_pairs"].update(rows, keys)
+                    states[results.BEFORE_PAIRS].update(rows, keys)
                     keys = rescorer.keys(rows, keys)
                 states["final"].update(rows, keys)
                 if details:

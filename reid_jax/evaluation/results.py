@@ -63,7 +63,8 @@ def write(workdir: str, entries: list[dict[str, Any]]) -> None:
         workdirs.write_json(path, list(merged.values()))
 
 
-STATES = {"before_reranking": "before re-ranking", "before_pairs": "before pairs"}
+BEFORE_RERANKING, BEFORE_PAIRS = "before_reranking", "before_pairs"
+STATES = {BEFORE_RERANKING: "before re-ranking", BEFORE_PAIRS: "before pairs"}
 """Of an entry's further metrics, `metrics_NAME`, and what they are called."""
 
 _PROTOCOL = ("protocol", "ap", "camera_filter", "averaged", "rerank", "search")
