@@ -128,7 +128,7 @@ def oracle(name: str, number: int = beds.PEOPLE) -> RankingResult:
         camera_filter=protocol.camera_filter,
         ap=protocol.ap,
     )
-    ranker.update(0, distances(query, gallery))
+    ranker.update(np.arange(len(query)), distances(query, gallery))
     return ranker.result()
 
 

@@ -289,8 +289,8 @@ class Conditional:
 def scored(keys: np.ndarray, test: Pictures) -> dict[str, float]:
     """Percent, of every image among all others."""
     everybody = Labels(test.person, test.camera)
-    ranker = Ranker(everybody, everybody)
-    ranker.update(0, keys)
+    ranker = Ranker(everybody, everybody, camera_filter=True)
+    ranker.update(np.arange(len(keys)), keys)
     result = ranker.result()
     return {"mAP": 100 * result.mAP, "rank-1": 100 * float(result.cmc[0])}
 

@@ -97,14 +97,14 @@ def _ours(size: str, dim: int, block: int) -> dict[str, Any]:
         queries=len(query),
     )
     between.append(time.perf_counter())
-    ranker = Ranker(query_labels, gallery_labels)
+    ranker = Ranker(query_labels, gallery_labels, camera_filter=True)
     placed, sample, jaccard = search.Gallery(comparison, {"vector": gallery}), None, 0.0
     for rows, part in search.blocks({"vector": query}, block):
         distances = np.asarray(placed.distances(part)[0])[: len(rows)]
         before = time.perf_counter()
         keys = encoding.keys(rows, distances)
         jaccard += time.perf_counter() - before
-        ranker.update(int(rows[0]), keys)
+        ranker.update(rows, keys)
         sample = keys[:64].copy() if sample is None else sample
     between.append(time.perf_counter())
     seconds = np.diff([started, *between])

@@ -332,7 +332,8 @@ def _ranking(config: Any, method: Method, variables: Variables) -> Work:
                 rng.integers(1, PERSONS + 1, n), rng.integers(0, random_data.CAMERAS, n)
             )
             for n in (block, GALLERY)
-        )
+        ),
+        camera_filter=True,
     )
     about = _about("ranking", block, devices)
     with memory_for(**about):
@@ -349,7 +350,7 @@ def _ranking(config: Any, method: Method, variables: Variables) -> Work:
         work = _work(jitted, query, gallery, unit="queries", **about)
 
     def call() -> None:
-        ranker.update(0, work.compiled(query, gallery))
+        ranker.update(np.arange(block), work.compiled(query, gallery))
 
     return dataclasses.replace(work, call=call)
 

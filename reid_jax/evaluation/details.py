@@ -72,8 +72,8 @@ class Details:
         self._valid[rows] = scores.valid
         self._precision[rows] = scores.average_precision
         self._first[rows] = scores.first
-        self._cameras.update(int(rows[0]), keys)
-        self._pairs.update(int(rows[0]), distances)
+        self._cameras.update(rows, keys)
+        self._pairs.update(rows, distances)
         for end, lists in self.ends.items():
             sign = 1 if end == "hardest" else -1
             known = np.concatenate([lists.rows, rows[scores.valid]])

@@ -49,7 +49,7 @@ class Ranking:
 
     def update(self, rows: np.ndarray, keys: jax.Array | np.ndarray) -> None:
         """Takes keys [>= q, G] of the queries `rows` [q]."""
-        self._ranker.update(int(rows[0]), keys)
+        self._ranker.update(rows, keys)
         if self.lists:
             self.lists.update(rows, keys)
 

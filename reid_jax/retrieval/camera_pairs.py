@@ -26,9 +26,7 @@ class CameraPairs:
       asked: int64 [A, B], queries that a right answer exists for.
     """
 
-    def __init__(
-        self, query: Labels, gallery: Labels, *, camera_filter: bool = True
-    ) -> None:
+    def __init__(self, query: Labels, gallery: Labels, *, camera_filter: bool) -> None:
         self._query, self._gallery = query, gallery
         self._camera_filter = camera_filter
         self.query_cameras = np.unique(query.camera[query.person > 0])
@@ -40,17 +38,16 @@ class CameraPairs:
         shape = len(self.query_cameras), len(self.gallery_cameras)
         self.right, self.asked = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
 
-    def update(self, start: int, keys: np.ndarray | jax.Array) -> None:
-        """Counts the queries `start`, `start + 1`, ...
+    def update(self, rows: np.ndarray, keys: np.ndarray | jax.Array) -> None:
+        """Counts the queries `rows` [q].
 
         Args:
-          start: index of the query of the first row.
-          keys: float [q, G], smaller is more alike; the earlier of equal ones is first.
-            Rows beyond the last query are padding and ignored.
+          rows: int.
+          keys: float [>= q, G], smaller is more alike; the earlier of equal ones is
+            first. Rows beyond q are padding and ignored.
         """
-        rows = np.arange(start, min(start + len(keys), len(self._query)))
-        rows = rows[self._query.person[rows] > 0]
-        keys = np.asarray(keys)[rows - start]
+        labelled = self._query.person[rows] > 0
+        keys, rows = np.asarray(keys)[: len(rows)][labelled], rows[labelled]
         person, camera = self._query.person[rows], self._query.camera[rows]
         place = np.searchsorted(self.query_cameras, camera)
         for column, indices in enumerate(self._columns):

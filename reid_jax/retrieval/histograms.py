@@ -69,7 +69,7 @@ class PairHistograms:
         query: Labels,
         gallery: Labels,
         *,
-        camera_filter: bool = True,
+        camera_filter: bool,
         bins: int = BINS,
     ) -> None:
         self._query, self._bins = query, bins
@@ -78,17 +78,16 @@ class PairHistograms:
         self._first = 0  # the first bin begins at so many widths
         self._counts = np.zeros((2, 0), np.int64)
 
-    def update(self, start: int, distances: np.ndarray | jax.Array) -> None:
-        """Counts the pairs of the queries `start`, `start + 1`, ...
+    def update(self, rows: np.ndarray, distances: np.ndarray | jax.Array) -> None:
+        """Counts the pairs of the queries `rows` [q].
 
         Args:
-          start: index of the query of the first row.
-          distances: float [q, G], finite. Rows beyond the last query are padding and
-            ignored.
+          rows: int.
+          distances: float [>= q, G], finite. Rows beyond q are padding and ignored.
         """
-        rows = np.arange(start, min(start + len(distances), len(self._query)))
-        rows = rows[self._query.person[rows] > 0]
-        distances = np.asarray(distances, np.float32)[rows - start]
+        labelled = self._query.person[rows] > 0
+        distances = np.asarray(distances, np.float32)[: len(rows)][labelled]
+        rows = rows[labelled]
         if not distances.size:
             return
         self._cover(float(distances.min()), float(distances.max()))

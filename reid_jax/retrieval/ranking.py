@@ -40,14 +40,12 @@ class RankingResult:
       mAP: mean average precision.
       mINP: mean inverse negative penalty, number of matches / rank of the last one.
       valid_queries: queries with at least one match in the gallery.
-      num_queries: all queries.
     """
 
     cmc: np.ndarray
     mAP: float
     mINP: float
     valid_queries: int
-    num_queries: int
 
     def metrics(self, ranks: Iterable[int] = (1, 5, 10)) -> dict[str, float]:
         """Returns `rank<k>` for each k of `ranks`, `mAP` and `mINP`."""
@@ -104,7 +102,7 @@ class Ranker:
         query: Labels,
         gallery: Labels,
         *,
-        camera_filter: bool = True,
+        camera_filter: bool,
         ap: str = "rectangle",
         max_rank: int = 50,
     ) -> None:
@@ -121,13 +119,13 @@ class Ranker:
         self._average_precision = np.zeros(len(query))
         self._inverse_penalty = np.zeros(len(query))
 
-    def update(self, start: int, keys: np.ndarray | jax.Array) -> None:
-        """Scores the queries `start`, `start + 1`, ...
+    def update(self, rows: np.ndarray, keys: np.ndarray | jax.Array) -> None:
+        """Scores the queries `rows` [q]; scoring one again replaces its score.
 
         Args:
-          start: index of the query of the first row.
-          keys: float [q, G], smaller is more alike. Rows beyond the last query are
-            padding and ignored. Scoring a query again replaces its score.
+          rows: int.
+          keys: float [>= q, G], smaller is more alike. Rows beyond q are padding and
+            ignored.
 
         Raises:
           UserError: a distance is NaN.
@@ -137,7 +135,6 @@ class Ranker:
                 f"keys of shape {keys.shape} do not fit {len(self._gallery)} gallery "
                 "images; expected [q, G]"
             )
-        rows = np.arange(start, min(start + keys.shape[0], len(self._query)))
         count_ranks = self._ranks_device if on_accelerator(keys) else self._ranks_host
         ranks, undefined = count_ranks(rows, keys)
         check_defined(rows, undefined)
@@ -158,7 +155,6 @@ class Ranker:
             mAP=float(self._average_precision[valid].mean()),
             mINP=float(self._inverse_penalty[valid].mean()),
             valid_queries=int(valid.sum()),
-            num_queries=len(self._query),
         )
 
     def scores(self, rows: np.ndarray) -> QueryScores:

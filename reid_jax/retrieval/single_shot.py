@@ -43,7 +43,7 @@ class SingleShotRanker:
         *,
         repeats: int,
         seed: int,
-        camera_filter: bool = True,
+        camera_filter: bool,
         ap: str = "rectangle",
         max_rank: int = 50,
     ) -> None:
@@ -60,18 +60,17 @@ class SingleShotRanker:
         self._persons, self._drawn = _draw(gallery.person, self._order)
         self._ranks = np.full((len(query), repeats), -1, np.int32)
 
-    def update(self, start: int, keys: np.ndarray | jax.Array) -> None:
-        """Scores the queries `start`, `start + 1`, ... in every drawn gallery.
+    def update(self, rows: np.ndarray, keys: np.ndarray | jax.Array) -> None:
+        """Scores the queries `rows` [q] in every drawn gallery.
 
         Args:
-          start: index of the query of the first row.
-          keys: float [q, G], smaller is more alike, G the whole gallery. Rows beyond
-            the last query are padding and ignored.
+          rows: int.
+          keys: float [>= q, G], smaller is more alike, G the whole gallery. Rows beyond
+            q are padding and ignored.
 
         Raises:
           UserError: a distance is NaN.
         """
-        rows = np.arange(start, min(start + keys.shape[0], len(self._query)))
         keys = np.asarray(keys)[: len(rows)]
         check_defined(rows, np.isnan(keys).any(axis=1))
         for values, row in zip(keys, rows, strict=True):
@@ -93,7 +92,6 @@ class SingleShotRanker:
             mAP=float(self._precision(ranks).mean()),
             mINP=float((1 / (ranks + 1.0)).mean()),
             valid_queries=int(self._valid.sum()),
-            num_queries=len(self._query),
         )
 
     def scores(self, rows: np.ndarray) -> QueryScores:

@@ -49,7 +49,8 @@ def test_counts_are_those_of_a_loop_whatever_the_blocks(
         counted = PairHistograms(query, gallery, camera_filter=camera_filter, bins=16)
         for start, stop in reversed(list(itertools.pairwise(order))):
             padded = np.resize(distances[start:stop], (max(stop - start, 2), 13))
-            counted.update(start, padded if stop == 9 else distances[start:stop])
+            rows = np.arange(start, stop)
+            counted.update(rows, padded if stop == 9 else distances[rows])
         results.append(counted.result())
     one, other = results
 
@@ -66,8 +67,8 @@ def test_counts_are_those_of_a_loop_whatever_the_blocks(
 
 def test_bins_are_as_fine_as_their_number_allows():
     query, gallery = Labels([1], [0]), Labels([1, 2, 3], [1, 1, 1])
-    counted = PairHistograms(query, gallery, bins=100)
-    counted.update(0, np.array([[0.1, 0.9, 1.0]]))
+    counted = PairHistograms(query, gallery, camera_filter=True, bins=100)
+    counted.update(np.arange(1), np.array([[0.1, 0.9, 1.0]]))
     found = counted.result()
     assert np.diff(found.edges) == pytest.approx(1 / 64)
     assert found.right.nonzero()[0] == [0]
