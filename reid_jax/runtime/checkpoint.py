@@ -43,6 +43,9 @@ absl_logging.get_absl_logger().addFilter(_is_news)
 class Checkpoints:
     """The checkpoints of one run: the last few, and the best by mAP.
 
+    One is saved at a time: Orbax's processes meet under the name of the step alone, so
+    that those of one folder would be taken for those of the other.
+
     Args:
       workdir: of the run; they lie in `checkpoints/last` and `checkpoints/best`.
       keep: how many of the last ones stay.
@@ -86,6 +89,7 @@ class Checkpoints:
         meta: Meta,
     ) -> None:
         """Saves everything at a global step, in the background."""
+        self.wait()
         self._last.save(
             step,
             state=ocp.args.StandardSave(state.as_saved),
@@ -98,6 +102,7 @@ class Checkpoints:
 
         One of the same step gives way first: it was the best of another protocol.
         """
+        self.wait()
         self._best.remove(step)
         self._best.save(
             step,
@@ -185,7 +190,6 @@ class _Series:
         """Saves a step in the background, unless it is there."""
         if self._manager.latest_step() == step:
             return
-        self._manager.wait_until_finished()
         self._saving = step
         # Otherwise Orbax passes over a step that is lower than one that is there, as
         # the best may be of a run that was killed before its last ones were saved.
@@ -194,7 +198,6 @@ class _Series:
     def remove(self, step: int) -> None:
         """Does nothing if the step is not there."""
         if step in self._manager.all_steps():
-            self._manager.wait_until_finished()
             self._manager.delete(step)
 
     def restore(self, **items: Any) -> Any:

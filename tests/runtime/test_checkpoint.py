@@ -1,5 +1,7 @@
 """Checkpoints of a small state: damage is noticed, odd folders are no obstacle."""
 
+import time
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -150,6 +152,26 @@ def test_a_folder_that_moved_gets_no_second_checkpoint(tmp_path):
 def _save_and_wait(checkpoints, step):
     checkpoints.save(step, _state(step), _data(), meta(global_step=step))
     checkpoints.wait()
+
+
+def test_one_is_saved_at_a_time(tmp_path, monkeypatch):
+    """Two processes that save two at once take barriers of one for the other's."""
+    sealed, under_way = digests.write, []
+
+    def seal(place, **options):
+        under_way.append(place.parent.name)
+        time.sleep(0.3)
+        assert under_way == [place.parent.name]
+        sealed(place, **options)
+        under_way.clear()
+
+    monkeypatch.setattr(digests, "write", seal)
+    checkpoints = Checkpoints(str(tmp_path))
+    for step in (1, 2):
+        checkpoints.save(step, _state(step), _data(), meta(global_step=step))
+        checkpoints.save_best(step, _state(step), meta(global_step=step))
+    checkpoints.close()
+    assert checkpoint.find(str(tmp_path)).name == "2"
 
 
 def test_the_best_is_what_its_own_checkpoint_says(tmp_path, capsys):
