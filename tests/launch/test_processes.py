@@ -13,11 +13,11 @@ from tests.conftest import CHECKOUT
 from tests.waiting import PATIENCE, wait_until
 
 # Processes that start together wait for one another as long; one that is silent for a
-# third of it is taken for dead.
-TIMEOUT = 120
+# third of it is taken for dead, SHORT where a death is to be noticed.
+TIMEOUT, SHORT = 120, 45
 
 
-def _start(script, variables, data_dir, workdir, steps=0):
+def _start(script, variables, data_dir, workdir, steps=0, timeout=TIMEOUT):
     """A run of so many steps; of more than anyone waits for, if it is 0."""
     return subprocess.Popen(
         [
@@ -25,7 +25,7 @@ def _start(script, variables, data_dir, workdir, steps=0):
             f"--config={CHECKOUT}/tests/launch/toy.py",
             f"--config.data.data_dir={data_dir}",
             f"--workdir={workdir}",
-            f"--process_timeout={TIMEOUT}",
+            f"--process_timeout={timeout}",
             "--config.stages.first.epochs=4000.0",
             f"--config.max_steps={steps}",
         ],
@@ -36,11 +36,11 @@ def _start(script, variables, data_dir, workdir, steps=0):
     )
 
 
-def _start_two(data_dir, folder, steps=0):
+def _start_two(data_dir, folder, steps=0, timeout=TIMEOUT):
     variables = {"PROCESSES": "2", "DEVICES": "2", "LOGS": str(folder / "logs")}
     # Nothing here but JAX itself is to end a process whose partner died.
     variables["GRACE"] = "1000"
-    return _start("processes.sh", variables, data_dir, folder / "two", steps)
+    return _start("processes.sh", variables, data_dir, folder / "two", steps, timeout)
 
 
 def _losses(workdir):
@@ -78,7 +78,7 @@ def ended():
 
 
 def test_a_run_of_two_processes_survives_the_death_of_one(tiny_data, tmp_path, ended):
-    both = _start_two(tiny_data, tmp_path)
+    both = _start_two(tiny_data, tmp_path, timeout=SHORT)
     ended.append(both)
     wait_until(lambda: len(_losses(tmp_path / "two")) >= 4, both)
     os.kill(_process_of(both, 1), signal.SIGKILL)

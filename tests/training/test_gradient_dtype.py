@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.extend.core import Literal
 
+from configs import run
 from reid_jax import experiment
 from reid_jax.backbones.resnet import ResNet
 from reid_jax.backbones.vit import VisionTransformer
@@ -258,4 +259,4 @@ def test_a_run_takes_the_configs_dtype(toy_config, tmp_path, monkeypatch):
     # The config of a run of an earlier version.
     del toy_config.gradient_dtype
     with pytest.raises(Seen, match="compute"):
-        train.train_and_evaluate(toy_config, str(tmp_path))
+        train.train_and_evaluate(run.restored(toy_config.to_dict()), str(tmp_path))
