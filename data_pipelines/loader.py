@@ -339,7 +339,7 @@ def image_batch(
 ) -> Batch:
     """The named records as one batch, as `eval_batches` has them, without padding.
 
-    They are read by as many threads.
+    As many threads read them as read those.
 
     Raises:
       UserError: a stored image is damaged.
