@@ -325,10 +325,15 @@ def test_mirror_images_have_the_labels_of_the_other_side(toy_config, monkeypatch
 
     class Seen(toy_method.Method):
         embed_inputs = ("parts",)
+        visibility_titles = ("left arm", "right arm")
 
         def embed(self, variables, images, camera=None, parts=None):
             pair = (x.reshape(len(x), -1).astype("f") for x in (images, 9 * parts))
-            return {"vector": jnp.concatenate([*pair], axis=1)}
+            halves = (x.mean((1, 2, 3)) / 255 for x in jnp.split(images, 2, axis=2))
+            return {
+                "vector": jnp.concatenate([*pair], axis=1),
+                "visibility": jnp.stack([*halves], axis=1),
+            }
 
     records = open_records("tiny", "query", toy_config.data.data_dir)
     rows, size = range(len(records)), (32, 16)
@@ -355,4 +360,8 @@ def test_mirror_images_have_the_labels_of_the_other_side(toy_config, monkeypatch
     wanted = length * (here + there)
     wanted /= np.linalg.norm(here + there, axis=1, keepdims=True)
     np.testing.assert_allclose(averaged["vector"], wanted, rtol=1e-5)
+    # Turned back, both images show as much of each side.
+    same = plain["visibility"]
+    assert (abs(same[:, 0] - same[:, 1]) > 0.01).any()
+    np.testing.assert_allclose(averaged["visibility"], same, rtol=1e-5)
     assert embed._embed._cache_size() == 1
