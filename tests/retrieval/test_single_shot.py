@@ -59,7 +59,7 @@ def rank(keys, query, gallery, *, block=4, camera_filter=True, **options):
     ranker = SingleShotRanker(query, gallery, camera_filter=camera_filter, **options)
     for start in range(0, len(query), block):
         rows = np.arange(start, min(start + block, len(query)))
-        ranker.update(rows, keys[rows])
+        ranker.update(rows, keys[np.resize(rows, block)])  # padded to a block
     return ranker.result()
 
 
