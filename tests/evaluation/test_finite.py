@@ -48,7 +48,7 @@ def test_the_images_are_named(toy, ranked, monkeypatch, name):
         out = embed(self, variables, images)
         out["visibility"] = out["visibility"].astype(jnp.float32)
         dark = images.mean((1, 2, 3)) < 110
-        out[name] = jnp.where(dark[:, None], jnp.nan, out[name])
+        out[name] = out[name].at[:, 0].set(jnp.where(dark, jnp.nan, out[name][:, 0]))
         return out
 
     monkeypatch.setattr(toy_method.Method, "embed", broken)
